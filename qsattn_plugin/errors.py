@@ -1,0 +1,21 @@
+"""The one exception that means "the person at the keyboard can mend this"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was asked, not in the program.
+
+    The message says what is wrong, where (file, line, key) and what to do; the command line prints it alone, without
+    a traceback. Anything else that escapes is a defect of this package and keeps its traceback.
+    """
+
+
+def nearest(name: object, known: Iterable[object]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+    by_text = {str(k): k for k in known}
+    close = difflib.get_close_matches(str(name), by_text, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,216 @@
+"""The registry: every interchangeable part of the software by kind and name.
+
+A part is a class or a function under a decorator::
+
+    from qsattn_plugin.registry import register
+
+    @register("generator", "my_unet", tags=("unet",))
+    class MyUnet(torch.nn.Module):
+        '''One line that ``qsattn list`` shows.'''
+
+Recipes name it (``generator: {type: my_unet, depth: 5}``) and :func:`create` builds it. Built-in parts stand in a table
+of *module names* (:data:`BUILTIN`), imported when their kind is first asked for, so that importing the registry costs
+nothing and needs the standard library alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from qsattn_plugin.errors import UserError, nearest
+
+__all__ = ["BUILTIN", "KINDS", "Part", "PartError", "Registry", "create", "find", "list_parts", "register"]
+
+#: What there is to exchange, and what each kind does, in the order in which ``qsattn list`` shows them.
+KINDS = {
+    "method": "a way to train: which networks, which losses, in which order",
+    "generator": "translates an image; its layers are the taps that the contrastive loss looks at",
+    "discriminator": "tells real images of the target domain from translated ones",
+    "encoder": "gives the features that the contrastive loss compares",
+    "sampler": "chooses where the contrastive loss looks, and how features are routed there",
+    "significance": "ranks the positions of a feature map for a query-selecting sampler",
+    "objective": "a loss",
+    "augmentation": "changes training images on the training device",
+    "dataset": "gives the images of both domains",
+}
+
+#: Modules whose import registers the built-in parts of a kind.
+BUILTIN: dict[str, tuple[str, ...]] = {
+    "method": ("qsattn_plugin.training.cut",),
+    "generator": ("qsattn_plugin.registry.generators",),
+    "discriminator": ("qsattn_plugin.registry.discriminators",),
+    "encoder": ("qsattn_plugin.registry.encoders",),
+    "sampler": ("qsattn_plugin.samplers",),
+    "significance": ("qsattn_plugin.samplers",),
+    "objective": ("qsattn_plugin.losses",),
+    "augmentation": (
+        "qsattn_plugin.registry.augmentations",
+        "qsattn_plugin.registry.colour",
+        "qsattn_plugin.registry.diffaugment",
+    ),
+    "dataset": ("qsattn_plugin.data.folders", "qsattn_plugin.data.toy"),
+}
+
+
+class PartError(UserError, ValueError):
+    """A part that is not there, is there twice, or does not take the arguments it was given.
+
+    ``argument`` names the argument at fault, where there is one, so that a recipe can point at its line.
+    """
+
+    def __init__(self, message: str, argument: str | None = None):
+        super().__init__(message)
+        self.argument = argument
+
+
+@dataclass(frozen=True)
+class Part:
+    """One registered part: ``target`` is the class or function that :func:`create` calls."""
+
+    kind: str
+    name: str
+    target: Callable[..., Any]
+    tags: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        # Not inspect.getdoc: it would show a base class's docstring for a part without one.
+        return inspect.cleandoc(self.target.__doc__ or "").split("\n", 1)[0]
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The arguments with their defaults; annotations are resolved to types where they were written as text.
+
+        They stay text where they name something that is imported for type checkers alone.
+        """
+        try:
+            return inspect.signature(self.target, eval_str=True)
+        except NameError:
+            return inspect.signature(self.target)
+
+    def check(self, arguments: Iterable[str], complete: bool = True) -> None:
+        """Raise :class:`PartError` for an argument that the part does not take, or (``complete``) for one it lacks."""
+        parameters = self.signature.parameters
+        given = list(arguments)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            for name in given:
+                if name not in parameters:
+                    takes = ", ".join(parameters) or "no arguments"
+                    raise PartError(
+                        f"{self.kind} {self.name!r} takes no argument {name!r}{nearest(name, parameters)} "
+                        f"(it takes {takes})",
+                        name,
+                    )
+        plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in plain and n not in given]
+        if complete and missing:
+            raise PartError(f"{self.kind} {self.name!r} needs the argument {missing[0]!r}", missing[0])
+
+
+class Registry:
+    """Parts by kind and name. The module's functions serve one registry; tests make their own."""
+
+    def __init__(self, builtin: dict[str, tuple[str, ...]] | None = None):
+        self._parts: dict[tuple[str, str], Part] = {}
+        self._builtin = builtin if builtin is not None else {}
+        self._loaded: set[str] = set()
+
+    def _check_kind(self, kind: str) -> str:
+        if kind in KINDS:
+            return kind
+        if kind.endswith("s") and kind[:-1] in KINDS:  # "generators": people list in the plural
+            return kind[:-1]
+        raise PartError(f"there is no kind {kind!r}{nearest(kind, KINDS)} (kinds: {', '.join(KINDS)})")
+
+    def _load(self, kind: str) -> None:
+        if kind in self._loaded:
+            return
+        self._loaded.add(kind)  # first, because a part's module may create parts of its own kind
+        try:
+            for module in self._builtin.get(kind, ()):
+                importlib.import_module(module)
+        except BaseException:
+            self._loaded.discard(kind)  # an import that failed is tried again, and fails again with its cause
+            raise
+
+    def register(self, kind: str, name: str, *, tags: Iterable[str] = ()) -> Callable[[Callable], Callable]:
+        """Return a decorator that registers a class or function and hands it back unchanged.
+
+        Raises:
+            PartError: the kind does not exist, or the name is taken by something else.
+        """
+        kind = self._check_kind(kind)
+
+        def add(target: Callable) -> Callable:
+            known = self._parts.get((kind, name))
+            # A module that is reloaded registers the same definition again: that is no clash.
+            if known and (known.target.__module__, known.target.__qualname__) != (
+                target.__module__,
+                target.__qualname__,
+            ):
+                raise PartError(
+                    f"{kind} {name!r} is already registered by {known.target.__module__}; choose another name"
+                )
+            self._parts[kind, name] = Part(kind, name, target, tuple(tags))
+            return target
+
+        return add
+
+    def find(self, kind: str, name: str) -> Part:
+        """Return the part, or raise :class:`PartError` naming the nearest one there is."""
+        kind = self._check_kind(kind)
+        self._load(kind)
+        if (kind, name) not in self._parts:
+            names = [n for k, n in self._parts if k == kind]
+            raise PartError(
+                f"there is no {kind} {name!r}{nearest(name, names)} ({kind}s: {', '.join(sorted(names)) or 'none'})"
+            )
+        return self._parts[kind, name]
+
+    def create(self, kind: str, name: str, /, *args: Any, **arguments: Any) -> Any:
+        """Build a part, after its arguments' names were checked against its signature.
+
+        Raises:
+            PartError: unknown kind or name, an argument too many or too few.
+        """
+        part = self.find(kind, name)
+        part.check(arguments, complete=not args)
+        return part.target(*args, **arguments)
+
+    def list_parts(self, pattern: str = "*") -> list[Part]:
+        """Return the parts of a kind (``"generators"``) or those whose name, ``kind/name`` or tag fits a wildcard.
+
+        Raises:
+            PartError: the pattern has no wildcard and is neither a kind nor any part's name or tag.
+        """
+        singular = pattern[:-1] if pattern.endswith("s") else pattern
+        kinds = [k for k in KINDS if k in (pattern, singular)] or list(KINDS)
+        for kind in kinds:
+            self._load(kind)
+        of_kind = [part for part in self._parts.values() if part.kind in kinds]
+        if len(kinds) > 1:
+            fits = [
+                part
+                for part in of_kind
+                if any(fnmatch.fnmatch(t, pattern) for t in (part.name, f"{part.kind}/{part.name}", *part.tags))
+            ]
+            if not fits and not any(c in pattern for c in "*?["):
+                known = [*KINDS, *(part.name for part in of_kind)]
+                raise PartError(f"no kind, part or tag is called {pattern!r}{nearest(pattern, known)}")
+            of_kind = fits
+        order = list(KINDS)
+        return sorted(of_kind, key=lambda part: (order.index(part.kind), part.name))
+
+
+#: The registry that recipes and the command line use.
+REGISTRY = Registry(BUILTIN)
+register = REGISTRY.register
+find = REGISTRY.find
+create = REGISTRY.create
+list_parts = REGISTRY.list_parts
