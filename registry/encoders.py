@@ -1,0 +1,37 @@
+"""Encoders: where the features that the contrastive loss compares come from.
+
+An encoder is asked in two ways. :meth:`translate` makes the picture *and* the source's features, so that an encoder
+that lives inside the generator pays for one pass, not two; :meth:`features` encodes any image.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from qsattn_plugin.registry import register
+
+
+@register("encoder", "generator", tags=("cut", "paper"))
+class GeneratorEncoder(nn.Module):
+    """The generator's own layers on the way in: the papers' encoder, without a parameter of its own.
+
+    Args:
+        taps: indices or names of the generator's layers; the generator's default ones without it.
+        generator: the generator that is trained; given by the method.
+    """
+
+    def __init__(self, taps: tuple[int | str, ...] | None = None, generator: nn.Module | None = None):
+        super().__init__()
+        found = generator.find_taps(taps) if generator is not None else []
+        #: Tap indices, shallow to deep: the names that a sampler's ``taps`` refer to.
+        self.taps: list[int] = [tap.index for tap in found]
+        #: Channels at each tap: the heads are built from them.
+        self.channels: list[int] = [tap.channels for tap in found]
+
+    def translate(self, generator: nn.Module, source: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the translation of ``source`` (B, C, H, W) and the features of ``source``, from one pass."""
+        return generator(source, taps=self.taps)
+
+    def features(self, generator: nn.Module, image: Tensor) -> list[Tensor]:
+        """Return the features of ``image`` at each tap: maps (B, C, H, W)."""
+        return generator(image, taps=self.taps, encode_only=True)
