@@ -1,0 +1,184 @@
+"""Objectives: the patch-wise contrastive loss of CUT and the adversarial ones."""
+
+from __future__ import annotations
+
+import abc
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qsattn_plugin.registry import register
+
+
+@register("objective", "patchnce", tags=("cut", "contrastive"))
+class PatchNCE(nn.Module):
+    """Cross-entropy that picks, for each anchor, the positive from the same place among all places of the image.
+
+    Park et al. 2020 (CUT), equation 3: the similarities are dot products of unit vectors over ``temperature``; the
+    diagonal is the positive, all other rows of the same image are negatives.
+
+    Args:
+        temperature: divides the similarities.
+        negatives: "internal" takes negatives from the same image (the papers'), "batch" from all images of the batch.
+        detach_positives: let no gradient through the positives, as CUT does.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        negatives: Literal["internal", "batch"] = "internal",
+        detach_positives: bool = True,
+    ):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature: must be above 0, got {temperature}")
+        self.temperature = temperature
+        self.negatives = negatives
+        self.detach_positives = detach_positives
+
+    def forward(self, anchors: Tensor, positives: Tensor) -> Tensor:
+        """Return the loss of each anchor, (B, N), from anchors and positives (B, N, C) of unit length.
+
+        float32 whatever the autocast: similarities over a temperature of 0.07 need more than eight bits.
+        """
+        if self.detach_positives:
+            positives = positives.detach()
+        batch, count, _ = anchors.shape
+        with torch.autocast(anchors.device.type, enabled=False):
+            anchors, positives = anchors.float(), positives.float()
+            if self.negatives == "batch":
+                anchors, positives = anchors.flatten(0, 1)[None], positives.flatten(0, 1)[None]
+            logits = torch.bmm(anchors, positives.transpose(1, 2)) / self.temperature
+            diagonal = torch.arange(logits.shape[1], device=logits.device).repeat(logits.shape[0])
+            loss = F.cross_entropy(logits.flatten(0, 1), diagonal, reduction="none")
+        return loss.view(batch, count)
+
+
+class AdversarialLoss(nn.Module, abc.ABC):
+    """What the discriminator and the generator make of the discriminator's score maps.
+
+    Subclasses give :meth:`real`, :meth:`fake` and :meth:`fool`; several score maps (a multi-scale discriminator) count
+    as their mean.
+    """
+
+    @abc.abstractmethod
+    def real(self, scores: Tensor) -> Tensor:
+        """The discriminator's loss on real images' scores."""
+
+    @abc.abstractmethod
+    def fake(self, scores: Tensor) -> Tensor:
+        """The discriminator's loss on translated images' scores."""
+
+    def fool(self, scores: Tensor) -> Tensor:
+        """The generator's loss on translated images' scores."""
+        return self.real(scores)
+
+    @staticmethod
+    def _maps(scores: Tensor | list[Tensor]) -> list[Tensor]:
+        return [s.float() for s in (scores if isinstance(scores, (list, tuple)) else [scores])]
+
+    def discriminator(self, real: Tensor | list[Tensor], fake: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the discriminator's two losses, on real and on translated images, as means over all scores."""
+        real, fake = self._maps(real), self._maps(fake)
+        return sum(map(self.real, real)) / len(real), sum(map(self.fake, fake)) / len(fake)
+
+    def generator(self, fake: Tensor | list[Tensor]) -> Tensor:
+        """Return the generator's loss as a mean over all scores."""
+        fake = self._maps(fake)
+        return sum(map(self.fool, fake)) / len(fake)
+
+    #: Whether :meth:`gradient_penalty` is part of the discriminator's loss, and worth its second backward pass.
+    penalised: bool = False
+
+    def gradient_penalty(
+        self, discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor | None:
+        """Return what is added to the discriminator's loss for the slope of its scores; None where nothing is.
+
+        Args:
+            discriminator: gives scores, or a list of them, for images.
+            real: images of the target domain, (B, C, H, W).
+            fake: translated images of the same shape; no gradient flows to them.
+            generator: what random draws come from; torch's global one without it.
+        """
+        return None
+
+
+@register("objective", "lsgan", tags=("gan",))
+class LSGAN(AdversarialLoss):
+    """Least squares towards 1 for real and 0 for translated images (Mao et al. 2017): the papers' adversarial loss."""
+
+    def real(self, scores: Tensor) -> Tensor:
+        return F.mse_loss(scores, torch.ones_like(scores))
+
+    def fake(self, scores: Tensor) -> Tensor:
+        return scores.square().mean()
+
+
+@register("objective", "vanilla", tags=("gan",))
+class VanillaGAN(AdversarialLoss):
+    """Binary cross-entropy (Goodfellow et al. 2014), non-saturating for the generator."""
+
+    def real(self, scores: Tensor) -> Tensor:
+        return F.softplus(-scores).mean()
+
+    def fake(self, scores: Tensor) -> Tensor:
+        return F.softplus(scores).mean()
+
+
+@register("objective", "hinge", tags=("gan",))
+class HingeGAN(AdversarialLoss):
+    """Margins at 1 and -1 for the discriminator, the plain score for the generator (Lim and Ye 2017)."""
+
+    def real(self, scores: Tensor) -> Tensor:
+        return F.relu(1 - scores).mean()
+
+    def fake(self, scores: Tensor) -> Tensor:
+        return F.relu(1 + scores).mean()
+
+    def fool(self, scores: Tensor) -> Tensor:
+        return -scores.mean()
+
+
+@register("objective", "wgan-gp", tags=("gan",))
+class WGANGP(AdversarialLoss):
+    """Differences of plain scores, with a penalty on slopes other than 1 (Gulrajani et al. 2017).
+
+    The penalty is equation 3 of the paper: ``weight`` times the mean of (norm of the scores' gradient - 1) squared, at
+    a random place on the line between each real and each translated image. The score whose gradient is taken is the
+    mean of an image's score map; several maps are penalised one by one, and the mean is taken.
+
+    Args:
+        weight: of the penalty.
+    """
+
+    penalised = True
+
+    def __init__(self, weight: float = 10.0):
+        super().__init__()
+        if weight < 0:
+            raise ValueError(f"weight: must be at least 0, got {weight}")
+        self.weight = weight
+
+    def real(self, scores: Tensor) -> Tensor:
+        return -scores.mean()
+
+    def fake(self, scores: Tensor) -> Tensor:
+        return scores.mean()
+
+    def gradient_penalty(
+        self, discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        device = generator.device if generator is not None else real.device
+        share = torch.rand(len(real), 1, 1, 1, generator=generator, device=device).to(real.device)
+        # In float32, also under autocast: squares of small gradients leave the range of half precision.
+        with torch.autocast(real.device.type, enabled=False):
+            mixed = torch.lerp(fake.detach().float(), real.detach().float(), share).requires_grad_()
+            maps = self._maps(discriminator(mixed))
+            total = torch.zeros((), device=real.device)
+            for scores in maps:
+                (slope,) = torch.autograd.grad(scores.flatten(1).mean(1).sum(), mixed, create_graph=True)
+                total = total + (slope.flatten(1).norm(dim=1) - 1).square().mean()
+        return self.weight * total / len(maps)
