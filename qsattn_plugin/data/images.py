@@ -1,0 +1,294 @@
+"""One picture: found in a folder, read from a file of any kind, turned into a tensor and back, written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from qsattn_plugin.errors import UserError, nearest
+
+__all__ = [
+    "EXTENSIONS",
+    "UnreadableImage",
+    "as_pil",
+    "check_channels",
+    "find_images",
+    "from_tensor",
+    "read_image",
+    "show",
+    "to_channels",
+    "to_float",
+    "write_image",
+]
+
+#: File name endings of pictures, compared without regard to case. The forks' list and the kinds Pillow reads besides.
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tga", ".jp2", ".avif"),
+)
+
+_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+class UnreadableImage(UserError):
+    """A picture that cannot be had. ``reason`` says why, in words; ``path`` is the file, where there is one."""
+
+    def __init__(self, reason: str, path: str | os.PathLike | None = None):
+        super().__init__(f"{show(path)}: {reason}" if path is not None else reason)
+        self.reason = reason
+        self.path = path
+
+
+def show(path: str | os.PathLike) -> str:
+    """Give a path as text that can be printed anywhere; bytes that are no UTF-8 become question marks."""
+    return os.fspath(path).encode("utf-8", "replace").decode("utf-8")
+
+
+def check_channels(channels: int) -> int:
+    """Return ``channels`` if images can have that many, or raise :class:`ValueError`."""
+    if channels not in _MODES:
+        raise ValueError(f"channels: must be 1, 2, 3 or 4, got {channels}")
+    return channels
+
+
+def find_images(folder: str | os.PathLike, recursive: bool = True) -> list[Path]:
+    """Find the pictures in a folder by their endings (:data:`EXTENSIONS`).
+
+    Hidden files and folders (a leading dot) are left out; links to files and to folders are followed. The order is that
+    of the relative paths' characters, the same whatever the locale and the file system.
+
+    Args:
+        folder: where to look.
+        recursive: also look in folders below.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"{show(folder)} is a file; a folder with pictures is wanted")
+        beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(f"there is no folder {show(folder)}{nearest(folder.name, beside)}")
+
+    def refuse(error: OSError) -> None:  # os.walk's own way is to pass over what it may not read
+        raise UserError(f"cannot look into {show(error.filename)}: {error.strerror}") from error
+
+    found, others, seen = [], Counter(), set()
+    for top, below, files in os.walk(folder, followlinks=True, onerror=refuse):
+        place = os.path.realpath(top)
+        if place in seen:  # a link to a folder above would go round for ever
+            below.clear()
+            continue
+        seen.add(place)
+        below[:] = sorted(name for name in below if recursive and not name.startswith("."))
+        for name in files:
+            ending = os.path.splitext(name)[1].lower()
+            if name.startswith(".") or not os.path.isfile(os.path.join(top, name)):
+                continue
+            if ending in EXTENSIONS:
+                found.append(Path(top, name))
+            else:
+                others[ending or "no ending"] += 1
+    if not found:
+        there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(4))
+        raise UserError(
+            f"no pictures in {show(folder)}: looked for {' '.join(EXTENSIONS)} "
+            f"{'in it and below' if recursive else 'in it, not below'}; found {there or 'no files'}"
+        )
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def read_image(path: str | os.PathLike) -> Image.Image:
+    """Read one picture file, whatever its kind, upright.
+
+    The result's mode is ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, with alpha where the file has transparency. The
+    EXIF orientation is applied; palettes, 1-bit, CMYK (also as Adobe stores it, inverted) and other colour spaces are
+    converted as Pillow does, without colour profiles, which is what the forks do. Of a file with several frames the
+    first one is read. Deeper greyscale becomes 8 bits by a fixed scale, not stretched to the picture's own range:
+    integers are 0 to 65535; floats are 0 to 1, or 0 to 255 where any of them is over 1.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UnreadableImage: the file is missing, empty, not a picture, damaged, or has more pixels than Pillow's guard
+            against decompression bombs allows (``PIL.Image.MAX_IMAGE_PIXELS``).
+    """
+    try:
+        found = os.stat(path)
+        if stat.S_ISDIR(found.st_mode):
+            raise UnreadableImage("is a folder, not a picture")
+        if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait for ever
+            raise UnreadableImage("is not an ordinary file")
+        if found.st_size == 0:
+            raise UnreadableImage("the file is empty")
+        # Pillow registers formats at the first open, and a second thread may then find its own missing: ask for all.
+        Image.init()
+        with Image.open(path) as image:
+            return _plain(_upright(image))
+    except UnreadableImage as error:
+        raise UnreadableImage(error.reason, path) from None
+    # Decoders raise nearly anything on damaged input (SyntaxError, struct.error, IndexError, ...): each one means the
+    # same here. A lack of memory or of file handles is no property of the file and stays what it is.
+    except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in _LACKS:
+            raise
+        raise UnreadableImage(_reason(error), path) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in plain words why reading failed."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "reading it is not permitted"
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or of a kind that Pillow cannot read"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return f"too large: {text}"
+    if "truncated" in text.lower() or isinstance(error, EOFError):
+        return f"the file is cut off ({text})"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be read: {os.strerror(error.errno)}"
+    return f"damaged, or of a kind that Pillow cannot read ({text})"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Decode, then turn as the EXIF orientation says. EXIF data that cannot be parsed do not spoil a good picture."""
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image.copy()
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Convert any mode to L, LA, RGB or RGBA."""
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(np.asarray(image))
+    if image.mode in ("1", "L", "La", "LA"):
+        return image.convert("LA" if image.has_transparency_data else "L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _eight_bits(values: np.ndarray) -> Image.Image:
+    """Bring deep greyscale values (H, W) to 0..255 by the rule in :func:`read_image`."""
+    low, high = values.min(), values.max()
+    if np.issubdtype(values.dtype, np.floating):
+        if not (low >= 0 and high <= 255):  # also refuses NaN
+            raise UnreadableImage(f"its float values go from {low:g} to {high:g}; wanted are 0 to 1, or 0 to 255")
+        scale = 255.0 if high <= 1 else 1.0
+    else:
+        if low < 0 or high > 65535:
+            raise UnreadableImage(f"its values go from {low} to {high}; wanted are the 0 to 65535 of 16 bits")
+        scale = 1 / 257
+    # Half up, not numpy's half to even; in float64 the quotients by 257 have no ties to argue about.
+    return Image.fromarray(np.floor(values.astype(np.float64) * scale + 0.5).astype(np.uint8))
+
+
+def to_channels(image: Image.Image, channels: int) -> Tensor:
+    """Turn a picture into a uint8 tensor (C, H, W) with the channels asked for.
+
+    1 is luminance (ITU-R 601, as Pillow), 2 luminance and alpha, 3 RGB, 4 RGBA. Alpha that is asked for and not there
+    is 255, opaque. Alpha that is there and not asked for is *dropped*, not composited on a background: the colours
+    behind transparent pixels appear, as in the forks' ``convert("RGB")``, so that trained weights see the same input.
+
+    Args:
+        image: any mode; :func:`read_image` gives what converts without loss.
+        channels: 1 to 4.
+
+    Raises:
+        ValueError: ``channels`` is none of 1 to 4.
+    """
+    mode = _MODES[check_channels(channels)]
+    image = image if image.mode == mode else image.convert(mode)
+    pixels = np.array(image)  # a copy: the tensor may be written to
+    return torch.from_numpy(pixels).reshape(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+
+
+def as_pil(pixels: Tensor) -> Image.Image:
+    """Turn a uint8 tensor (C, H, W), C from 1 to 4, into a picture: the inverse of :func:`to_channels`.
+
+    Raises:
+        ValueError: not uint8, not three axes, or a number of channels that no picture has.
+    """
+    if pixels.dtype != torch.uint8 or pixels.dim() != 3:
+        raise ValueError(f"pixels: must be uint8 (C, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
+    channels = check_channels(pixels.shape[0])
+    array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+    return Image.fromarray(array[:, :, 0] if channels == 1 else array)
+
+
+def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scale uint8 pixels of any shape from 0..255 to [-1, 1], on the device they are on."""
+    return pixels.to(torch.float32).div_(127.5).sub_(1).to(dtype)
+
+
+def from_tensor(image: Tensor) -> Image.Image:
+    """Turn a float image (C, H, W) in [-1, 1] into a picture; values beyond are clipped, others rounded to nearest.
+
+    The inverse of :func:`to_float`: every one of the 256 levels comes back as itself, from float16 and bfloat16 too
+    where they can hold it.
+
+    Args:
+        image: C from 1 to 4.
+
+    Raises:
+        ValueError: not a floating image of three axes, or it holds NaN, which no grey level would show as such.
+    """
+    if not image.is_floating_point() or image.dim() != 3:
+        raise ValueError(f"image: must be float (C, H, W) in [-1, 1], got {image.dtype} {tuple(image.shape)}")
+    image = image.detach().float()
+    if image.isnan().any():
+        raise ValueError("image: holds NaN")
+    return as_pil(((image + 1) * 127.5).clamp(0, 255).round().to(torch.uint8))
+
+
+def write_image(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write a picture in the format that the file's ending names, whole or not at all.
+
+    Missing folders are made. JPEG is written at quality 95 with full colour resolution. Formats without alpha get the
+    colours alone.
+
+    Args:
+        image: what :func:`from_tensor` or :func:`read_image` gave.
+        path: the file; an existing one is replaced.
+
+    Raises:
+        UserError: the ending is no picture format, or the file cannot be written.
+    """
+    path = Path(path)
+    Image.init()
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE or path.suffix.lower() not in EXTENSIONS:
+        raise UserError(
+            f"{show(path)}: cannot write pictures of kind {path.suffix!r}{nearest(path.suffix, EXTENSIONS)}"
+        )
+    if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
+        image = image.convert(image.mode[:-1])
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")  # hidden: find_images leaves it out
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            image.save(file, format=kind, **options)
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"cannot write {show(path)}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):  # it is there only where writing failed midway
+            part.unlink()
