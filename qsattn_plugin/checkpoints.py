@@ -1,0 +1,68 @@
+"""Checkpoints of a run: one safetensors file each, the newest few kept."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, save_tensors
+
+_NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints in one folder, by step.
+
+    Args:
+        folder: made when the first is written.
+        keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = folder
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """Return the steps there are checkpoints of, oldest first."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.safetensors"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of ``step`` lies or would lie."""
+        return self.folder / f"step-{step:09d}.safetensors"
+
+    def save(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> Path:
+        """Write a checkpoint, whole or not at all, then delete those that are too many.
+
+        Raises:
+            WriteFailed: it could not be written; the older ones are all still there.
+        """
+        for stale in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
+            stale.unlink(missing_ok=True)
+        save_tensors(self.path(step), tensors, {**document, "step": step})
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
+        return self.path(step)
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """Return the newest checkpoint that is whole, and a sentence for each newer one that is damaged."""
+        damaged = []
+        for step in reversed(self.steps()):
+            try:
+                read_document(self.path(step))
+            except DamagedFile as error:
+                damaged.append(str(error))
+            else:
+                return self.path(step), damaged
+        if damaged:
+            raise UserError("\n".join([*damaged, f"no checkpoint in {self.folder} can be read"]))
+        return None, damaged
+
+    @staticmethod
+    def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return a checkpoint's tensors and document."""
+        return load_tensors(path)

@@ -1,0 +1,148 @@
+"""Files of tensors that are whole or not there: safetensors with one JSON document beside the tensors.
+
+Everything this package saves goes through here: checkpoints, weights for translation, published generators. Nothing is
+unpickled. safetensors orders several metadata keys at random, so the document is one key and equal contents give equal
+bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qsattn_plugin.errors import UserError
+
+_KEY = "qsattn"
+
+
+class DamagedFile(UserError):
+    """A file that is not what it should be: cut short, not safetensors, or without this package's document."""
+
+
+class WriteFailed(UserError, OSError):
+    """A file could not be written; what stood at its place before still stands there."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path`` to write to, and put it in ``path``'s place when all of it is on disk.
+
+    Raises:
+        WriteFailed: the disk is full, the folder read-only, ...; nothing is left behind and ``path`` is untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; people share runs.
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        kept = f"; the file that was there ({path.name}) is untouched" if path.exists() else ""
+        raise WriteFailed(f"could not write {path}: {reason}{kept}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        WriteFailed: it could not be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON-able document to ``path``, whole or not at all.
+
+    Raises:
+        WriteFailed: it could not be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors refuses tensors that share memory; a copy of each is what loading gives anyway.
+    seen: set[int] = set()
+    for name, tensor in plain.items():
+        address = tensor.untyped_storage().data_ptr()
+        if address in seen:
+            plain[name] = tensor.clone()
+        seen.add(address)
+    with replacing(path) as temporary:
+        save_file(plain, temporary, metadata={_KEY: json.dumps(document, sort_keys=True)})
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Return the JSON document of a file, without reading its tensors.
+
+    Raises:
+        UserError: there is no such file.
+        DamagedFile: it is not one of this package's.
+    """
+    with _open(path) as file:
+        return _document(path, file)
+
+
+def load_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors whose name starts with ``prefix`` (which is cut off), on the CPU, and the document.
+
+    Raises:
+        UserError: there is no such file.
+        DamagedFile: it is cut short or not one of this package's.
+    """
+    with _open(path) as file:
+        document = _document(path, file)
+        tensors = {n[len(prefix) :]: file.get_tensor(n) for n in file.keys() if n.startswith(prefix)}  # noqa: SIM118
+    return tensors, document
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise DamagedFile(f"{path} is damaged or not a safetensors file ({error})") from error
+
+
+def _document(path: Path, file: Any) -> dict[str, Any]:
+    try:
+        return json.loads((file.metadata() or {})[_KEY])
+    except (KeyError, ValueError) as error:
+        raise DamagedFile(
+            f"{path} is a safetensors file, but not one that this package wrote (no {_KEY!r} document in it)"
+        ) from error
+
+
+__all__ = ["DamagedFile", "WriteFailed", "load_tensors", "read_document", "replacing", "save_tensors", "write_text"]
