@@ -1,0 +1,1 @@
+"""Training: methods (what one step does), runs (folders on disk), checkpoints, and the loop that ties them together."""

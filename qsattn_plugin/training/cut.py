@@ -1,0 +1,179 @@
+"""CUT and its family: one generator, one discriminator, and a contrastive loss between input and output patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.losses import PatchNCE
+from qsattn_plugin.projection import ProjectionHeads
+from qsattn_plugin.registry import create, register
+from qsattn_plugin.training.method import Method, Parts
+
+
+@register("method", "cut", tags=("paper", "contrastive"))
+class CUT(Method):
+    """Contrastive unpaired translation with patches at random places (Park et al. 2020).
+
+    The generator's objective is the adversarial loss plus half of NCE(x, G(x)) and NCE(y, G(y)); without the identity
+    term it is the adversarial loss plus NCE(x, G(x)).
+
+    Args:
+        parts: builds the networks.
+        gan: the adversarial loss, a registered objective.
+        gan_weight: its weight for the generator.
+        nce_weight: the contrastive loss's weight.
+        identity: also hold G(y) to y, for images y of the target domain.
+        temperature: the contrastive loss's.
+        negatives: "internal" or "batch", see the objective ``patchnce``.
+        head_width: features of the projection heads.
+        head_gain: scale of the heads' Xavier draw.
+        flip_equivariance: on every other step, on average, translate the mirrored image and compare with the features
+            of the one that was not mirrored.
+    """
+
+    defaults: Mapping[str, Any] = {"sampler": {"type": "random"}}
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        gan: Literal["lsgan", "vanilla", "hinge"] = "lsgan",
+        gan_weight: float = 1.0,
+        nce_weight: float = 1.0,
+        identity: bool = True,
+        temperature: float = 0.07,
+        negatives: Literal["internal", "batch"] = "internal",
+        head_width: int = 256,
+        head_gain: float = 0.02,
+        flip_equivariance: bool = False,
+    ):
+        super().__init__()
+        self.generator = parts.generator()
+        self.discriminator = parts.discriminator()
+        self.encoder = parts.encoder(self.generator)
+        self.heads = ProjectionHeads(self.encoder.channels, head_width, head_gain)
+        self.sampler = parts.sampler()
+        self.gan = create("objective", gan)
+        self.nce = PatchNCE(temperature, negatives)
+        self.gan_weight = gan_weight
+        self.nce_weight = nce_weight
+        self.identity = identity
+        self.flip_equivariance = flip_equivariance
+
+    def roles(self) -> dict[str, list[nn.Module]]:
+        return {"generator": [self.generator, self.heads, self.encoder], "discriminator": [self.discriminator]}
+
+    def published(self) -> dict[str, nn.Module]:
+        return {"forward": self.generator}
+
+    def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
+        source, target = batch["A"], batch["B"]
+        log: dict[str, Tensor] = {}
+        # The coin of flip equivariance is tossed on the CPU, where no device has to be waited for.
+        mirrored = self.flip_equivariance and bool(torch.rand((), generator=draws) < 0.5)
+        with self.autocast():
+            if mirrored:
+                # Features of the image as it is, translation of its mirror image: one pass cannot give both.
+                features = self.encoder.features(self.generator, source)
+                fake = self.generator(source.flip(-1))
+            else:
+                fake, features = self.encoder.translate(self.generator, source)
+        self.update("discriminator", [partial(self._judge, fake.detach(), target, log)])
+        terms = [partial(self._translated, fake, features, mirrored, draws, log, observe)]
+        if self.identity and self.nce_weight:
+            terms.append(partial(self._unchanged, target, draws, log))
+        del fake, features  # the first term holds the only graph, and is gone before the second builds its own
+        self.update("generator", terms)
+        self.scaler.update()
+        return log
+
+    def _judge(self, fake: Tensor, real: Tensor, log: dict[str, Tensor]) -> Tensor:
+        """The discriminator's objective."""
+        on_real, on_fake = self.gan.discriminator(self.discriminator(real), self.discriminator(fake))
+        log["D_real"], log["D_fake"] = on_real.detach(), on_fake.detach()
+        return 0.5 * (on_real + on_fake)
+
+    def _translated(
+        self,
+        fake: Tensor,
+        features: Sequence[Tensor],
+        mirrored: bool,
+        draws: torch.Generator,
+        log: dict[str, Tensor],
+        observe: bool,
+    ) -> Tensor:
+        """The generator's objective on a translated image: fool the discriminator, keep the content."""
+        total = fake.new_zeros((), dtype=torch.float32)
+        if self.gan_weight:
+            adversarial = self.gan.generator(self.discriminator(fake))
+            log["G_GAN"] = adversarial.detach()
+            total = total + self.gan_weight * adversarial
+        if self.nce_weight:
+            share = 0.5 if self.identity else 1.0
+            nce = self.contrast(features, fake, draws, log, "NCE", mirrored, observe)
+            total = total + share * self.nce_weight * nce
+        return total
+
+    def _unchanged(self, target: Tensor, draws: torch.Generator, log: dict[str, Tensor]) -> Tensor:
+        """The generator's objective on an image that is already in the target domain: leave it as it is."""
+        same, features = self.encoder.translate(self.generator, target)
+        return 0.5 * self.nce_weight * self.contrast(features, same, draws, log, "NCE_identity")
+
+    def contrast(
+        self,
+        source: Sequence[Tensor],
+        image: Tensor,
+        draws: torch.Generator,
+        log: dict[str, Tensor],
+        name: str,
+        mirrored: bool = False,
+        observe: bool = False,
+    ) -> Tensor:
+        """Return the contrastive loss of ``image`` (B, C, H, W) against its source's features, the mean over the taps.
+
+        Routes are chosen on the source and applied to both: the paper's cross-domain value routing (equations 3 and 4).
+        """
+        taps = list(self.encoder.taps)
+        routes = self.sampler.choose(list(source), taps, generator=draws, observe=observe)
+        features = self.encoder.features(self.generator, image)
+        if mirrored:
+            features = [f.flip(-1) for f in features]
+        anchors = self.heads([route(f) for route, f in zip(routes, features, strict=True)])
+        # Detached positives need no graph through the heads.
+        with torch.set_grad_enabled(not self.nce.detach_positives):
+            positives = self.heads([route(f) for route, f in zip(routes, source, strict=True)])
+        by_tap = torch.stack([self.nce(a, p).mean() for a, p in zip(anchors, positives, strict=True)])
+        log[name] = by_tap.mean().detach()
+        for tap, route in zip(taps, routes, strict=True):
+            for key, value in route.stats.items():
+                if observe or key == "nonfinite":
+                    log[f"tap_{tap}/{name}/{key}" if name != "NCE" else f"tap_{tap}/{key}"] = value
+        return by_tap.mean()
+
+
+def _variant(summary: str) -> str:
+    """The docstring of one of CUT's variants: its own first line, the shared arguments."""
+    arguments = (CUT.__doc__ or "").partition("    Args:")
+    return f"{summary}\n\n{arguments[1]}{arguments[2]}"
+
+
+@register("method", "qsattn", tags=("paper", "contrastive"))
+class QSAttn(CUT):
+    __doc__ = _variant("CUT with query-selected attention: the loss looks where the source says most (Hu et al. 2022).")
+
+    defaults: Mapping[str, Any] = {"sampler": {"type": "qsattn_global"}}
+
+
+@register("method", "fastcut", tags=("paper", "contrastive"))
+class FastCUT(CUT):
+    __doc__ = _variant("CUT's light variant: no identity term, a heavier contrastive loss, flip equivariance.")
+
+    defaults: Mapping[str, Any] = {
+        "sampler": {"type": "random"},
+        "objective": {"identity": False, "nce_weight": 10.0, "flip_equivariance": True},
+    }

@@ -1,0 +1,39 @@
+"""What a recipe amounts to, in a table."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from qsattn_plugin.registry import find
+from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.training.session import Session
+
+
+def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
+    """Build every part of a recipe once and return rows of role, part, parameters and what it is.
+
+    Raises:
+        UserError: something in the recipe cannot be built.
+    """
+    session = Session(recipe)
+    dataset = recipe.build("data", channels=recipe.data.channels)
+    for index in range(len(recipe.augmentations)):
+        recipe.build(f"augmentations.{index}")
+    rows = [("part", "type", "parameters", "")]
+
+    def add(role: str, kind: str, name: str, network: object) -> None:
+        count = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
+        rows.append((role, name, f"{count:,}" if count else "-", find(kind, name).summary))
+
+    splits = [s for s in ("trainA", "trainB", "testA", "testB") if dataset.has(s)]
+    add("method", "method", recipe.method, None)
+    rows.append(("data", recipe.data.type, "-", ", ".join(f"{s} {len(dataset.split(s))}" for s in splits)))
+    networks = dict(session.method.named_children())
+    for role in ("generator", "discriminator", "encoder", "sampler"):
+        add(role, role, recipe.part(role).type, networks.get(role))
+    if "heads" in networks:
+        heads = sum(p.numel() for p in networks["heads"].parameters())
+        rows.append(("heads", "", f"{heads:,}", "One two-layer MLP a tap."))
+    for spec in recipe.augmentations:
+        add("augmentation", "augmentation", spec.type, None)
+    return rows

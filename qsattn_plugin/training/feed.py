@@ -1,0 +1,112 @@
+"""What a step eats: decoded images, cropped, augmented, on the device, and the step's own random generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qsattn_plugin.data.batches import UnpairedBatches
+from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.preprocess import Preprocess
+from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.store import Store
+from qsattn_plugin.registry.augmentations import Augmentations
+from qsattn_plugin.registry.recipe import Recipe
+
+#: What a seed is for, mixed in beside step and rank.
+_AUGMENT, _STEP = 100, 101
+
+
+class Feed:
+    """The training images of a recipe, batch by batch; "A" is what is translated, "B" what it should look like.
+
+    Everything that :meth:`step` gives is a pure function of the recipe's seed, the step and the rank.
+
+    Args:
+        recipe: its ``data``, ``augmentations`` and ``train`` sections.
+        device: where batches go.
+        progress: called as ``progress(what, done, total)`` while images are decoded.
+        rank: this process's number.
+        world: how many processes share a step.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        progress: Callable[[str, int, int], None] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        data = recipe.data
+        self.seed = recipe.train.seed
+        self.rank = rank
+        self.device = device
+        self.direction = data.direction
+        self.dataset = recipe.build("data", channels=data.channels)
+        prepare = Preprocess(data.preprocess, data.resize, data.crop)
+        self._prepare_test = prepare.for_test()
+        self.stores: dict[str, Store] = {}
+        for letter, domain in zip("AB", self.domains, strict=True):
+            name = f"train{domain}"
+            report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
+            self.stores[letter] = Store(self.dataset.split(name), prepare, progress=report)
+        self.batches = UnpairedBatches(
+            self.stores["A"], self.stores["B"], recipe.train.batch_size, prepare.crop_size, self.seed, rank, world
+        )
+        self.augment = Augmentations([recipe.build(f"augmentations.{i}") for i in range(len(recipe.augmentations))])
+
+    @property
+    def domains(self) -> str:
+        """The data set's letters of the source and the target domain."""
+        return "AB" if self.direction == "AtoB" else "BA"
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """The training images that could not be read, and why."""
+        return [entry for store in self.stores.values() for entry in store.skipped]
+
+    def step(self, step: int) -> tuple[dict[str, Tensor], torch.Generator]:
+        """Return the batch of a step, "A" and "B" as (B, C, h, w) in [-1, 1], and the generator of its other draws."""
+        images = self.batches.batch(step)
+        batch = {}
+        for number, letter in enumerate("AB"):
+            pixels = images[letter]
+            if self.device.type == "cuda":
+                pixels = pixels.pin_memory()
+            x = to_float(pixels.to(self.device, non_blocking=True))
+            if len(self.augment):
+                draws = torch.Generator().manual_seed(mix(self.seed, _AUGMENT, step, self.rank, number))
+                x = self.augment(x, draws)
+            batch[letter] = x
+        return batch, torch.Generator().manual_seed(mix(self.seed, _STEP, step, self.rank))
+
+    def test_images(self, most: int | None = None) -> Store | None:
+        """Return the first ``most`` test images of the source domain, prepared as at test time, if there are any."""
+        name = f"test{self.domains[0]}"
+        if not self.dataset.has(name):
+            return None
+        images = self.dataset.split(name)
+        return Store(_First(images, min(most or len(images), len(images))), self._prepare_test)
+
+
+class _First:
+    """The first images of a set."""
+
+    def __init__(self, images: Any, count: int):
+        self._images = images
+        self._count = count
+        self.names = images.names[:count]
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        return self._images.skipped
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._images[index]

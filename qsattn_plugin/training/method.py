@@ -1,0 +1,126 @@
+"""What every way to train has in common: networks, optimizers, precision, and one step."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Parts(Protocol):
+    """Builds the networks that a recipe names; a method calls each as often as it needs one."""
+
+    def generator(self) -> nn.Module:
+        """A new generator."""
+
+    def discriminator(self) -> nn.Module:
+        """A new discriminator."""
+
+    def encoder(self, generator: nn.Module) -> nn.Module:
+        """A new encoder, for the features of ``generator`` where it lives inside one."""
+
+    def sampler(self) -> Any:
+        """A new sampler."""
+
+
+class Method(nn.Module, abc.ABC):
+    """A way to train. Its sub-modules are what a checkpoint holds.
+
+    A registered method's constructor takes :class:`Parts` and, as keyword-only arguments, what a recipe may set under
+    ``objective``. ``defaults`` is a piece of a recipe that lies below every key that somebody wrote.
+    """
+
+    defaults: Mapping[str, Any] = {}
+
+    @abc.abstractmethod
+    def roles(self) -> dict[str, list[nn.Module]]:
+        """Return which networks share an optimizer, by the optimizer's name."""
+
+    @abc.abstractmethod
+    def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
+        """Change the networks once.
+
+        Args:
+            batch: "A" and "B", each (B, C, H, W) in [-1, 1].
+            draws: every random decision of the step comes from here.
+            observe: also return what is worth a look but costs time.
+
+        Returns:
+            Losses and, with ``observe``, statistics by name: 0-dim tensors, on the device, detached.
+        """
+
+    @abc.abstractmethod
+    def published(self) -> dict[str, nn.Module]:
+        """Return the generators that are averaged, evaluated and published, by name; the main one comes first."""
+
+    def start(self, train: Any, device: torch.device) -> None:
+        """Move to the device and make the optimizers (Adam, one for each of :meth:`roles`).
+
+        Args:
+            train: ``lr``, ``betas`` and ``precision``, as in a recipe's ``train`` section.
+            device: where training happens.
+        """
+        self.to(device)
+        self.device = device
+        self.base_lr = train.lr
+        self.dtype = PRECISIONS[train.precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._names: dict[str, list[str]] = {}
+        names = {id(p): n for n, p in self.named_parameters()}
+        for role, networks in self.roles().items():
+            trained = [p for network in networks for p in network.parameters() if p.requires_grad]
+            # Fused: one kernel (one pass over memory on a CPU) for all parameters instead of several each.
+            self.optimizers[role] = torch.optim.Adam(trained, lr=train.lr, betas=tuple(train.betas), fused=True)
+            self._names[role] = [names[id(p)] for p in trained]
+
+    def set_rate(self, factor: float) -> None:
+        """Set every optimizer's learning rate to ``factor`` times the recipe's."""
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.base_lr * factor
+
+    def autocast(self) -> torch.autocast:
+        """The context that forward passes run in."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def update(self, role: str, terms: list[Callable[[], Tensor]]) -> None:
+        """Go one step down the sum of the losses that ``terms`` compute, with one optimizer.
+
+        Each term is taken off the list, computed and differentiated before the next, so that only one graph is alive at
+        a time: for terms that share no activations this costs nothing and halves the memory. Gradients flow to
+        this optimizer's parameters alone: a discriminator that judges is not differentiated.
+        """
+        optimizer = self.optimizers[role]
+        optimizer.zero_grad(set_to_none=True)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        while terms:
+            with self.autocast():
+                loss = terms.pop(0)()
+            # Outside the autocast: inside it, what was computed in float32 would be differentiated in half precision.
+            self.scaler.scale(loss).backward(inputs=trained)
+        self.scaler.step(optimizer)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return the optimizers' tensors by ``role/parameter/quantity``."""
+        return {
+            f"{role}/{self._names[role][index]}/{quantity}": value
+            for role, optimizer in self.optimizers.items()
+            for index, state in optimizer.state_dict()["state"].items()
+            for quantity, value in state.items()
+        }
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`optimizer_state` gave."""
+        for role, optimizer in self.optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            state: dict[int, dict[str, Tensor]] = {}
+            for index, name in enumerate(self._names[role]):
+                prefix = f"{role}/{name}/"
+                state[index] = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            optimizer.load_state_dict({"state": {i: s for i, s in state.items() if s}, "param_groups": groups})

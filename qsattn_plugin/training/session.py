@@ -1,0 +1,156 @@
+"""All that lives while a recipe is trained: networks, optimizers, averages, and how they go to disk and come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.devices import pick_device
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry import find
+from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.training.ema import EMA
+
+_NETWORKS = 1
+
+
+class RecipeParts:
+    """Builds what a recipe names, as often as a method asks (:class:`qsattn_plugin.training.method.Parts`)."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.channels = recipe.data.channels
+
+    def generator(self) -> nn.Module:
+        return self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
+
+    def discriminator(self) -> nn.Module:
+        return self.recipe.build("discriminator", in_channels=self.channels)
+
+    def encoder(self, generator: nn.Module) -> nn.Module:
+        return self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
+
+    def sampler(self) -> Any:
+        return self.recipe.build("sampler")
+
+
+class Session:
+    """A recipe's method with its optimizers and averages, at some step.
+
+    Args:
+        recipe: what to build.
+        device: where; ``train.device`` without it.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device | None = None):
+        self.recipe = recipe
+        self.device = device or pick_device(recipe.train.device)
+        with torch.random.fork_rng(devices=[]):
+            # Weights are drawn on the CPU whatever the device, so that a seed means the same network everywhere.
+            torch.random.default_generator.manual_seed(mix(recipe.train.seed, _NETWORKS))
+            self.method = recipe.build("method", parts=RecipeParts(recipe))
+        if recipe.train.init_from is not None:
+            self.warm_start(recipe.train.init_from)
+        self.method.start(recipe.train, self.device)
+        decay = recipe.train.ema
+        self.averages = (
+            {name: EMA(network, decay) for name, network in self.method.published().items()} if decay else {}
+        )
+        #: Steps done.
+        self.step = 0
+
+    def translators(self) -> dict[str, nn.Module]:
+        """Return the generators to look at, by name: averaged where the recipe says so; the first is the main one."""
+        if self.averages:
+            return {name: ema.average for name, ema in self.averages.items()}
+        return self.method.published()
+
+    def rate_factor(self) -> float:
+        """Return what the learning rate is multiplied with at this step: 1, then falling linearly to 0 at the end."""
+        train = self.recipe.train
+        if self.step < train.decay_from:
+            return 1.0
+        return max(0.0, 1 - (self.step - train.decay_from) / max(1, train.steps - train.decay_from))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a checkpoint holds: tensors by name, and a JSON-able document."""
+        tensors = {f"model/{name}": t for name, t in self.method.state_dict().items()}
+        tensors |= {f"optimizer/{name}": t for name, t in self.method.optimizer_state().items()}
+        for name, ema in self.averages.items():
+            tensors |= {f"ema/{name}/{key}": t for key, t in ema.average.state_dict().items()}
+        prefixes = {id(module): name for name, module in self.method.named_modules()}
+        document = {
+            "kind": "checkpoint",
+            "recipe": self.recipe.to_dict(),
+            "scaler": self.method.scaler.state_dict(),
+            "generators": {
+                name: {
+                    **describe_generator(self.recipe),
+                    "prefix": f"ema/{name}/" if self.averages else f"model/{prefixes[id(network)]}.",
+                }
+                for name, network in self.method.published().items()
+            },
+            "torch": torch.__version__,
+        }
+        return tensors, document
+
+    def restore(self, path: Path) -> None:
+        """Go back to a checkpoint of this recipe.
+
+        Raises:
+            UserError: it holds other networks than the recipe's.
+        """
+        tensors, document = load_tensors(path)
+        by_room: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
+        for name, tensor in tensors.items():
+            room, _, key = name.partition("/")
+            by_room[room][key] = tensor
+        _load(self.method, by_room["model"], path)
+        self.method.load_optimizer_state(by_room["optimizer"])
+        self.method.scaler.load_state_dict(document["scaler"])
+        for name, ema in self.averages.items():
+            mine = {k.removeprefix(f"{name}/"): t for k, t in by_room["ema"].items() if k.startswith(f"{name}/")}
+            _load(ema.average, mine, path)
+        self.step = document["step"]
+
+    def warm_start(self, path: Path) -> None:
+        """Take the weights of another training's checkpoint, as far as names and shapes agree; optimizers start anew.
+
+        Raises:
+            UserError: not one network's weights fit.
+        """
+        tensors, _ = load_tensors(path, "model/")
+        mine = self.method.state_dict()
+        fits = {k: t for k, t in tensors.items() if k in mine and mine[k].shape == t.shape}
+        if not any(k.startswith("generator") for k in fits):
+            raise UserError(f"train.init_from: no generator in {path} fits the one in the recipe")
+        self.method.load_state_dict(fits, strict=False)
+
+
+def describe_generator(recipe: Recipe) -> dict[str, Any]:
+    """Return a generator's registered name and all its arguments, so that it can be built without the recipe."""
+    spec = recipe.part("generator")
+    channels = recipe.data.channels
+    arguments = {
+        name: p.default
+        for name, p in find("generator", spec.type).signature.parameters.items()
+        if p.default is not p.empty
+    }
+    for injected in ("in_channels", "out_channels"):
+        if injected in arguments:
+            arguments[injected] = channels
+    return {"type": spec.type, "arguments": {**arguments, **spec.arguments}}
+
+
+def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not fit the recipe beside it; was the recipe changed after training began?\n{error}"
+        ) from error
