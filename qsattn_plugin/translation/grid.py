@@ -1,0 +1,46 @@
+"""Picture grids: sources above, translations below, to be seen at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image
+from torch import Tensor
+
+from qsattn_plugin.data.images import from_tensor
+
+_GAP = 2
+_SMALLEST = 96
+
+
+def picture_grid(rows: Sequence[Sequence[Tensor]], columns: int = 8) -> Image.Image:
+    """Put pictures in rows on one sheet.
+
+    Args:
+        rows: e.g. sources and their translations: as many pictures in each, float (C, H, W) in [-1, 1]. Sizes may
+            differ; smaller ones are centred in their cell.
+        columns: where a row is longer, the rows go on below as one block.
+
+    Returns:
+        An RGB picture. Pictures below 96 pixels are enlarged by a whole number, pixels kept sharp.
+    """
+    pictures = [[from_tensor(p).convert("RGB") for p in row] for row in rows]
+    flat = [p for row in pictures for p in row]
+    scale = max(1, -(-_SMALLEST // max(max(p.size) for p in flat)))
+    cell_w, cell_h = (scale * max(p.size[axis] for p in flat) + _GAP for axis in (0, 1))
+    count = max(len(row) for row in pictures)
+    columns = min(columns, count)
+    blocks = -(-count // columns)
+    sheet = Image.new(
+        "RGB",
+        (columns * cell_w + _GAP, blocks * (len(rows) * cell_h + 3 * _GAP) - 2 * _GAP),
+        "white",
+    )
+    for r, row in enumerate(pictures):
+        for i, p in enumerate(row):
+            block, column = divmod(i, columns)
+            p = p.resize((p.width * scale, p.height * scale), Image.Resampling.NEAREST)
+            x = _GAP + column * cell_w + (cell_w - _GAP - p.width) // 2
+            y = _GAP + block * (len(rows) * cell_h + 3 * _GAP) + r * cell_h + (cell_h - _GAP - p.height) // 2
+            sheet.paste(p, (x, y))
+    return sheet

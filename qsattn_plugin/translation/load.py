@@ -1,0 +1,124 @@
+"""From a run folder or a file to a generator that translates pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from qsattn_plugin.checkpoints import Checkpoints
+from qsattn_plugin.data.images import from_tensor, to_channels, to_float
+from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.registry import create
+from qsattn_plugin.storage import DamagedFile, load_tensors
+from qsattn_plugin.translation.apply import translate
+
+
+class Translator(nn.Module):
+    """A trained generator: tensors in, tensors out, or pictures in, pictures out.
+
+    Args:
+        generator: the network.
+        channels: channels of the images it takes.
+        document: what is known about it: recipe, step, scores.
+    """
+
+    def __init__(self, generator: nn.Module, channels: int, document: dict[str, Any] | None = None):
+        super().__init__()
+        self.generator = generator
+        self.channels = channels
+        self.document = document or {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Translate (B, C, H, W) in [-1, 1]; sides a multiple of ``generator.multiple``."""
+        return self.generator(images)
+
+    @overload
+    def translate(self, pictures: Image.Image) -> Image.Image: ...
+
+    @overload
+    def translate(self, pictures: Sequence[Image.Image]) -> list[Image.Image]: ...
+
+    def translate(self, pictures: Image.Image | Sequence[Image.Image]) -> Image.Image | list[Image.Image]:
+        """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
+
+        Neighbours of equal size in a list share a batch.
+        """
+        if isinstance(pictures, Image.Image):
+            return self.translate([pictures])[0]
+        weights = next(self.generator.parameters())
+        out: list[Image.Image] = []
+        while len(out) < len(pictures):
+            size = pictures[len(out)].size
+            batch = []
+            for picture in pictures[len(out) :]:
+                if picture.size != size:
+                    break
+                batch.append(to_float(to_channels(picture, self.channels)))
+            images = torch.stack(batch).to(weights.device, weights.dtype)
+            for result in translate(self.generator, images):
+                out.append(_with_alpha(from_tensor(result.cpu()), pictures[len(out)]))
+        return out
+
+
+def _with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
+    """Give the translation the source's transparency, unless the model translated that too."""
+    if "A" not in source.getbands() or "A" in result.getbands():
+        return result
+    result = result.copy()
+    result.putalpha(source.getchannel("A"))
+    return result
+
+
+def load(model: str | Path, device: torch.device | str = "cpu", name: str | None = None) -> Translator:
+    """Load a generator for translation.
+
+    Args:
+        model: a run folder (its newest whole checkpoint), a name below ``runs/``, or a checkpoint or weights file.
+        device: where to put it.
+        name: which generator, where a method trains several ("forward", "backward"); the main one without it.
+
+    Raises:
+        UserError: there is no such model, or nothing in it can translate.
+    """
+    path = find_weights(Path(model))
+    _, document = load_tensors(path, prefix="\0")  # the document alone
+    generators = document.get("generators", {})
+    if not generators:
+        raise DamagedFile(f"{path} holds no generator")
+    name = name or next(iter(sorted(generators, key=lambda key: key != "forward")))
+    if name not in generators:
+        raise UserError(f"{path} has no generator {name!r}{nearest(name, generators)} ({', '.join(generators)})")
+    spec = generators[name]
+    # The weights are about to be replaced: what the constructor draws must not disturb anybody's random numbers.
+    with torch.random.fork_rng(devices=[]):
+        generator = create("generator", spec["type"], **spec["arguments"])
+    weights, _ = load_tensors(path, spec["prefix"])
+    try:
+        generator.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
+    generator.requires_grad_(False).eval()
+    return Translator(generator, spec["arguments"]["in_channels"], document).to(device)
+
+
+def find_weights(model: Path) -> Path:
+    """Return the file with a model's weights: the file itself, or the newest whole checkpoint of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    if model.is_file():
+        return model
+    for folder in (model, Path("runs") / model):
+        if folder.is_dir():
+            newest, _ = Checkpoints(folder / "checkpoints").newest()
+            if newest is not None:
+                return newest
+            raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`")
+    runs = [path.parent.name for path in Path("runs").glob("*/recipe.yaml")]
+    raise UserError(f"there is no run or file {str(model)!r}{nearest(model.name, runs)}")
