@@ -16,6 +16,6 @@ class UserError(Exception):
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
-    by_text = {str(k): k for k in known}
-    close = difflib.get_close_matches(str(name), by_text, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    by_text = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(name).lower(), by_text, n=1, cutoff=0.5)
+    return f"; did you mean {by_text[close[0]]!r}?" if close else ""

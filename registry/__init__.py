@@ -42,9 +42,13 @@ KINDS = {
 #: Modules whose import registers the built-in parts of a kind.
 BUILTIN: dict[str, tuple[str, ...]] = {
     "method": ("qsattn_plugin.training.cut",),
-    "generator": ("qsattn_plugin.registry.generators",),
-    "discriminator": ("qsattn_plugin.registry.discriminators",),
-    "encoder": ("qsattn_plugin.registry.encoders",),
+    "generator": (
+        "qsattn_plugin.registry.generators",
+        "qsattn_plugin.registry.unet",
+        "qsattn_plugin.registry.mobile",
+    ),
+    "discriminator": ("qsattn_plugin.registry.discriminators", "qsattn_plugin.registry.timm_parts"),
+    "encoder": ("qsattn_plugin.registry.encoders", "qsattn_plugin.registry.timm_parts"),
     "sampler": ("qsattn_plugin.samplers",),
     "significance": ("qsattn_plugin.samplers",),
     "objective": ("qsattn_plugin.losses",),

@@ -1,0 +1,209 @@
+"""What a recipe may say: its sections, their keys, ranges and defaults.
+
+Sections of parts (``generator``, ``sampler``, ...) have ``type`` and the arguments of the part that it names; those are
+checked against the part's signature, not here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from qsattn_plugin.errors import nearest
+
+__all__ = ["DEFAULTS", "KEYS", "PARTS", "PIPELINE", "Checkpoint", "Data", "Evaluate", "PartSpec", "Pipeline", "Train"]
+
+#: Section -> the kind of part that it names. ``augmentations`` is a list of parts.
+PARTS = {
+    "data": "dataset",
+    "generator": "generator",
+    "discriminator": "discriminator",
+    "encoder": "encoder",
+    "sampler": "sampler",
+    "augmentations": "augmentation",
+}
+
+#: Every key of a recipe, in the order in which a resolved recipe shows them, and what it says.
+KEYS = {
+    "extends": "one recipe to start from: a shipped name, or a path relative to this file",
+    "import": "Python files beside the recipe, or modules, that register parts; imported before the recipe is checked",
+    "name": "names the run folder; the file's name if not given",
+    "method": "how to train; its defaults lie below every key of the recipe",
+    "data": "the images, and how they are prepared",
+    "generator": "translates images",
+    "discriminator": "tells real images of the target domain from translated ones",
+    "encoder": "gives the features that the contrastive loss compares",
+    "sampler": "chooses where the contrastive loss looks",
+    "augmentations": "change training images on the training device, in this order",
+    "objective": "the method's own settings: losses and their weights",
+    "train": "the optimisation",
+    "checkpoint": "what survives a crash",
+    "evaluate": "picture grids and scores during training",
+}
+
+#: What lies below everything else.
+DEFAULTS: dict[str, Any] = {
+    "method": "qsattn",
+    "data": {"type": "folders"},
+    "generator": {"type": "resnet_9blocks"},
+    "discriminator": {"type": "patchgan"},
+    "encoder": {"type": "generator"},
+    "sampler": {"type": "random"},
+    "augmentations": [],
+    "objective": {},
+    "train": {},
+    "checkpoint": {},
+    "evaluate": {},
+}
+
+
+def absolute(path: Path) -> Path:
+    """Return the path with ``~`` expanded and made absolute against the current directory."""
+    return Path(os.path.abspath(path.expanduser()))
+
+
+Preprocess = Literal[
+    "resize_and_crop",
+    "crop",
+    "scale_width",
+    "scale_width_and_crop",
+    "scale_shortside",
+    "scale_shortside_and_crop",
+    "none",
+]
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """A part by its registered name, with the arguments that the recipe gives."""
+
+    type: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Section(BaseModel):
+    """A section whose keys are fixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Pipeline(Section):
+    """The keys of ``data`` that every dataset has.
+
+    Args:
+        direction: AtoB translates images of A into B, BtoA the reverse.
+        preprocess: What happens to a training image before it is cropped; CUT's and CycleGAN's modes.
+        resize: Side (or width) in pixels to which images are resized.
+        crop: Side in pixels of the random square crop, a multiple of 4.
+        channels: 1 is greyscale, 3 is RGB.
+    """
+
+    direction: Literal["AtoB", "BtoA"] = "AtoB"
+    preprocess: Preprocess = "resize_and_crop"
+    resize: int = Field(286, ge=1)
+    crop: int = Field(256, ge=1)
+    channels: int = Field(3, ge=1, le=4)
+
+    @field_validator("crop")
+    @classmethod
+    def _fits(cls, crop: int, info: ValidationInfo) -> int:
+        mode, resize = info.data.get("preprocess", "none"), info.data.get("resize", crop)
+        if "crop" in mode and crop % 4:
+            raise ValueError(f"must be a multiple of 4, got {crop}")
+        if mode.endswith("_and_crop") and crop > resize:
+            raise ValueError(f"must be at most data.resize ({resize}), got {crop}; set both")
+        return crop
+
+
+PIPELINE = tuple(Pipeline.model_fields)
+
+
+class Data(Pipeline):
+    """The resolved ``data`` section: the pipeline's keys, and the dataset as a part."""
+
+    type: str
+    arguments: dict[str, Any] = {}
+
+
+class Train(Section):
+    """The optimisation.
+
+    Args:
+        steps: Optimiser steps in all.
+        decay_from: Step from which the learning rate falls linearly to zero at the last; null is half the steps.
+        batch_size: Images of each domain a step.
+        lr: Adam's learning rate.
+        betas: Adam's decay rates of the gradient's mean and square.
+        precision: Number format of the networks' arithmetic; weights stay fp32.
+        seed: Every random draw of the run follows from it.
+        ema: Decay of the averaged generator a step; 0 switches averaging off.
+        init_from: Checkpoint or weights file to start from.
+        device: auto takes what the machine has; or a torch device such as cpu, cuda:1 or mps.
+        log_every: Steps between two lines of the log.
+    """
+
+    steps: int = Field(ge=1)
+    decay_from: int | None = Field(None, ge=0, validate_default=True)
+    batch_size: int = Field(1, ge=1)
+    lr: float = Field(2e-4, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = Field(0, ge=0, lt=2**63)
+    ema: float = Field(0.0, ge=0, lt=1)
+    init_from: AbsolutePath | None = None
+    device: str = "auto"
+    log_every: int = Field(50, ge=1)
+
+    @field_validator("decay_from")
+    @classmethod
+    def _half(cls, start: int | None, info: ValidationInfo) -> int | None:
+        steps = info.data.get("steps")
+        if steps is None:  # wrong itself, and said so
+            return start
+        if start is None:
+            return steps // 2
+        if start > steps:
+            hint = "set both, or decay_from to null for half of the steps"
+            raise ValueError(f"must be at most train.steps ({steps}), got {start}; {hint}")
+        return start
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        known = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "npu", "mtia", "xla")
+        name = device.partition(":")[0]
+        if name not in known or (name == "auto" and device != name) or not re.fullmatch(r"[a-z]+(:[0-9]+)?", device):
+            raise ValueError(f"must be auto or a torch device such as cuda:0, got {device!r}{nearest(name, known)}")
+        return device
+
+
+class Checkpoint(Section):
+    """What survives a crash.
+
+    Args:
+        every: Steps between two checkpoints.
+        keep: How many of the latest checkpoints stay on disk.
+    """
+
+    every: int = Field(5000, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class Evaluate(Section):
+    """Picture grids and scores during training.
+
+    Args:
+        every: Steps between two evaluations.
+        images: How many test images are translated for the score; null takes all.
+        grid: Images in the picture grid.
+    """
+
+    every: int = Field(5000, ge=1)
+    images: int | None = Field(None, ge=1)
+    grid: int = Field(8, ge=1)

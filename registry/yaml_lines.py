@@ -1,0 +1,221 @@
+"""YAML to plain data that knows where each value was written, and back.
+
+PyYAML follows YAML 1.1, where ``2e-4`` is text, ``no`` is a boolean, ``12:30`` is 750 and the last of two equal keys
+wins in silence. Only its parser is used here. Values become what a person means (YAML 1.2): ``true`` and ``false`` are
+the booleans, numbers may be written ``2e-4`` or ``533_600``, everything else is text. A number that meets a text field
+is turned back into the characters that were written, which is why a :class:`Node` keeps them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import yaml
+
+from qsattn_plugin.errors import UserError
+
+__all__ = ["Node", "Place", "Problem", "RecipeError", "from_plain", "parse", "resolve", "write"]
+
+#: More values than any recipe has; aliases of aliases can unfold to billions.
+MOST_VALUES = 20_000
+
+
+class Place(NamedTuple):
+    """Where something was written: a file and its line, or a command-line option."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: where, at which dotted key, and what."""
+
+    place: Place
+    key: str
+    text: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (str(self.place), self.key, self.text) if part)
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be used. The message has one line a problem: file, line, key and what is wrong."""
+
+    def __init__(self, *problems: Problem):
+        order = {p: (p.place.source, p.place.line or 0, p.key) for p in problems}
+        self.problems = tuple(sorted(order, key=order.__getitem__))
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def __reduce__(self) -> tuple:
+        return type(self), self.problems  # the message alone would not rebuild it in another process
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and the place of its key (or of itself, in a list).
+
+    ``value`` is a dict of nodes, a list of nodes, or a str, int, float, bool or None. ``text`` is an unquoted value as
+    it was written.
+    """
+
+    value: Any
+    place: Place
+    text: str | None = field(default=None, compare=False)
+
+    def get(self, key: str) -> Node | None:
+        """Return the node below ``key`` (an index, written in digits, in a list), or None."""
+        if isinstance(self.value, dict):
+            return self.value.get(key)
+        if isinstance(self.value, list) and key.isdecimal() and int(key) < len(self.value):
+            return self.value[int(key)]
+        return None
+
+    def __str__(self) -> str:
+        """The value as a message shows it."""
+        if isinstance(self.value, dict | list):
+            return "a mapping" if isinstance(self.value, dict) else "a list"
+        if self.value is None:
+            return "nothing"
+        return self.text if self.text is not None and not isinstance(self.value, str) else repr(self.value)
+
+
+def from_plain(value: Any, place: Place) -> Node:
+    """Return plain data as nodes that all lie at ``place``."""
+    if isinstance(value, dict):
+        return Node({str(k): from_plain(v, place) for k, v in value.items()}, place)
+    if isinstance(value, list | tuple):
+        return Node([from_plain(v, place) for v in value], place)
+    return Node(value, place)
+
+
+_DIGITS = "[0-9]+(?:_[0-9]+)*"
+_RESOLVERS: tuple[tuple[re.Pattern, Callable[[str], Any]], ...] = tuple(
+    (re.compile(pattern), convert)
+    for pattern, convert in (
+        ("|null|Null|NULL|~", lambda text: None),
+        ("true|True|TRUE|false|False|FALSE", lambda text: text.lower() == "true"),
+        (f"[-+]?{_DIGITS}", int),
+        ("0x[0-9a-fA-F]+|0o[0-7]+", lambda text: int(text, 0)),
+        (rf"[-+]?(?:{_DIGITS}\.?(?:{_DIGITS})?|\.{_DIGITS})(?:[eE][-+]?[0-9]+)?", float),
+        (r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", lambda text: float(text.replace(".", ""))),
+    )
+)
+
+
+def resolve(text: str) -> Any:
+    """Return the null, boolean or number that an unquoted YAML value means, or the text itself."""
+    if len(text) <= 100:  # no number is longer, and Python refuses to convert very long ones
+        for pattern, convert in _RESOLVERS:
+            if pattern.fullmatch(text):
+                return convert(text)
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's parser without its resolvers: every untagged scalar arrives as text, and ``resolve`` decides."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own class attribute
+
+
+def parse(text: str, place: Place, lines: bool = True) -> Node:
+    """Return the nodes of a YAML text. Its lines are counted below ``place.source``, or all lie at ``place``.
+
+    Raises:
+        RecipeError: not YAML, a duplicate key, a tag, a key that is not text, aliases that never end.
+    """
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        return _Reader(place, lines).convert(root, None, "") if root else Node(None, place, "")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = Place(place.source, mark.line + 1) if lines and mark else place
+        line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+        if "\t" in line[: len(line) - len(line.lstrip())]:
+            raise RecipeError(Problem(at, "", "a tab indents this line; YAML takes spaces only")) from None
+        raise RecipeError(Problem(at, "", f"this is not YAML: {error.problem or error.context}")) from None
+    except yaml.YAMLError as error:
+        what = str(error).splitlines()[0]
+        raise RecipeError(Problem(place, "", f"this is not YAML: {what}")) from None
+    except RecursionError:
+        raise RecipeError(Problem(place, "", "this is nested too deeply for a recipe")) from None
+
+
+class _Reader:
+    """Turns PyYAML's nodes into ours and refuses what a recipe must not have."""
+
+    def __init__(self, place: Place, lines: bool):
+        self.place, self.lines = place, lines
+        self.values = 0
+        self.open: list[yaml.Node] = []  # the way down to the current node; meeting one of them again is a circle
+
+    def at(self, node: yaml.Node) -> Place:
+        return Place(self.place.source, node.start_mark.line + 1) if self.lines else self.place
+
+    def convert(self, node: yaml.Node, place: Place | None, key: str) -> Node:
+        place = place or self.at(node)
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise RecipeError(Problem(place, key, f"the aliases unfold to more than {MOST_VALUES} values"))
+        if any(node is above for above in self.open):
+            raise RecipeError(Problem(place, key, "the alias stands inside its own anchor, so it never ends"))
+        if node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise RecipeError(Problem(place, key, f"the tag {tag} is not taken in recipes; write the plain value"))
+        if isinstance(node, yaml.ScalarNode):
+            plain = node.style is None
+            return Node(resolve(node.value) if plain else node.value, place, node.value if plain else None)
+        self.open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return Node(self.mapping(node, key), place)
+            return Node([self.convert(n, None, f"{key}.{i}".lstrip(".")) for i, n in enumerate(node.value)], place)
+        finally:
+            self.open.pop()
+
+    def mapping(self, node: yaml.MappingNode, key: str) -> dict[str, Node]:
+        own: dict[str, Node] = {}
+        merged: dict[str, Node] = {}
+        for name, value in node.value:
+            at = self.at(name)
+            if not isinstance(name, yaml.ScalarNode):
+                raise RecipeError(Problem(at, key, "a key must be text, not a list or a mapping"))
+            path = f"{key}.{name.value}".lstrip(".")
+            if name.value in own:
+                line = "twice" if not self.lines else f"already on line {own[name.value].place.line}"
+                raise RecipeError(Problem(at, path, f"this key stands {line}; keep one of the two"))
+            if name.value == "<<" and name.style is None:
+                below = self.convert(value, None, path)
+                for source in below.value if isinstance(below.value, list) else [below]:
+                    if not isinstance(source.value, dict):
+                        raise RecipeError(Problem(at, path, f"only mappings can be merged in, got {source}"))
+                    merged = source.value | merged  # the first of several wins, as YAML's merge type has it
+            else:
+                own[name.value] = self.convert(value, at, path)
+        return merged | own
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text so that :func:`resolve` reads text again."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    quoted = resolve(text) != text or not text.isprintable() or text == "<<"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def write(value: Any) -> str:
+    """Return plain data as YAML on one line: mappings as ``{key: value}``, lists as ``[value]``."""
+    options = {"default_flow_style": True, "allow_unicode": True, "width": float("inf"), "sort_keys": False}
+    return yaml.dump([value], Dumper=_Dumper, **options).strip()[1:-1]  # alone, text would get an end mark

@@ -1,0 +1,283 @@
+"""Recipes: what they mean, how they stack, what they build, and how they are written down again."""
+# ruff: noqa: F401, F811 - pytest finds fixtures by their names in the module
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from recipe_parts import GOOD, Generator, load, parts
+
+from qsattn_plugin import registry
+from qsattn_plugin.registry.json_schema import json_schema
+from qsattn_plugin.registry.recipe import Recipe, RecipeError, load_recipe, shipped_recipes, summary
+from qsattn_plugin.registry.schema import PIPELINE
+
+
+def test_defaults(load, parts):
+    recipe = load(GOOD)
+    assert (recipe.name, recipe.method, recipe.source) == ("my", "qsattn", "my.yaml")
+    assert (recipe.data.type, recipe.data.arguments) == ("folders", {"root": parts / "x"})
+    assert (recipe.data.direction, recipe.data.resize, recipe.data.crop) == ("AtoB", 286, 256)
+    assert recipe.generator.type == "resnet_9blocks"
+    assert recipe.sampler.arguments == {"queries": 64}  # the method's, over the part's own
+    assert recipe.augmentations == []
+    assert recipe.objective == {"gan": "lsgan", "weight": 2.0}  # the signature's and the method's
+    assert (recipe.train.lr, recipe.train.decay_from, recipe.train.ema) == (1e-3, 50, 0)
+    assert (recipe.checkpoint.keep, recipe.evaluate.images) == (2, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1e5", 100_000), ("533_600", 533_600), ("5.0", 5), ("0x10", 16), ("007", 7), ("+3", 3)],
+)
+def test_integers_as_people_write_them(load, written, value):
+    steps = load(f"data: {{root: x}}\ntrain: {{steps: {written}}}").train.steps
+    assert steps == value
+    assert type(steps) is int
+
+
+@pytest.mark.parametrize(
+    ("written", "value"), [("2e-4", 2e-4), ("2.e-4", 2e-4), (".5", 0.5), ("1", 1.0), ("1_000.5", 1000.5)]
+)
+def test_floats_as_people_write_them(load, written, value):
+    lr = load(GOOD, f"train.lr={written}").train.lr
+    assert lr == value
+    assert type(lr) is float
+
+
+@pytest.mark.parametrize(
+    "written", ["no", "on", "y", "1e5", "001", "2001-12-14", "12:30:45", "true", "0x1F", "'a: b'", ".inf", "1_000"]
+)
+def test_text_stays_as_written(load, written):
+    recipe = load(f"data: {{root: x, note: {written}}}\ntrain: {{steps: 1}}")
+    assert recipe.data.arguments["note"] == written.strip("'")
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_anchors_merge_keys_and_a_byte_order_mark(load):
+    recipe = load(
+        "\ufeffdata: {root: x}\n"
+        "train: &t {steps: 9, seed: 1}\n"
+        "generator: {<<: {width: 2, taps: [a, 1]}, width: 3}\n"
+        "sampler: {queries: &n 7}\n"
+        "evaluate: {every: *n}\n"
+    )
+    assert recipe.generator.arguments == {"width": 3, "taps": ("a", 1)}
+    assert recipe.evaluate.every == 7
+
+
+def test_paths_are_absolute(load, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    recipe = load(GOOD, "data.root=~/a/../b", "train.init_from=c.pth")
+    assert recipe.data.arguments["root"] == Path("/home/somebody/b")
+    assert recipe.train.init_from == Path.cwd() / "c.pth"
+
+
+STACKS = [
+    # mappings merge, lists are replaced, later wins
+    ("train: {seed: 2}", "train: {seed: 3, batch_size: 4}", (), "train.seed", 3),
+    ("train: {seed: 2}", "train: {batch_size: 4}", (), "train.seed", 2),
+    ("augmentations: [flip]", "augmentations: [loose, {type: flip, p: 1}]", (), "augmentations.0.type", "loose"),
+    ("augmentations: [flip]", "augmentations: []", (), "augmentations", []),
+    ("sampler: {type: attention, options: {a: 1}}", "sampler: {options: {b: 2}}", (), "sampler.options.a", 1),
+    # explicit keys lie over the method's defaults, in whichever file they stand
+    ("train: {lr: 5}", "method: qsattn", (), "train.lr", 5),
+    # a different type drops the arguments below it; the same type keeps them
+    ("sampler: {type: attention, rows: high}", "sampler: points", (), "sampler", {"type": "points", "queries": 64}),
+    ("sampler: {type: attention, rows: high}", "sampler: random", (), "sampler", {"type": "random"}),
+    ("sampler: {type: attention, rows: high}", "sampler: attention", (), "sampler.rows", "high"),
+    ("sampler: {grid: true}", "sampler: {type: attention}", (), "sampler", {"type": "attention"}),
+    ("data: {note: a, crop: 8}", "data: toy", (), "data.crop", 8),
+    # data keeps the pipeline's keys; the child's own arguments stay
+    ("data: {note: a}", "data: {type: toy, size: 3}", (), "data.size", 3),
+    # a different method has other defaults and other settings, and exchanges the parts that were left to it
+    ("objective: {weight: 7}", "method: qsattn", (), "objective.weight", 7),
+    ("objective: {weight: 7}", "method: cycle", (), "objective", {"cycle": 10.0}),
+    ("sampler: {grid: true}", "method: cycle", (), "sampler", {"type": "attention"}),
+    ("sampler: {type: points, grid: true}", "method: cycle", (), "sampler", {"type": "points", "grid": True}),
+    # a recipe that extends another is not that one
+    ("name: base", "", (), "name", "my"),
+    # overrides
+    ("train: {seed: 2}", "train: {seed: 3}", ("train.seed=4", "train.seed=5"), "train.seed", 5),
+    ("", "sampler: {type: attention, rows: high}", ("sampler=random",), "sampler", {"type": "random"}),
+    ("", "", ("train={seed: 8, betas: [0, 0.5]}",), "train.betas", [0.0, 0.5]),
+    ("", "augmentations: [flip]", ("augmentations.0.p=.25",), "augmentations", [{"type": "flip", "p": 0.25}]),
+    ("", "augmentations: [{type: flip, p: 1}]", ("augmentations.0=loose",), "augmentations", [{"type": "loose"}]),
+    (
+        "",
+        "augmentations: [{type: flip, p: 1}]",
+        ("augmentations.0.type=loose",),
+        "augmentations.0",
+        {"type": "loose"},
+    ),
+    ("", "method: cycle", ("augmentations.0.p=1",), "augmentations.0.p", 1.0),  # the method's own list
+    ("", "generator: {taps: [1, 2]}", ("generator.taps.1=stem",), "generator.taps", [1, "stem"]),
+    ("", "", ("method=cycle", "name=007"), "name", "007"),
+    ("", "train: {init_from: a}", ("train.init_from=",), "train.init_from", None),
+    ("", "data: {note: a}", ("data.note=a=b:c",), "data.note", "a=b:c"),
+]
+
+
+@pytest.mark.parametrize(("parent", "child", "overrides", "key", "value"), STACKS)
+def test_layers(load, parent, child, overrides, key, value):
+    parent, child = f"extends: ground.yaml\n{parent}", f"extends: parent.yaml\n{child}"
+    recipe = load(child, *overrides, ground=GOOD, parent=parent)
+    found = recipe.to_dict()
+    for step in key.split("."):
+        found = found[int(step)] if isinstance(found, list) else found[step]
+    assert found == value
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+PARTS_FILE = """
+from qsattn_plugin.registry import register
+
+@register("sampler", "mine")
+def mine(queries: int = 3):
+    return queries
+"""
+
+
+@pytest.mark.parametrize("name", ["./parts_of_test.py", "parts_of_test"])
+def test_import_of_a_file_beside_the_recipe(load, name):
+    Path("below").mkdir()
+    Path("below/parts_of_test.py").write_text(PARTS_FILE)
+    Path("below/ground.yaml").write_text(f"{GOOD}import: [{name}]\nsampler: mine\n")
+    recipe = load("extends: below/ground.yaml\nimport: [json]\nsampler: {queries: 4}")
+    assert recipe.imports == [str(Path("below/parts_of_test.py").absolute()), "json"]
+    assert recipe.build("sampler") == 4
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe  # imports the same file once more
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_a_recipe_out_of_a_checkpoint_runs_no_code(load):
+    Path("evil_of_test.py").write_text("raise SystemExit('it ran')\n")
+    values = load(GOOD).to_dict() | {"import": [str(Path("evil_of_test.py").absolute())]}
+    assert Recipe.from_dict(values).imports == values["import"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import nothing_like_this", "ModuleNotFoundError: No module named 'nothing_like_this' (broken.py, line 1)"),
+        ("x = 1\ny = x / 0", "ZeroDivisionError: division by zero (broken.py, line 2)"),
+        ("def (", "SyntaxError"),
+        (PARTS_FILE.replace('"mine"', '"points"'), "PartError: sampler 'points' is already registered by"),
+    ],
+)
+def test_import_of_a_broken_file(load, content, message):
+    Path("broken.py").write_text(content)
+    with pytest.raises(RecipeError, match=r"^my.yaml:3: import: ") as error:
+        load(GOOD + "import: [broken.py]")
+    assert message in str(error.value)
+
+
+def test_build_injects_what_the_recipe_leaves_open(load):
+    recipe = load(GOOD, "data.channels=1", "augmentations=[flip, {type: flip, p: 1}]", "train.seed=3")
+    assert recipe.build("generator", in_channels=1, unknown=2).in_channels == 1
+    assert load(GOOD, "generator.in_channels=4").build("generator", in_channels=1).in_channels == 4
+    assert recipe.build("data").channels == 1
+    assert [recipe.build(f"augmentations.{i}") for i in (0, 1)] == [("flip", 0.5), ("flip", 1.0)]
+    method = recipe.build("method", networks="n", nothing=1)
+    assert (method.networks, method.gan, method.weight) == ("n", "lsgan", 2.0)
+    assert recipe.part("augmentations.1").arguments == {"p": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "section", "message"),
+    [
+        ("generator:\n  width: 0\n", "generator", "my.yaml:4: generator.width: must be at least 1, got 0"),
+        ("generator:\n  width: 1001\n", "generator", "my.yaml:3: generator: too wide for this machine"),
+        ("method: qsattn\n", "method", "my.yaml:3: method: method 'qsattn' needs the argument 'networks'"),
+    ],
+)
+def test_what_a_part_refuses_is_named_at_its_line(load, text, section, message):
+    with pytest.raises(RecipeError) as error:
+        load(GOOD + text).build(section)
+    assert str(error.value) == message
+
+
+def test_what_a_dataset_refuses_is_named_at_its_line(load):
+    with pytest.raises(RecipeError, match=r"^my.yaml:2: data.root: there are no images below .*empty$"):
+        load("data:\n  root: empty\ntrain: {steps: 1}").build("data")
+
+
+def test_locate(load):
+    recipe = load("data: {root: x}\ntrain:\n  seed: 1\n  steps: 5\n", "train.lr=1", "augmentations=[flip]")
+    places = {
+        "train.steps": "my.yaml:4",
+        "train.lr": "-s train.lr=1",
+        "augmentations.0.p": "-s augmentations=[flip]",
+        "sampler.queries": "defaults of method 'qsattn'",
+        "evaluate.every": "my.yaml:1",
+    }
+    assert {key: recipe.locate(key) for key in places} == places
+    assert str(recipe.error("train.seed", "no")) == "my.yaml:3: train.seed: no"
+
+
+def test_dump_is_complete_deterministic_and_the_same_recipe(load):
+    recipe = load(
+        GOOD,
+        "generator={width: 2, taps: [1, '1', 'no', '2e-4', '', 'a, b', 'x: y', \"line\\nline\", <<, '~', '#']}",
+        "sampler={type: attention, options: {'1': 1e-5, 'on': 3e+20}}",
+        "augmentations=[flip, {type: loose, list: [{a: [null, true, 'true', 1.0, 1e16]}], text: 'é ☃ '}]",
+        "encoder.anything={}",
+    )
+    text = recipe.to_yaml()
+    again = Recipe.from_yaml(text, "run/recipe.yaml")
+    assert again == recipe
+    assert again.to_yaml() == text
+    values = json.loads(json.dumps(recipe.to_dict()))
+    assert values == recipe.to_dict()
+    assert Recipe.from_dict(values) == recipe
+    assert recipe.generator.arguments["taps"][:4] == (1, "1", "no", "2e-4")
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert "\ntrain:\n  steps: 100\n  decay_from: 50\n" in text
+    assert recipe != load(GOOD)
+
+
+def test_a_part_that_hints_at_what_pydantic_cannot_check(load):
+    @registry.register("sampler", "odd")
+    def odd(schema: int = 1, network: Generator | None = None, late: Unknown = None):  # noqa: F821
+        return schema, network, late
+
+    @registry.register("sampler", "network")
+    def network(network: Generator | None = None):
+        return network
+
+    assert load(GOOD + "sampler: {type: odd, schema: 2, late: x}").build("sampler") == (2, None, "x")
+    assert load(GOOD + "sampler: network").build("sampler", network=7) == 7
+    with pytest.raises(RecipeError, match=r"sampler.network: must be left out \(the method gives it\), got 5"):
+        load(GOOD + "sampler: {type: network, network: 5}")
+
+
+def test_json_schema_describes_every_part(parts):
+    schema = json_schema()
+    assert json.loads(json.dumps(schema)) == schema
+    assert not schema["additionalProperties"]
+    assert set(schema["properties"]["train"]["properties"]) >= {"steps", "lr", "decay_from"}
+    assert schema["properties"]["train"]["properties"]["steps"]["description"]
+    names, mapping = schema["properties"]["generator"]["oneOf"]
+    assert {"const": "resnet_9blocks", "description": "A generator."} in names["oneOf"]
+    case = next(c["then"] for c in mapping["allOf"] if c["if"]["properties"]["type"]["const"] == "resnet_9blocks")
+    width = case["properties"]["width"]
+    assert width == {"type": "integer", "default": 64, "description": "channels of the first layer."}
+    assert not case["additionalProperties"]
+    (settings,) = (c["then"] for c in schema["allOf"] if c["if"]["properties"]["method"]["const"] == "qsattn")
+    assert set(settings["properties"]["objective"]["properties"]) == {"gan", "weight"}
+    folders = schema["properties"]["data"]["oneOf"][1]["allOf"][0]["then"]
+    assert set(folders["properties"]) == {"type", "root", "note", *PIPELINE}
+    assert schema["properties"]["augmentations"]["items"]["oneOf"][1]["required"] == ["type"]
+
+
+@pytest.mark.parametrize("name", list(shipped_recipes()))
+def test_shipped_recipes(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert summary(shipped_recipes()[name]).endswith(".")
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
