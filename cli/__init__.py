@@ -18,6 +18,8 @@ COMMANDS = {
     "build": ("qsattn_plugin.cli.build", "Check a recipe, build its parts once, and make the run's folder."),
     "fit": ("qsattn_plugin.cli.fit", "Train the run built last, or the one named; carry on where it stopped."),
     "translate": ("qsattn_plugin.cli.translate", "Translate pictures and folders with a trained model."),
+    "map": ("qsattn_plugin.cli.map", "Draw where an image says most: entropy maps and the selected queries."),
+    "data": ("qsattn_plugin.cli.data", "Write a data set's pictures into folders."),
     "list": ("qsattn_plugin.cli.list", "Show the parts that recipes can name, and the shipped recipes."),
 }
 

@@ -47,7 +47,7 @@ class Screen:
         for name, reason in skipped[:5]:
             self._line(f"skipped {name}: {reason}")
         if skipped:
-            self._line(f"{len(skipped)} unreadable pictures were skipped")
+            self._line(f"{len(skipped)} unreadable picture{'s were' if len(skipped) > 1 else ' was'} skipped")
         images = " and ".join(str(n) for n in values["images"].values())
         going = f"carrying on at step {progress.step}" if values["resumed"] else "starting"
         self._line(f"{going} on {values['device']}, {images} images, {progress.steps} steps")
@@ -70,6 +70,11 @@ class Screen:
         text = f"{bar} {progress.step}/{progress.steps}  {self._rate}  {self._left(progress)}  {self._losses}"
         columns = shutil.get_terminal_size().columns
         click.echo("\r\x1b[K" + text[: columns - 1], nl=False, err=True)
+
+    def _done(self, progress: Progress) -> None:
+        self._line(f"{progress.values['folder']} is finished: {progress.step} steps")
+        if "scores" in progress.values:
+            self._evaluate(progress)
 
     def _evaluate(self, progress: Progress) -> None:
         scores = "  ".join(f"{name} {value:.4f}" for name, value in progress.values["scores"].items())

@@ -27,6 +27,10 @@ class GeneratorEncoder(nn.Module):
         self.taps: list[int] = [tap.index for tap in found]
         #: Channels at each tap: the heads are built from them.
         self.channels: list[int] = [tap.channels for tap in found]
+        #: Pixels that one position spans at each tap.
+        self.strides: list[int] = [tap.stride for tap in found]
+        #: Whether the encoder has weights of its own that belong into checkpoints.
+        self.saved: bool = False
 
     def translate(self, generator: nn.Module, source: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the translation of ``source`` (B, C, H, W) and the features of ``source``, from one pass."""

@@ -25,7 +25,8 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         count = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
         rows.append((role, name, f"{count:,}" if count else "-", find(kind, name).summary))
 
-    splits = [s for s in ("trainA", "trainB", "testA", "testB") if dataset.has(s)]
+    # Training needs both of its splits; a missing one raises here. Test images are optional.
+    splits = ["trainA", "trainB", *(s for s in ("testA", "testB") if dataset.has(s))]
     add("method", "method", recipe.method, None)
     rows.append(("data", recipe.data.type, "-", ", ".join(f"{s} {len(dataset.split(s))}" for s in splits)))
     networks = dict(session.method.named_children())

@@ -24,7 +24,10 @@ class LossIsNotFinite(UserError):
 
 @dataclass
 class Progress:
-    """What the loop has to say. ``kind`` is "start", "decode", "step", "log", "evaluate", "checkpoint" or "end"."""
+    """What the loop has to say.
+
+    ``kind`` is "decode", "start", "step", "train" (a line of the log), "evaluate", "checkpoint", "end", or "done".
+    """
 
     kind: str
     step: int = 0
@@ -54,6 +57,11 @@ def fit(
         UserError: another process trains the run, a loss is not finite, a checkpoint cannot be written, ...
     """
     with run.lock():
+        steps = run.recipe.train.steps
+        if (done := run.checkpoints.steps()) and done[-1] >= steps:
+            last = run.last("evaluate")
+            report(Progress("done", done[-1], steps, {"folder": str(run.folder), **last}))
+            return last.get("scores", {})
         return _Loop(run, report).run(max_steps, time_limit)
 
 

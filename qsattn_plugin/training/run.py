@@ -92,6 +92,16 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
+    def last(self, event: str) -> dict[str, Any]:
+        """Return the log's last line of that event, or an empty mapping."""
+        path = self.folder / "metrics.jsonl"
+        found: dict[str, Any] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with contextlib.suppress(ValueError):  # a line that a crash cut short
+                values = json.loads(line)
+                found = values if values.get("event") == event else found
+        return found
+
     def truncate_log(self, step: int) -> None:
         """Drop the log's lines of steps after ``step``: those that a resumed run takes again."""
         path = self.folder / "metrics.jsonl"

@@ -119,16 +119,24 @@ class Session:
         self.step = document["step"]
 
     def warm_start(self, path: Path) -> None:
-        """Take the weights of another training's checkpoint, as far as names and shapes agree; optimizers start anew.
+        """Take the weights of another training's checkpoint; optimizers start anew.
+
+        The generators must fit whole; of the other networks, what agrees in name and shape is taken.
 
         Raises:
-            UserError: not one network's weights fit.
+            UserError: there is no such file, or its generator is not the recipe's.
         """
         tensors, _ = load_tensors(path, "model/")
         mine = self.method.state_dict()
         fits = {k: t for k, t in tensors.items() if k in mine and mine[k].shape == t.shape}
-        if not any(k.startswith("generator") for k in fits):
-            raise UserError(f"train.init_from: no generator in {path} fits the one in the recipe")
+        lacking = [k for k in mine if k.startswith("generator") and k not in fits]
+        if lacking:
+            there = f"{tuple(tensors[lacking[0]].shape)} there" if lacking[0] in tensors else "not there"
+            raise self.recipe.error(
+                "train.init_from",
+                f"the generator in {path} does not fit the recipe's: {len(lacking)} tensors differ, the first is "
+                f"{lacking[0]}, {tuple(mine[lacking[0]].shape)} here and {there}",
+            )
         self.method.load_state_dict(fits, strict=False)
 
 

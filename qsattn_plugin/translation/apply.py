@@ -10,18 +10,20 @@ from torch import Tensor, nn
 _LEAST = 16
 
 
+def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
+    """Pad (B, C, H, W) on the right and below, by reflection, to sides that the generator takes."""
+    multiple = getattr(generator, "multiple", 4)
+    least = -(-_LEAST // multiple) * multiple
+    height, width = images.shape[-2:]
+    right, below = (max(-(-side // multiple) * multiple, least) - side for side in (width, height))
+    for pad, side in (((0, right, 0, 0), width), ((0, 0, 0, below), height)):
+        if any(pad):  # reflection cannot invent more than there is
+            images = F.pad(images, pad, mode="reflect" if max(pad) < side else "replicate")
+    return images
+
+
 @torch.inference_mode()
 def translate(generator: nn.Module, images: Tensor) -> Tensor:
-    """Translate (B, C, H, W) in [-1, 1] to the same size, whatever it is.
-
-    Sides are padded to the generator's ``multiple`` on the right and below, by reflection, and cut back.
-    """
+    """Translate (B, C, H, W) in [-1, 1] to the same size, whatever it is."""
     height, width = images.shape[-2:]
-    multiple = getattr(generator, "multiple", 4)
-    for axis, side in ((-1, width), (-2, height)):
-        more = max(-(-side // multiple) * multiple, -(-_LEAST // multiple) * multiple) - side
-        if more:
-            pad = (0, more, 0, 0) if axis == -1 else (0, 0, 0, more)
-            # Reflection cannot invent more than there is.
-            images = F.pad(images, pad, mode="reflect" if more < side else "replicate")
-    return generator(images)[..., :height, :width].clamp(-1, 1)
+    return generator(pad_for(generator, images))[..., :height, :width].clamp(-1, 1)

@@ -85,7 +85,7 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     Raises:
         UserError: there is no such model, or nothing in it can translate.
     """
-    path = find_weights(Path(model))
+    path = find_weights(model)
     _, document = load_tensors(path, prefix="\0")  # the document alone
     generators = document.get("generators", {})
     if not generators:
@@ -106,12 +106,13 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     return Translator(generator, spec["arguments"]["in_channels"], document).to(device)
 
 
-def find_weights(model: Path) -> Path:
+def find_weights(model: str | Path) -> Path:
     """Return the file with a model's weights: the file itself, or the newest whole checkpoint of a run.
 
     Raises:
         UserError: there is none.
     """
+    model = Path(model)
     if model.is_file():
         return model
     for folder in (model, Path("runs") / model):

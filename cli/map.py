@@ -1,0 +1,61 @@
+"""``qsattn map``: entropy maps of images, and where the queries lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("map", short_help="Draw entropy maps.")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("-m", "--model", required=True, help="A run, a checkpoint or weights file, or timm:NAME.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
+@click.option("--tap", "taps", multiple=True, help="A layer, by index or name; repeat it for several.")
+@click.option("--sampler", help="A registered sampler instead of the model's own.")
+@click.option("--queries", type=click.IntRange(min=1), help="How many queries, instead of the sampler's number.")
+@click.option("--significance", help="What ranks positions, instead of the sampler's choice.")
+@click.option(
+    "--scale",
+    type=click.Choice(["rank", "log", "linear"]),
+    default="rank",
+    show_default=True,
+    help="How entropies become colours.",
+)
+@click.option("--size", type=click.IntRange(min=16), help="Resize the shorter side to this many pixels first.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
+def command(
+    images: tuple[str, ...],
+    model: str,
+    out: Path,
+    taps: tuple[str, ...],
+    sampler: str | None,
+    queries: int | None,
+    significance: str | None,
+    scale: str,
+    size: int | None,
+    device: str,
+) -> None:
+    """Draw, for each IMAGE (file, folder or pattern) and tap: the image, its entropy as a heat map (warm is small
+    entropy), and the selected queries; side by side as a PNG, with the numbers as JSON beside it.
+
+    Without --sampler the model's own is used where it selects by attention, otherwise qsattn_global.
+    """
+    from qsattn_plugin.devices import pick_device
+    from qsattn_plugin.evaluation.mapping import draw_maps
+
+    written = draw_maps(
+        images,
+        model,
+        out,
+        taps=taps,
+        sampler=sampler,
+        options={k: v for k, v in {"queries": queries, "significance": significance}.items() if v is not None},
+        scale=scale,
+        size=size,
+        device=pick_device(device),
+    )
+    for path, numbers in written:
+        entropy = json.loads(numbers.read_text(encoding="utf-8"))["entropy_quantiles"]
+        click.echo(f"{path}  entropy {entropy['0%']:.3g} to {entropy['100%']:.3g} nats, median {entropy['50%']:.3g}")

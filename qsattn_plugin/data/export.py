@@ -1,0 +1,33 @@
+"""A data set's pictures as files, in the folders that the fork world reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from qsattn_plugin.data import Dataset
+from qsattn_plugin.data.images import as_pil, write_image
+
+
+def write_dataset(
+    dataset: Dataset, root: Path, splits: Iterable[str], progress: Callable[[int], None] = lambda done: None
+) -> dict[str, int]:
+    """Write each split's pictures into a folder of its name below ``root``; return how many.
+
+    Args:
+        dataset: gives the splits.
+        root: made where it is not there.
+        splits: names such as ``testA``.
+        progress: called with 1 after each picture.
+
+    Raises:
+        UserError: a split is not there, or a file cannot be written.
+    """
+    counts = {}
+    for split in splits:
+        images = dataset.split(split)
+        for index, name in enumerate(images.names):
+            write_image(as_pil(images[index]), root / split / name)
+            progress(1)
+        counts[split] = len(images)
+    return counts

@@ -1,0 +1,1 @@
+"""Scores of translated pictures, and entropy maps of the features behind them."""

@@ -1,0 +1,87 @@
+"""Entropy maps of picture files, written beside each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from qsattn_plugin.data.images import read_image, to_channels, to_float, write_image
+from qsattn_plugin.evaluation.maps import Scale, entropy_map
+from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
+from qsattn_plugin.registry import create, find
+from qsattn_plugin.storage import write_text
+from qsattn_plugin.translation.apply import pad_for
+from qsattn_plugin.translation.files import plan
+
+
+def draw_maps(
+    images: Iterable[str | Path],
+    model: str,
+    out: Path,
+    *,
+    taps: tuple[str, ...] = (),
+    sampler: str | None = None,
+    options: dict[str, Any] | None = None,
+    scale: Scale = "rank",
+    size: int | None = None,
+    device: torch.device | str = "cpu",
+) -> list[tuple[Path, Path]]:
+    """Write ``NAME-tap-T.png`` and ``.json`` for every picture and tap; return their paths.
+
+    Args:
+        images: files, folders or patterns.
+        model: see :func:`~qsattn_plugin.evaluation.sources.feature_source`.
+        out: the folder.
+        taps: layers; the attentive ones of the model without any.
+        sampler: a registered sampler's name; the model's own without it, or ``qsattn_global`` if that is not attentive.
+        options: arguments over the sampler's own, such as ``queries``.
+        scale: how entropies become colours, see :meth:`~qsattn_plugin.evaluation.maps.EntropyMap.warmth`.
+        size: the shorter side in pixels to which pictures are resized first.
+        device: where to compute.
+
+    Raises:
+        UserError: no such picture, model, tap or sampler.
+    """
+    source = feature_source(model, taps, device)
+    chooser = choose_sampler(source, sampler, options or {})
+    written = []
+    for path, target in plan(images, out):
+        picture = read_image(path)
+        if size is not None:
+            factor = size / min(picture.size)
+            picture = picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.BICUBIC)
+        image = to_float(to_channels(picture, source.channels))
+        features = source.features(pad_for(source.generator, image[None].to(device)))
+        for tap in map(str, source.taps):
+            maps, stride = features[tap]
+            found = entropy_map(image, maps, chooser, stride, torch.Generator().manual_seed(0))
+            place = target.with_name(f"{target.stem}-tap-{tap}.png")
+            write_image(found.draw(scale), place)
+            numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **found.numbers()}
+            write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")
+            written.append((place, place.with_suffix(".json")))
+    return written
+
+
+def choose_sampler(source: FeatureSource, name: str | None, options: dict[str, Any]) -> Any:
+    """Return the sampler to show: ``name``, or the model's own if it is attentive, or ``qsattn_global``."""
+    spec = dict(source.sampler)
+    own = spec.pop("type", "random")
+    if name is None:
+        name = own if _attends(own) else "qsattn_global"
+    if name != own:
+        spec = {}
+    spec |= options
+    if _attends(name):
+        spec["taps"] = "all"  # each map is looked at by itself
+    return create("sampler", name, **spec)
+
+
+def _attends(sampler: str) -> bool:
+    """Tell whether a sampler can be told where to attend."""
+    return "taps" in find("sampler", sampler).signature.parameters

@@ -1,0 +1,90 @@
+"""What a map or a measurement looks at: the features of a trained model, or of a timm network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.registry import create
+from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.translation.load import find_weights, load
+
+#: What ``model`` begins with to mean a timm network rather than a trained model.
+TIMM = "timm:"
+
+
+@dataclass
+class FeatureSource:
+    """An encoder, with what is known of it.
+
+    Attributes:
+        generator: the generator that the encoder belongs to, if there is one.
+        encoder: gives the features.
+        channels: channels of the images it takes.
+        sampler: the sampler of the model's recipe (``{"type": ..., ...}``), or an empty mapping.
+        taps: the taps that the recipe's sampler attends to, or else the deepest.
+    """
+
+    generator: nn.Module | None
+    encoder: nn.Module
+    channels: int
+    sampler: dict[str, Any]
+    taps: tuple[Any, ...]
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> dict[str, tuple[Tensor, int]]:
+        """Return, by tap, the features (B, C, h, w) of images (B, C, H, W) in [-1, 1], and the tap's stride."""
+        found = self.encoder.features(self.generator, images)
+        encoder = self.encoder
+        return {str(t): (f, s) for t, f, s in zip(encoder.taps, found, encoder.strides, strict=True)}
+
+
+def feature_source(model: str, taps: tuple[str, ...] = (), device: torch.device | str = "cpu") -> FeatureSource:
+    """Open a model for a look at its features.
+
+    Args:
+        model: as for :func:`qsattn_plugin.translation.load.load`, or ``timm:NAME`` for a pretrained timm network.
+        taps: the layers wanted, by index or name; without any, those that the model was trained with.
+        device: where to put it.
+
+    Raises:
+        UserError: no such model or tap.
+    """
+    if model.startswith(TIMM):
+        indices = tuple(_timm_tap(tap) for tap in taps) or None
+        encoder = create("encoder", "timm", model=model.removeprefix(TIMM), taps=indices, pretrained=True)
+        return FeatureSource(None, encoder.to(device).eval(), 3, {}, tuple(taps) or (encoder.taps[-1],))
+    path = find_weights(model)
+    translator = load(path, device)
+    generator, document = translator.generator, translator.document
+    recipe = document.get("recipe") or {}
+    spec = dict(recipe.get("encoder") or {"type": "generator"})
+    sampler = dict(recipe.get("sampler") or {})
+    if spec["type"] == "generator":
+        wanted = tuple(taps) or spec.get("taps")
+        encoder = create("encoder", "generator", taps=wanted and tuple(wanted), generator=generator)
+    else:
+        encoder = Recipe.from_dict(recipe, str(path)).build(
+            "encoder", generator=generator, in_channels=translator.channels, size=recipe["data"]["crop"]
+        )
+        encoder.load_state_dict(load_tensors(path, "model/encoder.")[0], strict=False)
+        known = [str(tap) for tap in encoder.taps]
+        for tap in taps:
+            if tap not in known:
+                raise UserError(f"the model was trained without tap {tap}{nearest(tap, known)} ({', '.join(known)})")
+    encoder = encoder.to(device).eval()
+    attentive = sampler.get("taps") if isinstance(sampler.get("taps"), (list, tuple)) else None
+    default = tuple(t for t in attentive or () if t in encoder.taps) or (encoder.taps[-1],)
+    shown = tuple(t for t in encoder.taps) if taps and spec["type"] == "generator" else tuple(taps) or default
+    return FeatureSource(generator, encoder, translator.channels, sampler, shown)
+
+
+def _timm_tap(tap: str) -> int:
+    if not tap.isdigit():
+        raise UserError(f"taps of a timm network are numbers, got {tap!r}")
+    return int(tap)

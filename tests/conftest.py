@@ -1,0 +1,47 @@
+"""What several tests share: real pictures where they are at hand, and a run small enough to train in a second."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests are many and small: threads of their own would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+#: Sets of real pictures, for development; not part of the package.
+REAL = Path(__file__).parents[2] / "shared" / "data" / "horse2zebra"
+
+#: Overrides that make the recipe `toy` train a few steps in about a second.
+TINY = (
+    "data.size=32",
+    "data.crop=32",
+    "data.train=4",
+    "data.test=2",
+    "generator.width=4",
+    "discriminator={type: patchgan, width: 4, layers: 1}",
+    "sampler.queries=16",
+    "objective.head_width=8",
+    "train.steps=4",
+    "train.batch_size=2",
+    "train.log_every=1",
+    "train.device=cpu",
+    "evaluate={every: 2, grid: 2}",
+    "checkpoint={every: 2, keep: 2}",
+)
+
+
+@pytest.fixture
+def real_pictures() -> Path:
+    """The folder of the real horse2zebra set; skips where it is absent."""
+    if not REAL.is_dir():
+        pytest.skip(f"the real pictures are not at {REAL.name} beside the checkout")
+    return REAL
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch) -> Path:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

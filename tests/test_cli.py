@@ -1,0 +1,263 @@
+"""The command line as a person meets it: what it prints, what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from qsattn_plugin.cli import COMMANDS, main
+from qsattn_plugin.data.images import read_image
+from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.run import Run
+from tests.conftest import TINY
+
+SETTINGS = [part for override in TINY for part in ("-s", override)]
+
+
+def qsattn(*args: object) -> Result:
+    """Run a command; an exception that is no exit is a traceback on a user's screen."""
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def refused(*args: object) -> str:
+    """Run a command that must fail, and return what it says."""
+    result = qsattn(*args)
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    assert result.output.strip()
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run that has finished."""
+    from qsattn_plugin.registry.recipe import load_recipe
+
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    old = os.getcwd()
+    os.chdir(folder.parent)
+    try:
+        fit(Run.create(load_recipe("toy", TINY), folder))
+    finally:
+        os.chdir(old)
+    return folder
+
+
+@pytest.mark.parametrize("args", [["--help"], ["list", "--help"], ["build", "--help"], ["fit", "--help"]])
+def test_help_does_not_import_torch(args):
+    program = (
+        "import sys\nfrom qsattn_plugin.cli import main\n"
+        f"try: main({args!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'timm', 'kornia', 'pydantic', 'PIL', 'numpy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: " in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    text = qsattn(command, "--help").output
+    assert "Usage: " in text
+    assert COMMANDS[command][1].endswith(".")
+
+
+def test_build_fit_translate(workplace):
+    built = qsattn("build", "toy", *SETTINGS)
+    assert built.exit_code == 0, built.output
+    for role in ("generator", "resnet_4blocks", "discriminator", "heads", "trainA 4, trainB 4, testA 2, testB 2"):
+        assert role in built.output
+    assert "qsattn fit" in built.output
+    assert (workplace / "runs/toy/recipe.yaml").is_file()
+
+    fitted = qsattn("fit", "--max-steps", "2")
+    assert "stopped at step 2 of 4" in fitted.output
+    fitted = qsattn("fit")
+    assert "carrying on at step 2" in fitted.output
+    assert "finished at step 4" in fitted.output
+    again = qsattn("fit", "toy")
+    assert again.exit_code == 0
+    assert "is finished: 4 steps" in again.output
+    assert "coat_distance" in again.output
+    assert "step-000000004.png" in again.output
+
+    data = qsattn("data", "toy", "--root", "images", "--split", "testA", "-s", "size=40", "-s", "test=3")
+    assert "3 pictures" in data.output
+    done = qsattn("translate", "images/testA", "-m", "runs/toy", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert "3 pictures written" in done.output
+    assert {read_image(p).size for p in (workplace / "out").iterdir()} == {(40, 40)}
+    done = qsattn("translate", "images/testA", "-m", "runs/toy", "-o", "out")
+    assert "0 pictures written to out, 3 were there already" in done.output
+
+
+def test_translate_takes_every_kind_of_picture_at_its_size(workplace, trained):
+    (workplace / "in/deep").mkdir(parents=True)
+    kinds = {
+        "rgb.png": Image.new("RGB", (37, 50), "red"),
+        "grey.png": Image.new("L", (64, 64), 9),
+        "palette.png": Image.new("P", (20, 31), 3),
+        "clear.png": Image.new("RGBA", (33, 33), (1, 2, 3, 77)),
+        "cmyk.jpg": Image.new("CMYK", (48, 40), (9, 9, 9, 9)),
+        "deep/16.tif": Image.new("I;16", (24, 24), 40000),
+        "tiny.png": Image.new("RGB", (1, 3), "blue"),
+    }
+    for name, picture in kinds.items():
+        picture.save(workplace / "in" / name)
+    (workplace / "in/text.jpg").write_text("not a picture")
+    whole = (workplace / "in/cmyk.jpg").read_bytes()
+    (workplace / "in/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    done = qsattn("translate", "in", "-m", trained, "-o", "out")
+    assert done.exit_code == 1
+    assert "7 pictures written" in done.output
+    assert done.output.count("not translated: ") == 2
+    assert "text.jpg" in done.output
+    assert "cut.jpg" in done.output
+    for name, picture in kinds.items():
+        out = read_image((workplace / "out" / name).with_suffix(".jpg" if name.endswith("jpg") else ".png"))
+        assert out.size == picture.size
+    clear = read_image(workplace / "out/clear.png")
+    assert clear.mode == "RGBA"
+    assert set(clear.getchannel("A").get_flattened_data()) == {77}
+
+
+def test_translate_refuses_to_write_over_its_inputs(workplace, trained):
+    (workplace / "in").mkdir()
+    Image.new("RGB", (32, 32)).save(workplace / "in/a.png")
+    before = (workplace / "in/a.png").read_bytes()
+    assert "would be overwritten" in refused("translate", "in", "-m", trained, "-o", "in", "--overwrite")
+    assert (workplace / "in/a.png").read_bytes() == before
+
+
+def test_two_pictures_of_one_name_both_come_out(workplace, trained):
+    for folder in ("one", "two"):
+        (workplace / folder).mkdir()
+        Image.new("RGB", (32, 32)).save(workplace / folder / "a.png")
+    qsattn("translate", "one", "two/a.png", "-m", trained, "-o", "out")
+    assert sorted(p.name for p in (workplace / "out").iterdir()) == ["a-2.png", "a.png"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["bild", "toy"], "did you mean 'build'"),
+        (["build", "toi"], "did you mean 'toy'"),
+        (["build", "toy", "-s", "train.stepz=3"], "did you mean 'steps'"),
+        (["build", "toy", "-s", "generator=resnet_9block"], "did you mean 'resnet_9blocks'"),
+        (["build", "horse2zebra"], "datasets/horse2zebra"),
+        (["fit"], "no run was built here yet"),
+        (["fit", "nothing"], "nothing is not a run"),
+        (["fit", "--time-limit", "soon"], "is not a duration"),
+        (["translate", "nowhere", "-m", "x", "-o", "out"], "there is no file or folder nowhere"),
+        (["translate", ".", "-m", "no-such-model", "-o", "out"], "no picture"),
+        (["list", "generatorz"], "did you mean 'generator"),
+        (["data", "toyy", "--root", "x"], "did you mean 'toy'"),
+        (["data", "toy", "--root", "x", "-s", "size=3"], "must be at least 32"),
+    ],
+)
+def test_mistakes_are_answered_in_words(workplace, args, message):
+    assert message in refused(*args)
+
+
+def test_a_model_that_is_none_is_named(workplace, trained):
+    Image.new("RGB", (32, 32)).save(workplace / "a.png")
+    assert "there is no run or file 'x'" in refused("translate", "a.png", "-m", "x", "-o", "out")
+    (workplace / "w.safetensors").write_bytes(b"junk")
+    assert "is damaged" in refused("translate", "a.png", "-m", "w.safetensors", "-o", "out")
+    qsattn("build", "toy", *SETTINGS)
+    assert "holds no checkpoint yet" in refused("translate", "a.png", "-m", "toy", "-o", "out")
+
+
+def test_a_folder_without_pictures_is_named(workplace):
+    for split in ("trainA", "trainB"):
+        (workplace / "data" / split).mkdir(parents=True)
+    text = refused("build", "horse2zebra", "-s", "data.root=data", "-s", "generator.width=2")
+    assert "trainA" in text
+    assert "picture" in text
+
+
+def test_unreadable_pictures_among_good_ones_are_named_and_counted(workplace):
+    for split in ("trainA", "trainB"):
+        (workplace / "data" / split).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (40, 40), (60 * i, 99, 0)).save(workplace / "data" / split / f"{i}.jpg")
+    (workplace / "data/trainA/text.jpg").write_text("not a picture")
+    small = [s for o in TINY if not o.startswith("data.") for s in ("-s", o)]
+    sizes = ["-s", "data={root: data, resize: 36, crop: 32}", "-s", "sampler.taps=[12]"]
+    assert qsattn("build", "horse2zebra", "--run", "run", *small, *sizes).exit_code == 0
+    fitted = qsattn("fit", "run", "--max-steps", "1")
+    assert fitted.exit_code == 0, fitted.output
+    assert "skipped text.jpg: " in fitted.output
+    assert "1 unreadable picture was skipped" in fitted.output
+    assert "2 and 2 images" in fitted.output
+
+
+def test_a_run_folder_that_cannot_be_written(workplace):
+    # Root may write anywhere, so permissions alone would not do: a file stands where a folder should be.
+    (workplace / "file").write_text("")
+    assert "could not write" in refused("build", "toy", *SETTINGS, "--run", "file/run")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not hasattr(os, "seteuid"), reason="needs permissions that bind")
+def test_a_read_only_run_folder(workplace):
+    folder = workplace / "run"
+    assert qsattn("build", "toy", *SETTINGS, "--run", folder).exit_code == 0
+    root = os.geteuid() == 0
+    for path in (workplace, *workplace.parents[:3]):
+        if root:
+            path.chmod(path.stat().st_mode | 0o055)
+    folder.chmod(0o555)
+    if root:
+        os.seteuid(65534)
+    try:
+        text = refused("fit", folder)
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+    assert "cannot write to the run folder" in text
+    assert "Permission denied" in text
+
+
+def test_list_shows_parts_and_recipes():
+    text = qsattn("list").output
+    for name in ("generator/resnet_9blocks", "sampler/qsattn_global", "recipe/toy", "method/cut", "dataset/folders"):
+        assert name in text
+    samplers = qsattn("list", "*qsattn*").output
+    assert "sampler/qsattn_local" in samplers
+    assert "generator/" not in samplers
+    assert qsattn("list", "generators").output.count("generator/") == len(
+        qsattn("list", "generators").output.splitlines()
+    )
+    assert "recipe/horse2zebra" in qsattn("list", "recipes").output
+
+
+def test_map_draws_the_selected_points(workplace, trained):
+    qsattn("data", "toy", "--root", "images", "--split", "testA", "-s", "size=64", "-s", "test=1")
+    done = qsattn("map", "images/testA", "-m", trained, "--tap", "12", "--queries", "7", "-o", "maps")
+    assert done.exit_code == 0, done.output
+    numbers = json.loads((workplace / "maps/animal_0000-tap-12.json").read_text())
+    assert len(numbers["queries"]) == 7
+    sheet = read_image(workplace / "maps/animal_0000-tap-12.png")
+    # Three panels and two gaps of 4; the picture of 64 pixels is drawn three times as large.
+    assert sheet.size == (3 * 192 + 8, 192)
+    third = sheet.crop((2 * 196, 0, 2 * 196 + 192, 192))
+    for x, y in numbers["query_pixels"]:
+        assert third.getpixel((round(x * 3), round(y * 3))) == (255, 40, 200)
+    h, w = numbers["shape"]
+    assert (h, w) == (16, 16)
+    flat = [(v, i) for i, v in enumerate(v for row in numbers["log_entropy"] for v in row)]
+    chosen = {y * w + x for y, x in numbers["queries"]}
+    threshold = sorted(flat)[6][0]
+    assert all(flat[i][0] <= threshold for i in chosen)

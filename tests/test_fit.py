@@ -1,0 +1,195 @@
+"""Training runs from recipe to checkpoint: the same bytes again, carrying on, refusing what would lose work."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.training.loop import LossIsNotFinite, Watch, fit
+from qsattn_plugin.training.run import Run
+from qsattn_plugin.training.session import Session
+from tests.conftest import TINY
+
+
+def build(folder: Path, *overrides: str, recipe: str = "toy") -> Run:
+    return Run.create(load_recipe(recipe, (*TINY, *overrides)), folder)
+
+
+def events(run: Run, kind: str) -> list[dict]:
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+
+def last_checkpoint(run: Run) -> bytes:
+    return run.checkpoints.path(run.checkpoints.steps()[-1]).read_bytes()
+
+
+@pytest.mark.parametrize("method", ["qsattn", "cut", "fastcut"])
+def test_a_run_trains_logs_draws_and_saves(workplace, method):
+    run = build(workplace / "run", f"method={method}", "data.direction=BtoA")
+    before = Session(run.recipe).method.state_dict()
+    fit(run)
+    assert run.checkpoints.steps() == [2, 4]
+    assert sorted(p.name for p in run.grids.iterdir()) == ["step-000000002.png", "step-000000004.png"]
+    logged = events(run, "train")
+    assert [e["step"] for e in logged] == [1, 2, 3, 4]
+    assert {"D_real", "D_fake", "G_GAN", "NCE"} <= logged[0]["losses"].keys()
+    assert ("NCE_identity" in logged[0]["losses"]) == (method != "fastcut")
+    assert all(math.isfinite(v) for e in logged for v in e["losses"].values())
+    assert ("tap_12/largest_probability" in logged[0]["losses"]) == (method == "qsattn")
+    assert list(events(run, "evaluate")[-1]["scores"]) == ["coat_distance", "background_change"]
+    after, document = load_tensors(run.checkpoints.path(4), "model/")
+    assert after.keys() == before.keys()
+    assert document["step"] == 4
+    assert load_recipe(run.folder / "recipe.yaml") == run.recipe
+    for network in ("generator", "discriminator", "heads"):
+        weights = [k for k in after if k.startswith(network) and k.endswith("weight")]
+        assert all(not torch.equal(after[k], before[k]) for k in weights), f"{network} did not learn"
+
+
+def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(workplace):
+    # The folder's name does not enter the checkpoint; the recipe's does.
+    runs = [build(workplace / name, f"train.seed={seed}") for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    for run in runs:
+        torch.rand(3)  # the global generator must not matter
+        fit(run)
+    a, b, c = map(last_checkpoint, runs)
+    assert a == b
+    assert a != c
+
+
+def test_a_run_that_stops_and_carries_on_ends_with_the_same_bytes(workplace):
+    whole, parts = build(workplace / "whole"), build(workplace / "parts")
+    fit(whole)
+    fit(parts, max_steps=1)
+    assert parts.checkpoints.steps() == [1]
+    fit(parts, time_limit=0)  # no time: no step, nothing lost
+    assert parts.checkpoints.steps() == [1]
+    fit(parts, max_steps=2)
+    fit(parts)
+    assert last_checkpoint(whole) == last_checkpoint(parts)
+    assert [e["step"] for e in events(parts, "train")] == [1, 2, 3, 4]
+
+
+def test_steps_after_the_checkpoint_leave_the_log_when_they_are_taken_again(workplace):
+    run = build(workplace / "run")
+    fit(run, max_steps=2)
+    run.log("train", step=3, losses={"NCE": 1.0})
+    with open(run.folder / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "st')  # a crash in the middle of a line
+    fit(run)
+    assert [e["step"] for e in events(run, "train")] == [1, 2, 3, 4]
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(workplace):
+    run = build(workplace / "run", "checkpoint={every: 1, keep: 2}")
+    fit(run, max_steps=2)
+    newest = run.checkpoints.path(2)
+    newest.write_bytes(newest.read_bytes()[:-100])
+    fit(run)
+    start = events(run, "start")[-1]
+    assert start["step"] == 1
+    assert "step-000000002.safetensors is damaged" in start["damaged"][0]
+    assert run.checkpoints.steps() == [3, 4]
+
+
+def test_two_fits_on_one_run(workplace):
+    run = build(workplace / "run")
+    with run.lock(), pytest.raises(UserError, match="another process is training"):
+        fit(run)
+    fit(run)
+    assert run.checkpoints.steps() == [2, 4]
+
+
+def test_building_over_a_training_is_refused_unless_told(workplace):
+    run = build(workplace / "run")
+    build(workplace / "run")  # nothing trained yet: fine
+    fit(run)
+    with pytest.raises(UserError, match=r"holds a training of 4 steps; .*--overwrite"):
+        build(workplace / "run")
+    Run.create(run.recipe, workplace / "run", overwrite=True)
+    assert run.checkpoints.steps() == []
+    assert not (run.folder / "metrics.jsonl").exists()
+
+
+def test_the_run_built_last_is_found_and_a_missing_one_named(workplace):
+    with pytest.raises(UserError, match="no run was built here yet"):
+        Run.open()
+    build(workplace / "elsewhere" / "mine")
+    assert Run.open().folder == workplace / "elsewhere" / "mine"
+    Run.create(load_recipe("toy", TINY))
+    assert Run.open("toy").folder == Path("runs/toy")
+    with pytest.raises(UserError, match="did you mean 'toy'"):
+        Run.open("toyy")
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_init_from_takes_weights_and_nothing_else(workplace, ema):
+    first = build(workplace / "first", f"train.ema={ema}")
+    fit(first)
+    path = first.checkpoints.path(4)
+    # Another discriminator: what does not fit starts anew.
+    second = build(workplace / "second", f"train.init_from={path}", "discriminator.width=6")
+    session = Session(second.recipe)
+    trained, _ = load_tensors(path, "model/")
+    assert torch.equal(session.method.generator.state_dict()["model.1.weight"], trained["generator.model.1.weight"])
+    assert session.step == 0
+    assert session.method.optimizer_state() == {}
+    with pytest.raises(UserError, match="the generator in .* does not fit the recipe's"):
+        Session(load_recipe("toy", (*TINY, f"train.init_from={path}", "generator.width=5")))
+
+
+def test_the_rate_falls_linearly_to_zero_over_the_second_half(workplace):
+    session = Session(load_recipe("toy", (*TINY, "train.steps=100", "train.decay_from=50")))
+    factors = []
+    for session.step in (0, 49, 50, 75, 99, 100):
+        factors.append(session.rate_factor())
+    assert factors == pytest.approx([1, 1, 1, 0.5, 0.02, 0])
+
+
+def test_the_average_follows_the_generator(workplace):
+    run = build(workplace / "run", "train.ema=0.5", "train.steps=1")
+    session = Session(run.recipe)
+    start = session.method.generator.state_dict()["model.1.weight"].clone()
+    fit(run)
+    tensors, document = load_tensors(run.checkpoints.path(1))
+    raw, mean = tensors["model/generator.model.1.weight"], tensors["ema/forward/model.1.weight"]
+    # The first step's decay is (1 + 0) / (10 + 0) = 0.1, not 0.5: early averages forget the start.
+    torch.testing.assert_close(mean, 0.1 * start + 0.9 * raw, rtol=1e-5, atol=1e-7)
+    assert document["generators"]["forward"]["prefix"] == "ema/forward/"
+
+
+def test_watch_names_the_first_step_and_the_losses():
+    watch = Watch()
+    watch.see(1, {"NCE": torch.tensor(1.0), "G_GAN": torch.tensor(1.0), "tap_0/peak": torch.tensor(math.nan)})
+    watch.check()
+    watch.see(2, {"NCE": torch.tensor(math.nan), "G_GAN": torch.tensor(1.0)})
+    watch.see(3, {"NCE": torch.tensor(math.nan), "G_GAN": torch.tensor(math.inf)})
+    with pytest.raises(LossIsNotFinite, match=r"the loss NCE became NaN or infinite at step 2"):
+        watch.check()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(workplace):
+    run = build(workplace / "run", "train.lr=1e30", "train.steps=40", "checkpoint={every: 1, keep: 50}")
+    with pytest.raises(LossIsNotFinite, match="became NaN or infinite at step"):
+        fit(run)
+    for step in run.checkpoints.steps():
+        tensors, _ = load_tensors(run.checkpoints.path(step), "model/")
+        assert step < 40
+        assert tensors
+
+
+def test_half_precision_trains_on_the_cpu_with_losses_in_float32(workplace):
+    run = build(workplace / "run", "train.precision=bf16")
+    fit(run)
+    losses = [e["losses"] for e in events(run, "train")]
+    assert all(math.isfinite(v) for each in losses for v in each.values())
+    tensors, _ = load_tensors(run.checkpoints.path(4))
+    assert {t.dtype for k, t in tensors.items() if k.startswith("model/")} == {torch.float32}
