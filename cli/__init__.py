@@ -21,6 +21,8 @@ COMMANDS = {
     "map": ("qsattn_plugin.cli.map", "Draw where an image says most: entropy maps and the selected queries."),
     "data": ("qsattn_plugin.cli.data", "Write a data set's pictures into folders."),
     "list": ("qsattn_plugin.cli.list", "Show the parts that recipes can name, and the shipped recipes."),
+    "show": ("qsattn_plugin.cli.show", "Show one part: its arguments, and a network's size and taps."),
+    "schema": ("qsattn_plugin.cli.schema", "Print the JSON Schema of recipes, for editors."),
 }
 
 

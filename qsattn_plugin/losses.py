@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qsattn_plugin.registry import register
 
@@ -63,6 +64,12 @@ class AdversarialLoss(nn.Module, abc.ABC):
     as their mean.
     """
 
+    #: Whether :meth:`gradient_penalty` is part of the discriminator's loss, and worth its second backward pass.
+    penalised: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()  # spelled out, so that the signature says: no arguments
+
     @abc.abstractmethod
     def real(self, scores: Tensor) -> Tensor:
         """The discriminator's loss on real images' scores."""
@@ -88,9 +95,6 @@ class AdversarialLoss(nn.Module, abc.ABC):
         """Return the generator's loss as a mean over all scores."""
         fake = self._maps(fake)
         return sum(map(self.fool, fake)) / len(fake)
-
-    #: Whether :meth:`gradient_penalty` is part of the discriminator's loss, and worth its second backward pass.
-    penalised: bool = False
 
     def gradient_penalty(
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None = None
@@ -173,8 +177,9 @@ class WGANGP(AdversarialLoss):
     ) -> Tensor:
         device = generator.device if generator is not None else real.device
         share = torch.rand(len(real), 1, 1, 1, generator=generator, device=device).to(real.device)
-        # In float32, also under autocast: squares of small gradients leave the range of half precision.
-        with torch.autocast(real.device.type, enabled=False):
+        # In float32, also under autocast: squares of small gradients leave the range of half precision. And with plain
+        # attention: fused kernels have no second derivative.
+        with torch.autocast(real.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             mixed = torch.lerp(fake.detach().float(), real.detach().float(), share).requires_grad_()
             maps = self._maps(discriminator(mixed))
             total = torch.zeros((), device=real.device)

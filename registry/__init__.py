@@ -41,7 +41,7 @@ KINDS = {
 
 #: Modules whose import registers the built-in parts of a kind.
 BUILTIN: dict[str, tuple[str, ...]] = {
-    "method": ("qsattn_plugin.training.cut",),
+    "method": ("qsattn_plugin.training.cut", "qsattn_plugin.training.cyclegan"),
     "generator": (
         "qsattn_plugin.registry.generators",
         "qsattn_plugin.registry.unet",

@@ -155,6 +155,10 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
         (["build", "toi"], "did you mean 'toy'"),
         (["build", "toy", "-s", "train.stepz=3"], "did you mean 'steps'"),
         (["build", "toy", "-s", "generator=resnet_9block"], "did you mean 'resnet_9blocks'"),
+        (
+            ["build", "toy", "-s", "sampler.taps=[17]"],
+            "-s sampler.taps=[17]: sampler.taps: the sampler is to attend to tap 17",
+        ),
         (["build", "horse2zebra"], "datasets/horse2zebra"),
         (["fit"], "no run was built here yet"),
         (["fit", "nothing"], "nothing is not a run"),

@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from recipe_parts import GOOD, Generator, load, parts
+from tests.recipe_parts import GOOD, Generator, load, parts
 
 from qsattn_plugin import registry
 from qsattn_plugin.registry.json_schema import json_schema

@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from recipe_parts import GOOD, load, parts
+from tests.recipe_parts import GOOD, load, parts
 
 from qsattn_plugin.registry.recipe import RecipeError, load_recipe
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.losses import PatchNCE
@@ -27,7 +28,8 @@ class CUT(Method):
         gan: the adversarial loss, a registered objective.
         gan_weight: its weight for the generator.
         nce_weight: the contrastive loss's weight.
-        identity: also hold G(y) to y, for images y of the target domain.
+        identity: also hold G(y) to y, for images y of the target domain, by the contrastive loss.
+        identity_l1: weight of the L1 distance of G(y) to y; CUT's single-image training has it.
         temperature: the contrastive loss's.
         negatives: "internal" or "batch", see the objective ``patchnce``.
         head_width: features of the projection heads.
@@ -46,6 +48,7 @@ class CUT(Method):
         gan_weight: float = 1.0,
         nce_weight: float = 1.0,
         identity: bool = True,
+        identity_l1: float = 0.0,
         temperature: float = 0.07,
         negatives: Literal["internal", "batch"] = "internal",
         head_width: int = 256,
@@ -57,12 +60,13 @@ class CUT(Method):
         self.discriminator = parts.discriminator()
         self.encoder = parts.encoder(self.generator)
         self.heads = ProjectionHeads(self.encoder.channels, head_width, head_gain)
-        self.sampler = parts.sampler()
+        self.sampler = parts.sampler(self.encoder.taps)
         self.gan = create("objective", gan)
         self.nce = PatchNCE(temperature, negatives)
         self.gan_weight = gan_weight
         self.nce_weight = nce_weight
         self.identity = identity
+        self.identity_l1 = identity_l1
         self.flip_equivariance = flip_equivariance
 
     def roles(self) -> dict[str, list[nn.Module]]:
@@ -85,7 +89,7 @@ class CUT(Method):
                 fake, features = self.encoder.translate(self.generator, source)
         self.update("discriminator", [partial(self._judge, fake.detach(), target, log)])
         terms = [partial(self._translated, fake, features, mirrored, draws, log, observe)]
-        if self.identity and self.nce_weight:
+        if (self.identity and self.nce_weight) or self.identity_l1:
             terms.append(partial(self._unchanged, target, draws, log))
         del fake, features  # the first term holds the only graph, and is gone before the second builds its own
         self.update("generator", terms)
@@ -122,7 +126,15 @@ class CUT(Method):
     def _unchanged(self, target: Tensor, draws: torch.Generator, log: dict[str, Tensor]) -> Tensor:
         """The generator's objective on an image that is already in the target domain: leave it as it is."""
         same, features = self.encoder.translate(self.generator, target)
-        return 0.5 * self.nce_weight * self.contrast(features, same, draws, log, "NCE_identity")
+        total = same.new_zeros((), dtype=torch.float32)
+        if self.identity and self.nce_weight:
+            nce = self.contrast(features, same, draws, log, "NCE_identity")
+            total = total + 0.5 * self.nce_weight * nce
+        if self.identity_l1:
+            distance = F.l1_loss(same.float(), target)
+            log["L1_identity"] = distance.detach()
+            total = total + self.identity_l1 * distance
+        return total
 
     def contrast(
         self,

@@ -21,9 +21,9 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         recipe.build(f"augmentations.{index}")
     rows = [("part", "type", "parameters", "")]
 
-    def add(role: str, kind: str, name: str, network: object) -> None:
+    def add(role: str, kind: str, name: str, network: object, times: str = "") -> None:
         count = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
-        rows.append((role, name, f"{count:,}" if count else "-", find(kind, name).summary))
+        rows.append((role, times + name, f"{count:,}" if count else "-", find(kind, name).summary))
 
     # Training needs both of its splits; a missing one raises here. Test images are optional.
     splits = ["trainA", "trainB", *(s for s in ("testA", "testB") if dataset.has(s))]
@@ -31,7 +31,10 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     rows.append(("data", recipe.data.type, "-", ", ".join(f"{s} {len(dataset.split(s))}" for s in splits)))
     networks = dict(session.method.named_children())
     for role in ("generator", "discriminator", "encoder", "sampler"):
-        add(role, role, recipe.part(role).type, networks.get(role))
+        if hasattr(session.method, role):
+            several = nn.ModuleList(n for name, n in networks.items() if name.split("_")[0] == role)
+            times = f"{len(several)} x " if len(several) > 1 else ""
+            add(role, role, recipe.part(role).type, several, times)
     if "heads" in networks:
         heads = sum(p.numel() for p in networks["heads"].parameters())
         rows.append(("heads", "", f"{heads:,}", "One two-layer MLP a tap."))

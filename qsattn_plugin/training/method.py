@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -24,8 +24,8 @@ class Parts(Protocol):
     def encoder(self, generator: nn.Module) -> nn.Module:
         """A new encoder, for the features of ``generator`` where it lives inside one."""
 
-    def sampler(self) -> Any:
-        """A new sampler."""
+    def sampler(self, taps: Sequence[int | str]) -> Any:
+        """A new sampler, for an encoder that gives these taps."""
 
 
 class Method(nn.Module, abc.ABC):
@@ -57,6 +57,15 @@ class Method(nn.Module, abc.ABC):
     @abc.abstractmethod
     def published(self) -> dict[str, nn.Module]:
         """Return the generators that are averaged, evaluated and published, by name; the main one comes first."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """Return what the method remembers between steps beside its networks, for a checkpoint."""
+        return {}
+
+    def load_memory(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`memory` gave."""
+        if tensors:
+            raise ValueError(f"{type(self).__name__} remembers nothing, but was given {', '.join(tensors)}")
 
     def start(self, train: Any, device: torch.device) -> None:
         """Move to the device and make the optimizers (Adam, one for each of :meth:`roles`).

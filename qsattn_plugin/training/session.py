@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,13 @@ class RecipeParts:
     def encoder(self, generator: nn.Module) -> nn.Module:
         return self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
 
-    def sampler(self) -> Any:
-        return self.recipe.build("sampler")
+    def sampler(self, taps: Sequence[int | str]) -> Any:
+        sampler = self.recipe.build("sampler")
+        try:  # a tap that the encoder does not give is a mistake to hear of now, not at the first step
+            sampler.attentive([torch.empty(1, 1, 1, 1)] * len(taps), [str(tap) for tap in taps])
+        except UserError as error:
+            raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
+        return sampler
 
 
 class Session:
@@ -81,6 +87,7 @@ class Session:
         """Return all that a checkpoint holds: tensors by name, and a JSON-able document."""
         tensors = {f"model/{name}": t for name, t in self.method.state_dict().items()}
         tensors |= {f"optimizer/{name}": t for name, t in self.method.optimizer_state().items()}
+        tensors |= {f"memory/{name}": t for name, t in self.method.memory().items()}
         for name, ema in self.averages.items():
             tensors |= {f"ema/{name}/{key}": t for key, t in ema.average.state_dict().items()}
         prefixes = {id(module): name for name, module in self.method.named_modules()}
@@ -106,12 +113,13 @@ class Session:
             UserError: it holds other networks than the recipe's.
         """
         tensors, document = load_tensors(path)
-        by_room: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
+        by_room: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "memory": {}, "ema": {}}
         for name, tensor in tensors.items():
             room, _, key = name.partition("/")
             by_room[room][key] = tensor
         _load(self.method, by_room["model"], path)
         self.method.load_optimizer_state(by_room["optimizer"])
+        self.method.load_memory(by_room["memory"])
         self.method.scaler.load_state_dict(document["scaler"])
         for name, ema in self.averages.items():
             mine = {k.removeprefix(f"{name}/"): t for k, t in by_room["ema"].items() if k.startswith(f"{name}/")}

@@ -1,0 +1,69 @@
+"""``qsattn show``: all about one part."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+import click
+
+
+@click.command("show", short_help="Show one part's arguments and size.")
+@click.argument("part", metavar="KIND/NAME")
+@click.option("--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the count.")
+def command(part: str, size: int) -> None:
+    """Show what the part KIND/NAME is, its arguments, and for networks the parameters, multiply-adds and taps."""
+    from qsattn_plugin.errors import UserError
+    from qsattn_plugin.registry import find
+    from qsattn_plugin.registry.docs import argument_docs
+
+    kind, slash, name = part.partition("/")
+    if not slash:
+        raise UserError(f"write KIND/NAME, for example generator/resnet_9blocks; got {part!r}")
+    found = find(kind, name)
+    click.echo(f"{found.kind}/{found.name}: {found.summary}")
+    if found.tags:
+        click.echo(f"tags: {', '.join(found.tags)}")
+    docs = argument_docs(found.target)
+    click.echo("\narguments:")
+    for argument in found.signature.parameters.values():
+        default = "" if argument.default is argument.empty else f" = {_plain(argument.default)}"
+        click.echo(f"  {argument.name}: {_type(argument.annotation)}{default}")
+        if argument.name in docs:
+            click.echo(click.wrap_text(docs[argument.name], 96, "      ", "      "))
+    if found.kind in ("generator", "discriminator"):
+        _network(found, size)
+
+
+def _network(part: object, size: int) -> None:
+    from qsattn_plugin.registry.describe import describe
+
+    takes = part.signature.parameters.values()
+    if any(p.default is p.empty for p in takes):
+        return  # its size depends on an argument that only a recipe can give
+    counts = describe(part.target(), size)
+    click.echo(f"\nparameters: {counts.parameters:,}")
+    click.echo(f"multiply-adds at {size} x {size}: {counts.multiply_adds / 1e9:.2f} G")
+    if counts.taps:
+        default = set(part.target().default_taps)
+        click.echo(f"taps (* is used by default):\n  {'index':>6} {'name':<12} {'channels':>8} {'stride':>6}")
+        for tap in counts.taps:
+            star = "*" if {tap.index, tap.name} & default else " "
+            click.echo(f"  {star}{tap.index:>5} {tap.name:<12} {tap.channels:>8} {tap.stride:>6}")
+
+
+def _type(annotation: object) -> str:
+    if annotation is inspect.Parameter.empty:
+        return "anything"
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(map(_plain, typing.get_args(annotation)))
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
+
+
+def _plain(value: object) -> str:
+    """A value as a recipe writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(list(value)) if isinstance(value, tuple) else str(value)

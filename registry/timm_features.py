@@ -1,0 +1,224 @@
+"""Feature maps of any timm model: building it, finding its weights, bringing images and maps into its form and ours."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qsattn_plugin.errors import UserError, nearest
+
+#: Without named taps, levels whose positions span more pixels are left out: too few places to choose among.
+_COARSEST = 16
+
+
+class TimmFeatures(nn.Module):
+    """Images (B, 1 or 3, H, W) in [-1, 1] to the feature maps (B, C, h, w) of some levels of a timm model.
+
+    A frozen model stays in evaluation mode, gets no gradient but lets gradients through to the image, and does not
+    stand in ``state_dict``: it is built again from the same arguments and seed.
+
+    Args:
+        model: a timm name.
+        taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
+        pretrained: download the weights that timm names, or take them from its cache.
+        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
+        trained: train the model too.
+        size: the side of the images in pixels, for models that are built for one.
+        in_channels: channels of the images: 3, or 1 (grey, repeated).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        taps: tuple[int, ...] | None = None,
+        pretrained: bool = False,
+        weights: str | None = None,
+        trained: bool = False,
+        size: int | None = None,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if in_channels not in (1, 3):
+            raise ValueError(f"in_channels: timm models take 3 channels, or grey images; got {in_channels}")
+        if pretrained and weights:
+            raise ValueError("weights: give either a file or pretrained, not both")
+        import timm  # here, because it takes longer to import than everything else together
+
+        if not timm.is_model(model):
+            near = nearest(model.split(".")[0], timm.list_models())
+            raise UserError(f"timm {timm.__version__} has no model {model!r}{near}")
+        file = _read(weights) if weights else None
+        if taps is None:
+            with torch.random.fork_rng(devices=[]):  # a look at the levels, which no later draw should depend on
+                info = _create(model, size).feature_info
+            levels = list(zip(info.out_indices, info.reduction(), strict=True))
+            taps = tuple(i for i, stride in levels if stride <= _COARSEST) or tuple(info.out_indices)
+        if not taps or min(taps) < 0 or len(set(taps)) < len(taps):
+            raise ValueError(f"taps: expected different levels, counted from 0; got {list(taps)}")
+        self.taps: list[int] = sorted(taps)
+        self.model = _create(model, size, self.taps, pretrained, file, weights)
+        if file is not None:
+            _check_taken(self.model, file, model, weights)
+        self.channels: list[int] = self.model.feature_info.channels()
+        self.strides: list[int] = self.model.feature_info.reduction()
+        #: Whether the weights belong into checkpoints.
+        self.saved = trained
+
+        settings = self.model.pretrained_cfg
+        # A model that is built for one size and cannot change it gets its images resized.
+        fixed = settings.get("fixed_input_size", False) and not _dynamic(self.model)
+        self.fixed_size: int | None = (size or settings["input_size"][-1]) if fixed else None
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
+        self.register_load_state_dict_pre_hook(_keep_frozen)
+        self.model.requires_grad_(trained)
+        self.train()
+
+    def train(self, mode: bool = True) -> TimmFeatures:
+        """Set the mode; a frozen model stays in evaluation mode."""
+        return super().train(mode and self.saved)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The weights when they are trained, else nothing."""
+        if self.saved:
+            return super().state_dict(*args, **kwargs)
+        destination = args[0] if args else kwargs.get("destination")
+        return {} if destination is None else destination
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the feature maps (B, C, h, w) of ``image`` (B, 1 or 3, H, W) in [-1, 1], one a tap."""
+        x = (image.to(self.mean.dtype) + 1) / 2
+        if self.fixed_size and x.shape[-2:] != (self.fixed_size, self.fixed_size):
+            x = F.interpolate(x, (self.fixed_size, self.fixed_size), mode="bilinear", antialias=True)
+        try:
+            maps = self.model((x - self.mean) / self.std)  # a single grey channel is broadcast to three
+        except AssertionError as problem:  # how timm says that a size does not suit a model
+            raise UserError(f"timm does not take images of {tuple(image.shape[-2:])} pixels: {problem}") from problem
+        if getattr(self.model, "output_fmt", None) == "NHWC":
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
+        return list(maps)
+
+
+def _keep_frozen(module: TimmFeatures, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: a frozen model is not in the file, and keeps what it has."""
+    if not module.saved:
+        for key, value in nn.Module.state_dict(module, prefix=prefix).items():
+            state_dict.setdefault(key, value)
+
+
+def _dynamic(model: nn.Module) -> bool:
+    return bool(model._model_args.get("dynamic_img_size"))
+
+
+def _create(
+    model: str,
+    size: int | None,
+    taps: list[int] | None = None,
+    pretrained: bool = False,
+    file: Mapping[str, Tensor] | None = None,
+    path: str | None = None,
+) -> nn.Module:
+    """Build a features-only model with the best of the ways to set a size that it takes."""
+    import timm
+
+    arguments: dict[str, Any] = {"features_only": True, "out_indices": taps, "pretrained": pretrained}
+    if file is not None:
+        arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(file)}}
+    free = {"img_size": size, "dynamic_img_size": True}
+    # Padding is for vision transformers, whose patches (of 14 pixels, say) need not fit into the image's side.
+    ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
+    with _hub() if pretrained else contextlib.nullcontext():
+        for way in ways:
+            try:
+                return timm.create_model(model, **arguments, **way)
+            except TypeError as problem:
+                if way and "unexpected keyword argument" in str(problem):
+                    continue  # its constructor has no such argument: convolutional networks need none
+                raise
+            except Exception as problem:
+                raise UserError(_explain(problem, model, size, taps, pretrained, path)) from problem
+    raise AssertionError("the last way raises")
+
+
+def _explain(
+    problem: Exception, model: str, size: int | None, taps: list[int] | None, pretrained: bool, path: str | None
+) -> str:
+    """What went wrong while timm built a model, and what to do."""
+    import timm
+
+    said = (str(problem).strip() or type(problem).__name__).splitlines()[0][:300].rstrip(".")
+    if taps is not None:
+        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
+            count = len(timm.create_model(model, features_only=True).feature_info.info)
+            if max(taps) >= count:
+                return f"{model} has the levels 0 to {count - 1}, but taps are {taps}"
+    if pretrained:
+        hub = (timm.get_pretrained_cfg_value(model, "hf_hub_id") or "").rstrip("/")
+        page = f" (on a machine with a network, from https://huggingface.co/{hub})" if hub else ""
+        return (
+            f"no pretrained weights of {model} could be had: {said}. Without a network, put their file on this "
+            f"machine{page} and name it: weights: path/to/model.safetensors instead of pretrained: true"
+        )
+    if path:
+        return f"{path}: its weights do not fit {model} ({said}); is it another model's?"
+    return f"timm cannot give the features of {model}{f' for images of {size} pixels' if size else ''}: {said}"
+
+
+@contextlib.contextmanager
+def _hub() -> Iterator[None]:
+    """Let the hub's client use its cache alone where the hub is out of reach.
+
+    By itself it tries each file six times, with a minute of waiting in between, before it says so.
+    """
+    from huggingface_hub import constants, get_session
+
+    was = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever it is, the client would meet it too
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was
+
+
+def _read(weights: str) -> dict[str, Tensor]:
+    """Tensors from a file, without executing anything that stands in it."""
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
+    except Exception as problem:
+        said = str(problem).splitlines()[0][:200]
+        raise UserError(f"{path}: cannot be read as weights ({said})") from problem
+    tensors = {str(key).removeprefix("module."): value for key, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no weights")
+    return tensors
+
+
+def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: str) -> None:
+    """Raise UserError when most weights are not those of the file: timm passes over keys that it does not know."""
+
+    def mark(value: Tensor) -> tuple[int, float]:
+        return value.numel(), value.double().sum().item()
+
+    marks = {mark(value) for value in file.values()}
+    taken = [mark(parameter) in marks for parameter in model.parameters()]
+    # Not all, because timm resamples what depends on the image's size.
+    if sum(taken) < 0.8 * len(taken):
+        raise UserError(f"{path}: {sum(taken)} of the {len(taken)} weights of {name} are in it; is it another model's?")
