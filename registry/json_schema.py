@@ -17,7 +17,7 @@ from qsattn_plugin import registry
 from qsattn_plugin.registry.checking import adapter
 from qsattn_plugin.registry.docs import argument_docs
 from qsattn_plugin.registry.reading import shipped_recipes
-from qsattn_plugin.registry.schema import KEYS, PARTS, Checkpoint, Evaluate, Pipeline, Train
+from qsattn_plugin.registry.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
 from qsattn_plugin.registry.sections import NAME, objective_parameters, plain
 
 __all__ = ["json_schema"]
@@ -39,7 +39,7 @@ def json_schema() -> dict[str, Any]:
     }
     for key, kind in PARTS.items():
         shared = _model_properties(Pipeline, defs) if key == "data" else {}
-        if key == "augmentations":
+        if key in LISTS:
             properties[key] = {"type": "array", "items": _part(parts[kind], shared, defs, required=True)}
         else:
             properties[key] = _part(parts[kind], shared, defs)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qsattn_plugin.errors import nearest
-from qsattn_plugin.registry.schema import DEFAULTS, PARTS
+from qsattn_plugin.registry.schema import DEFAULTS, LISTS, PARTS
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
 
 __all__ = ["Layer", "find_recipe", "follow", "read_file", "read_text", "shipped_recipes", "shown", "write_out"]
@@ -130,7 +130,7 @@ def write_out(tree: Node) -> Node:
 
     own = dict(tree.value)
     for key, node in tree.value.items():
-        if key == "augmentations":
+        if key in LISTS:
             if isinstance(node.value, list):
                 items = [part(item, f"{key}.{i}") for i, item in enumerate(node.value)]
                 own[key] = replace(node, value=items)

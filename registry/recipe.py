@@ -61,7 +61,7 @@ class Recipe:
     """A checked recipe. Equal recipes describe the same run; where they were read does not count.
 
     ``data``, ``train``, ``checkpoint`` and ``evaluate`` have their keys as attributes; ``generator``,
-    ``discriminator``, ``encoder``, ``sampler`` and each of ``augmentations`` are a :class:`PartSpec`.
+    ``discriminator``, ``encoder``, ``sampler`` and each of the augmentations are a :class:`PartSpec`.
     """
 
     name: str
@@ -72,6 +72,7 @@ class Recipe:
     encoder: PartSpec
     sampler: PartSpec
     augmentations: list[PartSpec]
+    discriminator_augmentations: list[PartSpec]
     objective: dict[str, Any]
     train: Train
     checkpoint: Checkpoint
@@ -136,7 +137,7 @@ class Recipe:
         if section == "data":
             return PartSpec(self.data.type, self.data.arguments)
         name, _, index = section.partition(".")
-        return self.augmentations[int(index)] if index else getattr(self, name)
+        return getattr(self, name)[int(index)] if index else getattr(self, name)
 
     def build(self, section: str, **injected: Any) -> Any:
         """Build the part of a section.

@@ -16,9 +16,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from qsattn_plugin.errors import nearest
 
-__all__ = ["DEFAULTS", "KEYS", "PARTS", "PIPELINE", "Checkpoint", "Data", "Evaluate", "PartSpec", "Pipeline", "Train"]
+__all__ = [
+    "DEFAULTS",
+    "KEYS",
+    "LISTS",
+    "PARTS",
+    "PIPELINE",
+    "Checkpoint",
+    "Data",
+    "Evaluate",
+    "PartSpec",
+    "Pipeline",
+    "Train",
+]
 
-#: Section -> the kind of part that it names. ``augmentations`` is a list of parts.
+#: Section -> the kind of part that it names; those in :data:`LISTS` hold a list of parts.
 PARTS = {
     "data": "dataset",
     "generator": "generator",
@@ -26,7 +38,10 @@ PARTS = {
     "encoder": "encoder",
     "sampler": "sampler",
     "augmentations": "augmentation",
+    "discriminator_augmentations": "augmentation",
 }
+
+LISTS = ("augmentations", "discriminator_augmentations")
 
 #: Every key of a recipe, in the order in which a resolved recipe shows them, and what it says.
 KEYS = {
@@ -40,6 +55,7 @@ KEYS = {
     "encoder": "gives the features that the contrastive loss compares",
     "sampler": "chooses where the contrastive loss looks",
     "augmentations": "change training images on the training device, in this order",
+    "discriminator_augmentations": "change what the discriminator sees, real and translated, in this order",
     "objective": "the method's own settings: losses and their weights",
     "train": "the optimisation",
     "checkpoint": "what survives a crash",
@@ -55,6 +71,7 @@ DEFAULTS: dict[str, Any] = {
     "encoder": {"type": "generator"},
     "sampler": {"type": "random"},
     "augmentations": [],
+    "discriminator_augmentations": [],
     "objective": {},
     "train": {},
     "checkpoint": {},

@@ -13,7 +13,18 @@ from pydantic import BaseModel
 
 from qsattn_plugin import registry
 from qsattn_plugin.registry.checking import check, check_arguments, unknown_key
-from qsattn_plugin.registry.schema import KEYS, PARTS, PIPELINE, Checkpoint, Data, Evaluate, PartSpec, Pipeline, Train
+from qsattn_plugin.registry.schema import (
+    KEYS,
+    LISTS,
+    PARTS,
+    PIPELINE,
+    Checkpoint,
+    Data,
+    Evaluate,
+    PartSpec,
+    Pipeline,
+    Train,
+)
 from qsattn_plugin.registry.yaml_lines import Node, Problem, from_plain
 
 __all__ = ["NAME", "objective_parameters", "plain", "read_sections"]
@@ -36,10 +47,10 @@ def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, A
         "name": _name(tree, name, problems),
         "method": check(str, at["method"], "method", problems),
         "data": _data(at["data"], problems),
-        "augmentations": [
-            _part("augmentation", node, f"augmentations.{i}", problems)
-            for i, node in enumerate(at["augmentations"].value)
-        ],
+        **{
+            key: [_part(PARTS[key], node, f"{key}.{i}", problems) for i, node in enumerate(at[key].value)]
+            for key in LISTS
+        },
         "objective": _objective(tree, problems),
     }
     for key in ("generator", "discriminator", "encoder", "sampler"):

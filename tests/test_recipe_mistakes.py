@@ -7,9 +7,9 @@ import pickle
 from pathlib import Path
 
 import pytest
-from tests.recipe_parts import GOOD, load, parts
 
 from qsattn_plugin.registry.recipe import RecipeError, load_recipe
+from tests.recipe_parts import GOOD, load, parts
 
 BILLION = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcde", "bcdef", strict=True)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from qsattn_plugin.losses import PatchNCE
 from qsattn_plugin.projection import ProjectionHeads
-from qsattn_plugin.registry import create, register
+from qsattn_plugin.registry import register
+from qsattn_plugin.training.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.method import Method, Parts
 
 
@@ -25,7 +26,7 @@ class CUT(Method):
 
     Args:
         parts: builds the networks.
-        gan: the adversarial loss, a registered objective.
+        gan: the adversarial loss: a registered objective's name, or ``{type: name, ...}`` with its arguments.
         gan_weight: its weight for the generator.
         nce_weight: the contrastive loss's weight.
         identity: also hold G(y) to y, for images y of the target domain, by the contrastive loss.
@@ -34,6 +35,7 @@ class CUT(Method):
         negatives: "internal" or "batch", see the objective ``patchnce``.
         head_width: features of the projection heads.
         head_gain: scale of the heads' Xavier draw.
+        r1: weight of the R1 penalty on the discriminator's slope at real images; 0 leaves it out.
         flip_equivariance: on every other step, on average, translate the mirrored image and compare with the features
             of the one that was not mirrored.
     """
@@ -44,7 +46,7 @@ class CUT(Method):
         self,
         parts: Parts,
         *,
-        gan: Literal["lsgan", "vanilla", "hinge"] = "lsgan",
+        gan: str | dict[str, Any] = "lsgan",
         gan_weight: float = 1.0,
         nce_weight: float = 1.0,
         identity: bool = True,
@@ -53,6 +55,7 @@ class CUT(Method):
         negatives: Literal["internal", "batch"] = "internal",
         head_width: int = 256,
         head_gain: float = 0.02,
+        r1: float = 0.0,
         flip_equivariance: bool = False,
     ):
         super().__init__()
@@ -61,7 +64,7 @@ class CUT(Method):
         self.encoder = parts.encoder(self.generator)
         self.heads = ProjectionHeads(self.encoder.channels, head_width, head_gain)
         self.sampler = parts.sampler(self.encoder.taps)
-        self.gan = create("objective", gan)
+        self.adversary = Adversary(self.discriminator, adversarial_loss(gan), parts.augmentation(), r1)
         self.nce = PatchNCE(temperature, negatives)
         self.gan_weight = gan_weight
         self.nce_weight = nce_weight
@@ -87,7 +90,7 @@ class CUT(Method):
                 fake = self.generator(source.flip(-1))
             else:
                 fake, features = self.encoder.translate(self.generator, source)
-        self.update("discriminator", [partial(self._judge, fake.detach(), target, log)])
+        self.update("discriminator", [partial(self.adversary.judge, target, fake.detach(), draws, log)])
         terms = [partial(self._translated, fake, features, mirrored, draws, log, observe)]
         if (self.identity and self.nce_weight) or self.identity_l1:
             terms.append(partial(self._unchanged, target, draws, log))
@@ -95,12 +98,6 @@ class CUT(Method):
         self.update("generator", terms)
         self.scaler.update()
         return log
-
-    def _judge(self, fake: Tensor, real: Tensor, log: dict[str, Tensor]) -> Tensor:
-        """The discriminator's objective."""
-        on_real, on_fake = self.gan.discriminator(self.discriminator(real), self.discriminator(fake))
-        log["D_real"], log["D_fake"] = on_real.detach(), on_fake.detach()
-        return 0.5 * (on_real + on_fake)
 
     def _translated(
         self,
@@ -114,9 +111,7 @@ class CUT(Method):
         """The generator's objective on a translated image: fool the discriminator, keep the content."""
         total = fake.new_zeros((), dtype=torch.float32)
         if self.gan_weight:
-            adversarial = self.gan.generator(self.discriminator(fake))
-            log["G_GAN"] = adversarial.detach()
-            total = total + self.gan_weight * adversarial
+            total = total + self.gan_weight * self.adversary.fooled_by(fake, draws, log)
         if self.nce_weight:
             share = 0.5 if self.identity else 1.0
             nce = self.contrast(features, fake, draws, log, "NCE", mirrored, observe)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.registry import create, register
+from qsattn_plugin.registry import register
+from qsattn_plugin.training.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.method import Method, Parts
 
 
@@ -52,7 +53,7 @@ class CycleGAN(Method):
 
     Args:
         parts: builds the networks.
-        gan: the adversarial loss, a registered objective.
+        gan: the adversarial loss: a registered objective's name, or ``{type: name, ...}`` with its arguments.
         gan_weight: its weight for the generators.
         cycle_weight: the cycle's, lambda in the paper.
         identity_weight: the identity term's, as a factor on ``cycle_weight``; 0 leaves the term out.
@@ -68,7 +69,7 @@ class CycleGAN(Method):
         self,
         parts: Parts,
         *,
-        gan: Literal["lsgan", "vanilla", "hinge"] = "lsgan",
+        gan: str | dict[str, Any] = "lsgan",
         gan_weight: float = 1.0,
         cycle_weight: float = 10.0,
         identity_weight: float = 0.5,
@@ -81,7 +82,9 @@ class CycleGAN(Method):
         self.generator_back = parts.generator()
         self.discriminator = parts.discriminator()
         self.discriminator_back = parts.discriminator()
-        self.gan = create("objective", gan)
+        loss, augment = adversarial_loss(gan), parts.augmentation()
+        self.adversary = Adversary(self.discriminator, loss, augment)
+        self.adversary_back = Adversary(self.discriminator_back, loss, augment)
         self.gan_weight = gan_weight
         self.cycle_weight = cycle_weight
         self.identity_weight = identity_weight
@@ -110,8 +113,8 @@ class CycleGAN(Method):
         there, back = self.generator, self.generator_back
         # Four terms that share no activations: each is differentiated before the next is computed.
         terms = [
-            partial(self._cycle, a, there, back, self.discriminator, "forward", fakes, log),
-            partial(self._cycle, b, back, there, self.discriminator_back, "backward", fakes, log),
+            partial(self._cycle, a, there, back, self.adversary, "forward", fakes, draws, log),
+            partial(self._cycle, b, back, there, self.adversary_back, "backward", fakes, draws, log),
         ]
         if self.identity_weight:
             terms += [
@@ -123,8 +126,8 @@ class CycleGAN(Method):
         self.update(
             "discriminator",
             [
-                partial(self._judge, self.discriminator, b, shown["forward"], "forward", log),
-                partial(self._judge, self.discriminator_back, a, shown["backward"], "backward", log),
+                partial(self.adversary.judge, b, shown["forward"], draws, log, "_forward"),
+                partial(self.adversary_back.judge, a, shown["backward"], draws, log, "_backward"),
             ],
         )
         self.scaler.update()
@@ -135,17 +138,18 @@ class CycleGAN(Method):
         image: Tensor,
         there: nn.Module,
         back: nn.Module,
-        judge: nn.Module,
+        adversary: Adversary,
         name: str,
         fakes: dict[str, Tensor],
+        draws: torch.Generator,
         log: dict[str, Tensor],
     ) -> Tensor:
-        """One image's way to the other domain and back: fool the judge there, come back unchanged."""
+        """One image's way to the other domain and back: fool the adversary there, come back unchanged."""
         fake = there(image)
         fakes[name] = fake.detach()
-        adversarial = self.gan.generator(judge(fake))
+        adversarial = adversary.fooled_by(fake, draws, log, f"_{name}")
         cycle = F.l1_loss(back(fake).float(), image)
-        log[f"G_GAN_{name}"], log[f"cycle_{name}"] = adversarial.detach(), cycle.detach()
+        log[f"cycle_{name}"] = cycle.detach()
         return self.gan_weight * adversarial + self.cycle_weight * cycle
 
     def _unchanged(self, image: Tensor, generator: nn.Module, name: str, log: dict[str, Tensor]) -> Tensor:
@@ -153,9 +157,3 @@ class CycleGAN(Method):
         loss = F.l1_loss(generator(image).float(), image)
         log[f"identity_{name}"] = loss.detach()
         return self.cycle_weight * self.identity_weight * loss
-
-    def _judge(self, judge: nn.Module, real: Tensor, fake: Tensor, name: str, log: dict[str, Tensor]) -> Tensor:
-        """A discriminator's objective."""
-        on_real, on_fake = self.gan.discriminator(judge(real), judge(fake))
-        log[f"D_real_{name}"], log[f"D_fake_{name}"] = on_real.detach(), on_fake.detach()
-        return 0.5 * (on_real + on_fake)

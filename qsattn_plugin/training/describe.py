@@ -6,7 +6,7 @@ from torch import nn
 
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.training.session import Session
+from qsattn_plugin.training.session import Session, augmentations
 
 
 def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
@@ -17,8 +17,7 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     """
     session = Session(recipe)
     dataset = recipe.build("data", channels=recipe.data.channels)
-    for index in range(len(recipe.augmentations)):
-        recipe.build(f"augmentations.{index}")
+    augmentations(recipe, "augmentations")
     rows = [("part", "type", "parameters", "")]
 
     def add(role: str, kind: str, name: str, network: object, times: str = "") -> None:
@@ -40,4 +39,6 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         rows.append(("heads", "", f"{heads:,}", "One two-layer MLP a tap."))
     for spec in recipe.augmentations:
         add("augmentation", "augmentation", spec.type, None)
+    for spec in recipe.discriminator_augmentations:
+        add("for the discriminator", "augmentation", spec.type, None)
     return rows

@@ -13,8 +13,8 @@ from qsattn_plugin.data.images import to_float
 from qsattn_plugin.data.preprocess import Preprocess
 from qsattn_plugin.data.seeding import mix
 from qsattn_plugin.data.store import Store
-from qsattn_plugin.registry.augmentations import Augmentations
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.training.session import augmentations
 
 #: What a seed is for, mixed in beside step and rank.
 _AUGMENT, _STEP = 100, 101
@@ -57,7 +57,7 @@ class Feed:
         self.batches = UnpairedBatches(
             self.stores["A"], self.stores["B"], recipe.train.batch_size, prepare.crop_size, self.seed, rank, world
         )
-        self.augment = Augmentations([recipe.build(f"augmentations.{i}") for i in range(len(recipe.augmentations))])
+        self.augment = augmentations(recipe, "augmentations")
 
     @property
     def domains(self) -> str:

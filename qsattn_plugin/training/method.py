@@ -24,6 +24,9 @@ class Parts(Protocol):
     def encoder(self, generator: nn.Module) -> nn.Module:
         """A new encoder, for the features of ``generator`` where it lives inside one."""
 
+    def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor]:
+        """What changes the images that a discriminator sees."""
+
     def sampler(self, taps: Sequence[int | str]) -> Any:
         """A new sampler, for an encoder that gives these taps."""
 

@@ -13,6 +13,7 @@ from qsattn_plugin.data.seeding import mix
 from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
+from qsattn_plugin.registry.augmentations import Augmentations
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.ema import EMA
@@ -36,6 +37,9 @@ class RecipeParts:
     def encoder(self, generator: nn.Module) -> nn.Module:
         return self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
 
+    def augmentation(self) -> Augmentations:
+        return augmentations(self.recipe, "discriminator_augmentations")
+
     def sampler(self, taps: Sequence[int | str]) -> Any:
         sampler = self.recipe.build("sampler")
         try:  # a tap that the encoder does not give is a mistake to hear of now, not at the first step
@@ -43,6 +47,11 @@ class RecipeParts:
         except UserError as error:
             raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
         return sampler
+
+
+def augmentations(recipe: Recipe, section: str) -> Augmentations:
+    """Build the augmentations of a list section, in order."""
+    return Augmentations([recipe.build(f"{section}.{i}") for i in range(len(getattr(recipe, section)))])
 
 
 class Session:

@@ -1,0 +1,78 @@
+"""A discriminator with its loss: what judges translations, and what it makes of being fooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.losses import AdversarialLoss
+from qsattn_plugin.registry import PartError, create
+
+
+class Adversary:
+    """Judges with one discriminator. It has no parameters of its own.
+
+    Args:
+        discriminator: gives scores, or a list of them, for images.
+        loss: the adversarial loss.
+        augment: changes what the discriminator sees, real and translated, from a generator of draws; differentiable.
+        r1: weight of R1, half the squared slope of the scores at real images (Mescheder et al. 2018); 0 leaves it out.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        loss: AdversarialLoss,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        r1: float = 0.0,
+    ):
+        self.discriminator = discriminator
+        self.loss = loss
+        self.augment = augment or (lambda images, draws: images)
+        self.r1 = r1
+
+    def judge(self, real: Tensor, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], of: str = "") -> Tensor:
+        """Return the discriminator's objective; ``of`` ends the names under which ``log`` gets its parts."""
+        real, fake = self.augment(real, draws), self.augment(fake.detach(), draws)
+        if self.r1:
+            real = real.detach().requires_grad_()
+        scores = self.discriminator(real)
+        on_real, on_fake = self.loss.discriminator(scores, self.discriminator(fake))
+        log[f"D_real{of}"], log[f"D_fake{of}"] = on_real.detach(), on_fake.detach()
+        total = 0.5 * (on_real + on_fake)
+        if self.loss.penalised:
+            penalty = self.loss.gradient_penalty(self.discriminator, real, fake, generator=draws)
+            log[f"D_penalty{of}"] = penalty.detach()
+            total = total + penalty
+        if self.r1:
+            maps = scores if isinstance(scores, (list, tuple)) else [scores]
+            (slope,) = torch.autograd.grad(sum(m.float().sum() for m in maps), real, create_graph=True)
+            penalty = slope.float().square().flatten(1).sum(dim=1).mean()
+            log[f"D_R1{of}"] = penalty.detach()
+            total = total + 0.5 * self.r1 * penalty
+        return total
+
+    def fooled_by(self, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], of: str = "") -> Tensor:
+        """Return the generator's objective."""
+        loss = self.loss.generator(self.discriminator(self.augment(fake, draws)))
+        log[f"G_GAN{of}"] = loss.detach()
+        return loss
+
+
+def adversarial_loss(spec: str | dict[str, Any]) -> AdversarialLoss:
+    """Build an adversarial loss from its registered name, or from ``{"type": name, argument: value}``.
+
+    Raises:
+        PartError: there is no such objective, it takes other arguments, or it is not adversarial.
+    """
+    arguments = {"type": spec} if isinstance(spec, str) else dict(spec)
+    try:
+        loss = create("objective", str(arguments.pop("type", "")), **arguments)
+    except PartError as error:
+        raise PartError(f"gan: {error}", "gan") from error
+    if not isinstance(loss, AdversarialLoss):
+        raise PartError(f"gan: the objective {spec!r} is no adversarial loss", "gan")
+    return loss
