@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from qsattn_plugin.data.catalogue import PublicSet
 
 SPLITS = ("trainA", "trainB", "testA", "testB")
 
@@ -16,20 +21,81 @@ SPLITS = ("trainA", "trainB", "testA", "testB")
 @click.option("--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where the folders go.")
 @click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only this one; can be repeated.")
 @click.option("-s", "options", multiple=True, metavar="KEY=VALUE", help="The data set's arguments: -s size=128.")
-def command(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, ...]) -> None:
-    """Write the pictures of the data set NAME, such as `toy`, into trainA, trainB, testA and testB below --root.
+@click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="Take a public set from this archive or folder."
+)
+@click.option("--url", help="Download a public set from this address instead of its own.")
+def command(
+    name: str, root: Path, splits: tuple[str, ...], options: tuple[str, ...], source: Path | None, url: str | None
+) -> None:
+    """Write the pictures of the data set NAME into trainA, trainB, testA and testB below --root.
 
-    These are the folders that CUT, CycleGAN and recipes with `data: {type: folders}` read.
+    These are the folders that CUT, CycleGAN and recipes with `data: {type: folders}` read. NAME is `toy`, which is
+    drawn (and takes --split and -s), or a public set: `horse2zebra` and `cat2dog` are downloaded, `cityscapes` is
+    prepared from what its makers give you (`qsattn data cityscapes` says how).
     """
+    from qsattn_plugin.data.catalogue import CATALOGUE
+    from qsattn_plugin.errors import UserError, nearest
+    from qsattn_plugin.registry import list_parts
+
+    if name in CATALOGUE:
+        if splits or options:
+            raise click.UsageError(f"--split and -s are not for {name}: it is always the whole published set")
+        _public(CATALOGUE[name], root, source, url)
+        return
+    drawn = [part.name for part in list_parts("dataset")]
+    if name not in drawn:
+        known = (*CATALOGUE, *drawn)
+        raise UserError(f"there is no data set {name!r}{nearest(name, known)} (data sets: {', '.join(known)})")
+    if source or url:
+        raise click.UsageError(f"--from and --url are for the public sets: {', '.join(CATALOGUE)}")
+    _drawn(name, root, splits or SPLITS, options)
+
+
+def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, ...]) -> None:
     from qsattn_plugin.data.export import write_dataset
     from qsattn_plugin.registry.recipe import Recipe
 
     text = f"name: data\ndata: {{type: {json.dumps(name)}}}\ntrain: {{steps: 1}}"
     recipe = Recipe.from_yaml(text, "data set", [f"data.{option}" for option in options])
     dataset = recipe.build("data")
-    names = splits or SPLITS
-    total = sum(len(dataset.split(split)) for split in names)
+    total = sum(len(dataset.split(split)) for split in splits)
     with click.progressbar(length=total, label=f"writing {name}", file=sys.stderr) as bar:
-        written = write_dataset(dataset, root, names, bar.update)
+        written = write_dataset(dataset, root, splits, bar.update)
     for split, count in written.items():
         click.echo(f"{root / split}: {count} pictures")
+
+
+def _public(one: PublicSet, root: Path, source: Path | None, url: str | None) -> None:
+    from qsattn_plugin.data.public import get_public_set
+
+    got = get_public_set(one, root, source, url, _Line())
+    for split, count in one.counts.items():
+        click.echo(f"{root / split}: {count} pictures")
+    if got.before:
+        click.echo(f"{one.name} was there already, nothing was done")
+    if got.sha256:
+        agrees = (
+            "as published" if got.sha256 == one.sha256 else "not the published archive's; its pictures are readable"
+        )
+        click.echo(f"SHA-256 of the archive: {got.sha256} ({agrees})")
+    click.echo(f"domains: {one.domains}\nlicence: {one.licence}")
+
+
+class _Line:
+    """Shows what is going on: one line that moves on a terminal, else one line for each thing that begins."""
+
+    def __init__(self) -> None:
+        self.moving = sys.stderr.isatty()
+        self._what = ""
+        self._drawn = 0.0
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        if what != self._what:
+            click.echo(f"{what} ...", err=True)
+            self._what = what
+        ends = done == total
+        if self.moving and (ends or time.monotonic() - self._drawn > 0.1):
+            self._drawn = time.monotonic()
+            of = f" of {total:,} ({100 * done // total} %)" if total else ""
+            click.echo(f"\r\x1b[K{what}: {done:,}{of}", nl=ends, err=True)

@@ -27,7 +27,7 @@ from qsattn_plugin.significance import uniform
 __all__ = ["GridSampler", "MixtureSampler", "QSAttnSampler", "RandomSampler", "Sampler"]
 
 #: Without ``taps``, maps of at most this many positions are attended to: the reference's two deepest at 256 x 256.
-ATTENTIVE_POSITIONS = 64 * 64
+POSITIONS = 64 * 64
 
 Taps = tuple[int | str, ...] | Literal["all"] | None
 
@@ -40,13 +40,15 @@ class QSAttnSampler(Sampler):
         significance: registered name of what ranks positions: "entropy", "max_probability", "norm", "random".
         routing: "cross" (the source's rows route both domains), "own" (each domain's features make their own rows at
             the source's queries), or "select" (the queries' own places are gathered).
-        taps: names of the layers with attention; "all"; None: those of at most 64 x 64 positions. The others' positions
-            are random.
+        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions. The others'
+            queries are random.
         queries: N, how many positions of each map.
         window: the local window's side, odd.
         scale: factor on the dot products; the paper's is 1.
         detach: no gradient flows through the rows into the source's features.
         tile: rows of global attention at a time; None adapts it to the device.
+        positions: how large a map may be that is attended to where no taps are named; the default takes the two deepest
+            taps at 256 pixels, as the reference does.
 
     Raises:
         ValueError: an argument out of its range; the message begins with the argument's name.
@@ -63,8 +65,11 @@ class QSAttnSampler(Sampler):
         scale: float = 1.0,
         detach: bool = False,
         tile: int | None = None,
+        positions: int = POSITIONS,
     ):
         super().__init__(queries)
+        if positions < 1:
+            raise ValueError(f"positions: must be at least 1, got {positions}")
         for name, value, known in (
             ("attention", attention, ("global", "local", "local_global")),
             ("routing", routing, ("cross", "own", "select")),
@@ -81,6 +86,7 @@ class QSAttnSampler(Sampler):
         self.attention = attention
         self.routing = routing
         self.taps = taps
+        self.positions = positions
         self.detach = detach
         over_all = GlobalAttention(scale, tile)
         in_window = LocalAttention(window, scale)
@@ -89,7 +95,7 @@ class QSAttnSampler(Sampler):
 
     def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
         if self.taps is None:
-            return [f.shape[-2] * f.shape[-1] <= ATTENTIVE_POSITIONS for f in features]
+            return [f.shape[-2] * f.shape[-1] <= self.positions for f in features]
         if self.taps == "all":
             return [True] * len(features)
         wanted = [str(t) for t in self.taps]
@@ -139,7 +145,8 @@ class MixtureSampler(QSAttnSampler):
         attention: see QSAttnSampler: "global", "local" or "local_global".
         significance: what ranks positions: "entropy", "max_probability", "norm", "random".
         routing: "cross", "own" or "select".
-        taps: names of the layers with attention; "all"; None: those of at most 64 x 64 positions.
+        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
+        positions: how large a map may be that is attended to where no taps are named.
         queries: how many positions of each map, significant and random.
         window: the local window's side, odd.
         scale: factor on the dot products.
@@ -154,6 +161,7 @@ class MixtureSampler(QSAttnSampler):
         significance: str = "entropy",
         routing: Literal["cross", "own", "select"] = "cross",
         taps: Taps = None,
+        positions: int = POSITIONS,
         queries: int = 256,
         window: int = 7,
         scale: float = 1.0,
@@ -162,7 +170,7 @@ class MixtureSampler(QSAttnSampler):
     ):
         if not 0 <= share <= 1:
             raise ValueError(f"share: must lie between 0 and 1, got {share}")
-        super().__init__(attention, significance, routing, taps, queries, window, scale, detach, tile)
+        super().__init__(attention, significance, routing, taps, queries, window, scale, detach, tile, positions)
         self.share = share
 
     def select(self, significance: Tensor, features: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -182,7 +190,8 @@ class GlobalSampler(QSAttnSampler):
 
     Args:
         queries: how many positions of each map.
-        taps: names of the layers with attention; "all"; None: those of at most 64 x 64 positions.
+        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
+        positions: how large a map may be that is attended to where no taps are named.
         significance: what ranks positions: "entropy", "max_probability", "norm", "random".
         routing: "cross" (the source's rows route both domains), "own" or "select".
         scale: factor on the dot products; the paper's is 1.
@@ -194,13 +203,14 @@ class GlobalSampler(QSAttnSampler):
         self,
         queries: int = 256,
         taps: Taps = None,
+        positions: int = POSITIONS,
         significance: str = "entropy",
         routing: Literal["cross", "own", "select"] = "cross",
         scale: float = 1.0,
         detach: bool = False,
         tile: int | None = None,
     ):
-        super().__init__("global", significance, routing, taps, queries, 7, scale, detach, tile)
+        super().__init__("global", significance, routing, taps, queries, 7, scale, detach, tile, positions)
 
 
 @register("sampler", "qsattn_local", tags=("qsattn", "paper"))
@@ -209,7 +219,8 @@ class LocalSampler(QSAttnSampler):
 
     Args:
         queries: how many positions of each map.
-        taps: names of the layers with attention; "all"; None: those of at most 64 x 64 positions.
+        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
+        positions: how large a map may be that is attended to where no taps are named.
         window: the window's side, odd.
         significance: what ranks positions: "entropy", "max_probability", "norm", "random".
         routing: "cross" (the source's rows route both domains), "own" or "select".
@@ -221,13 +232,14 @@ class LocalSampler(QSAttnSampler):
         self,
         queries: int = 256,
         taps: Taps = None,
+        positions: int = POSITIONS,
         window: int = 7,
         significance: str = "entropy",
         routing: Literal["cross", "own", "select"] = "cross",
         scale: float = 1.0,
         detach: bool = False,
     ):
-        super().__init__("local", significance, routing, taps, queries, window, scale, detach)
+        super().__init__("local", significance, routing, taps, queries, window, scale, detach, None, positions)
 
 
 @register("sampler", "qsattn_local_global", tags=("qsattn", "paper"))
@@ -236,7 +248,8 @@ class LocalGlobalSampler(QSAttnSampler):
 
     Args:
         queries: how many positions of each map.
-        taps: names of the layers with attention; "all"; None: those of at most 64 x 64 positions.
+        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
+        positions: how large a map may be that is attended to where no taps are named.
         window: the window's side, odd.
         significance: what ranks positions: "entropy", "max_probability", "norm", "random".
         routing: "cross" (the source's rows route both domains), "own" or "select".
@@ -249,6 +262,7 @@ class LocalGlobalSampler(QSAttnSampler):
         self,
         queries: int = 256,
         taps: Taps = None,
+        positions: int = POSITIONS,
         window: int = 7,
         significance: str = "entropy",
         routing: Literal["cross", "own", "select"] = "cross",
@@ -256,4 +270,4 @@ class LocalGlobalSampler(QSAttnSampler):
         detach: bool = False,
         tile: int | None = None,
     ):
-        super().__init__("local_global", significance, routing, taps, queries, window, scale, detach, tile)
+        super().__init__("local_global", significance, routing, taps, queries, window, scale, detach, tile, positions)

@@ -153,7 +153,8 @@ class Train(Section):
 
     Args:
         steps: Optimiser steps in all.
-        decay_from: Step from which the learning rate falls linearly to zero at the last; null is half the steps.
+        decay_from: Step from which the learning rate falls linearly to zero at the last, or its share of all steps,
+            such as 0.75; null is half the steps.
         batch_size: Images of each domain a step.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the gradient's mean and square.
@@ -166,7 +167,7 @@ class Train(Section):
     """
 
     steps: int = Field(ge=1)
-    decay_from: int | None = Field(None, ge=0, validate_default=True)
+    decay_from: int | Annotated[float, Field(gt=0, lt=1)] | None = Field(None, validate_default=True)
     batch_size: int = Field(1, ge=1)
     lr: float = Field(2e-4, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
@@ -179,12 +180,16 @@ class Train(Section):
 
     @field_validator("decay_from")
     @classmethod
-    def _half(cls, start: int | None, info: ValidationInfo) -> int | None:
+    def _step(cls, start: int | float | None, info: ValidationInfo) -> int | float | None:
         steps = info.data.get("steps")
         if steps is None:  # wrong itself, and said so
             return start
         if start is None:
             return steps // 2
+        if isinstance(start, float):
+            return round(start * steps)
+        if start < 0:
+            raise ValueError(f"must be at least 0, got {start}")
         if start > steps:
             hint = "set both, or decay_from to null for half of the steps"
             raise ValueError(f"must be at most train.steps ({steps}), got {start}; {hint}")

@@ -42,7 +42,13 @@ CYCLES = {f"{name}_{way}" for name in ("D_real", "D_fake", "G_GAN", "cycle", "id
 
 @pytest.mark.parametrize(
     ("method", "losses"),
-    [("qsattn", CONTRASTIVE), ("cut", CONTRASTIVE), ("fastcut", CONTRASTIVE), ("cyclegan", CYCLES)],
+    [
+        ("qsattn", CONTRASTIVE),
+        ("cut", CONTRASTIVE),
+        ("fastcut", CONTRASTIVE),
+        ("sincut", CONTRASTIVE),
+        ("cyclegan", CYCLES),
+    ],
 )
 def test_a_run_trains_logs_draws_and_saves(workplace, method, losses):
     run = build(workplace / "run", f"method={method}", "data.direction=BtoA")
@@ -53,7 +59,7 @@ def test_a_run_trains_logs_draws_and_saves(workplace, method, losses):
     logged = events(run, "train")
     assert [e["step"] for e in logged] == [1, 2, 3, 4]
     assert losses <= logged[0]["losses"].keys()
-    assert ("NCE_identity" in logged[0]["losses"]) == (method in ("cut", "qsattn"))
+    assert ("NCE_identity" in logged[0]["losses"]) == (method in ("cut", "qsattn", "sincut"))
     assert all(math.isfinite(v) for e in logged for v in e["losses"].values())
     assert ("tap_12/largest_probability" in logged[0]["losses"]) == (method == "qsattn")
     assert list(events(run, "evaluate")[-1]["scores"]) == ["coat_distance", "background_change"]
@@ -208,3 +214,44 @@ def test_half_precision_trains_on_the_cpu_with_losses_in_float32(workplace):
     assert all(math.isfinite(v) for each in losses for v in each.values())
     tensors, _ = load_tensors(run.checkpoints.path(4))
     assert {t.dtype for k, t in tensors.items() if k.startswith("model/")} == {torch.float32}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_images_of_other_than_three_channels(workplace, channels):
+    run = build(workplace / "run", f"data.channels={channels}", "train.steps=1", "augmentations=[flip]")
+    fit(run)
+    tensors, document = load_tensors(run.checkpoints.path(1), "model/")
+    assert tensors["generator.model.1.weight"].shape[1] == channels
+    assert document["generators"]["forward"]["arguments"]["in_channels"] == channels
+    assert len(list(run.grids.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["objective.gan={type: wgan-gp, weight: 5}"],
+        ["objective.gan=hinge", "objective.r1=1.0"],
+        ["objective.gan=vanilla", "discriminator_augmentations=[translation, cutout, colour]"],
+        ["objective.negatives=batch", "objective.identity=false", "objective.identity_l1=2"],
+        ["objective.nce_weight=0"],
+        ["method=cyclegan", "objective.gan={type: wgan-gp}", "discriminator_augmentations=[translation]"],
+        ["method=cyclegan", "objective={identity_weight: 0, pool: 0}"],
+        ["discriminator={type: multi_scale, width: 4, layers: 1}"],
+        ["sampler.routing=own", "sampler.significance=norm"],
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_objectives_can_be_exchanged(workplace, settings):
+    run = build(workplace / "run", *settings, "train.steps=2", "evaluate.every=2")
+    fit(run)
+    losses = [e["losses"] for e in events(run, "train")]
+    assert len(losses) == 2
+    assert all(math.isfinite(v) for each in losses for v in each.values())
+    if "wgan" in settings[0] + settings[-1]:
+        assert any(name.startswith("D_penalty") for name in losses[0])
+
+
+def test_an_objective_that_is_not_adversarial_is_refused_where_it_stands():
+    for text, message in (("lsgann", "did you mean 'lsgan'"), ("patchnce", "is no adversarial loss")):
+        with pytest.raises(UserError, match=rf"objective\.gan: .*{message}"):
+            Session(load_recipe("toy", (*TINY, f"objective.gan={text}")))

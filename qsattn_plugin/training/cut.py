@@ -184,3 +184,15 @@ class FastCUT(CUT):
         "sampler": {"type": "random"},
         "objective": {"identity": False, "nce_weight": 10.0, "flip_equivariance": True},
     }
+
+
+@register("method", "sincut", tags=("contrastive", "single-image"))
+class SinCUT(CUT):
+    __doc__ = _variant("CUT between two single pictures: crops of one against crops of the other (Park et al. 2020).")
+
+    # One place a crop, compared with the places of all other crops of the batch; the discriminator, which sees little,
+    # is kept smooth, and the pixels of the target close to where they are.
+    defaults: Mapping[str, Any] = {
+        "sampler": {"type": "random", "queries": 1},
+        "objective": {"gan": "vanilla", "nce_weight": 4.0, "negatives": "batch", "r1": 1.0, "identity_l1": 1.0},
+    }

@@ -1,0 +1,256 @@
+"""A file from the web, whole and checked or not there: interrupted transfers carry on where they stopped.
+
+What has arrived lies in ``NAME.part``, beside it in ``NAME.part.json`` which version of the file it belongs to. Only a
+complete file whose checksum agrees gets its name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from qsattn_plugin.errors import UserError
+
+__all__ = ["DownloadFailed", "Progress", "checksum", "download"]
+
+#: Called with the bytes that are there and the bytes there will be, or None where the server does not say.
+Progress = Callable[[int, int | None], None]
+
+_CHUNK = 1 << 18
+#: Answers that another try may change: the server is busy, or something between is.
+_PASSING = (408, 425, 429, 500, 502, 503, 504)
+
+
+class DownloadFailed(UserError):
+    """A file could not be had from the web."""
+
+
+class _Interrupted(Exception):
+    """The transfer failed, and another try may not. ``connected``: the server was reached before."""
+
+    def __init__(self, reason: str, connected: bool = True):
+        super().__init__(reason)
+        self.connected = connected
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(
+    url: str,
+    path: Path,
+    sha256: str | None = None,
+    progress: Progress = lambda done, total: None,
+    attempts: int = 6,
+    wait: float = 1.0,
+    timeout: float = 30.0,
+) -> str:
+    """Download ``url`` to ``path`` and return its SHA-256.
+
+    Interrupted, it is tried again, each time from the byte where it stopped, or from the start where the server cannot
+    do that or has another version by now. What has arrived stays for the next call.
+
+    Args:
+        url: http or https; a redirection may not leave these two, nor go from https to http.
+        path: where the file goes; folders are made, an existing file is replaced at the end.
+        sha256: what the checksum must be; None takes any file.
+        progress: called as bytes arrive.
+        attempts: how often the server is asked at most.
+        wait: seconds before the second try; each further wait is twice as long, 30 seconds at most.
+        timeout: seconds without a byte after which a connection counts as interrupted.
+
+    Raises:
+        DownloadFailed: no connection, no such file, a checksum that differs, or ``attempts`` interruptions.
+        OSError: the disk is full, or the folder cannot be written.
+    """
+    if urllib.parse.urlsplit(url).scheme.lower() not in ("http", "https"):
+        raise DownloadFailed(f"{url}: only http and https addresses can be downloaded")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with _locked(part) as file:
+        reached = False
+        for attempt in range(1, attempts + 1):
+            try:
+                _transfer(url, file, _Note(part), progress, timeout)
+                break
+            except _Interrupted as error:
+                reached = reached or error.connected
+                # Where nothing was ever reached there is no network: waiting for it would only look like hanging.
+                if attempt == attempts or not reached:
+                    kept = file.seek(0, os.SEEK_END)
+                    if not kept:
+                        part.unlink()
+                        _Note(part).forget()
+                    more = f"; {kept:,} bytes have arrived, and the same command carries on from there" if kept else ""
+                    raise DownloadFailed(f"{url} could not be downloaded: {error}{more}") from error
+                time.sleep(min(wait * 2 ** (attempt - 1), 30))
+        found = checksum(part)
+        if sha256 is not None and found != sha256:
+            _Note(part).forget()
+            part.unlink()  # no use to carry on from
+            raise DownloadFailed(
+                f"{url} has the wrong checksum: its SHA-256 should be {sha256} and is {found}. Either the file there "
+                "has changed, or something on the way changed it; what arrived was deleted"
+            )
+        os.fsync(file.fileno())
+        os.replace(part, path)
+        _Note(part).forget()
+    return found
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[IO[bytes]]:
+    """Open the partial file for this process alone."""
+    with open(part, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DownloadFailed(f"{part} is being written by another process") from error
+        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+            raise DownloadFailed(f"{part} was finished by another process just now")
+        yield file
+
+
+class _Note:
+    """Which version of a file its partial copy belongs to: the address, and the server's ETag or date."""
+
+    def __init__(self, part: Path):
+        self.path = part.with_name(f"{part.name}.json")
+
+    def validator(self, url: str) -> str | None:
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+            return known["validator"] if known["url"] == url else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def keep(self, url: str, headers: Any) -> None:
+        etag = headers.get("ETag") or ""
+        strong = "" if etag.startswith("W/") else etag  # a weak one does not promise equal bytes
+        validator = strong or headers.get("Last-Modified")
+        self.path.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+
+    def forget(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _transfer(url: str, file: IO[bytes], note: _Note, progress: Progress, timeout: float) -> None:
+    """Fetch what ``file`` lacks of ``url``; return when it is complete."""
+    have = file.seek(0, os.SEEK_END)
+    validator = note.validator(url)
+    headers = {"User-Agent": "qsattn-plugin", "Accept-Encoding": "identity"}
+    # Without the server's mark on the version, the rest may be another file's: begin anew.
+    if have and validator:
+        headers |= {"Range": f"bytes={have}-", "If-Range": validator}
+    answer = _open(urllib.request.Request(url, headers=headers), timeout)
+    begins, whole = _content_range(answer.headers.get("Content-Range", ""))
+    if answer.status == 416 and have and whole == have:
+        return  # it was all there: stopped between the last byte and the new name
+    if answer.status != 200 and (answer.status != 206 or begins != have):
+        file.truncate(0)
+        raise _Interrupted(f"the server's answer to a partial request makes no sense (status {answer.status})")
+    with answer:
+        length = answer.headers.get("Content-Length", "")
+        total = int(length) if length.isdigit() else None
+        if answer.status == 206:
+            total = whole
+        else:  # asked for from the start, the version changed, or a server that knows no ranges
+            if answer.headers.get_content_type() == "text/html":
+                raise DownloadFailed(f"{url} answers with a web page, not with a file; it may have moved")
+            have = 0
+            file.truncate(0)
+            note.keep(url, answer.headers)
+        progress(have, total)
+        for chunk in _chunks(answer):
+            file.write(chunk)
+            have += len(chunk)
+            progress(have, total)
+        file.flush()
+    if total is not None and have != total:
+        raise _Interrupted(f"the connection broke off at byte {have:,} of {total:,}")
+
+
+def _content_range(text: str) -> tuple[int | None, int | None]:
+    """Return the first byte and the whole length from ``bytes 10-19/20`` or ``bytes */20``, None if absent."""
+    found = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(?:(\d+)|\*)", text.strip())
+    first, whole = found.groups() if found else (None, None)
+    return (int(first) if first else None, int(whole) if whole else None)
+
+
+def _open(request: urllib.request.Request, timeout: float) -> Any:
+    """Ask the server; every failure becomes :class:`DownloadFailed` or, if it may pass, :class:`_Interrupted`."""
+    url = request.full_url
+    try:
+        return _opener().open(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:
+            return error  # an answer like others to the caller
+        if error.code in _PASSING:
+            raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
+        raise DownloadFailed(
+            f"{url} could not be downloaded: the server answers {error.code} {error.reason}"
+        ) from error
+    except urllib.error.URLError as error:
+        reason = error.reason
+        if isinstance(reason, ssl.SSLError):
+            raise DownloadFailed(f"{url} could not be downloaded: no safe connection ({reason})") from error
+        if isinstance(reason, socket.gaierror):
+            host = urllib.parse.urlsplit(url).hostname
+            raise _Interrupted(f"there is no network, or no host {host}", connected=False) from error
+        text = getattr(reason, "strerror", None) or str(reason)
+        raise _Interrupted(f"no connection ({text})", connected=False) from error
+    except (http.client.HTTPException, OSError) as error:
+        raise _Interrupted(f"the connection broke off ({error or type(error).__name__})") from error
+
+
+def _chunks(answer: Any) -> Iterator[bytes]:
+    while True:
+        try:
+            chunk = answer.read(_CHUNK)
+        except (http.client.HTTPException, OSError) as error:
+            raise _Interrupted(f"the connection broke off ({error or type(error).__name__})") from error
+        if not chunk:
+            return
+        yield chunk
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, request, fp, code, message, headers, newurl):
+        old, new = (urllib.parse.urlsplit(address).scheme.lower() for address in (request.full_url, newurl))
+        if new not in ("http", "https") or (old, new) == ("https", "http"):
+            raise DownloadFailed(f"{request.full_url} sends on to {newurl}, which is not followed: it is not https")
+        return super().redirect_request(request, fp, code, message, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """An opener for http and https alone: urllib's own would also read local files and ftp."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        _SafeRedirects(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener

@@ -1,0 +1,191 @@
+"""Archives from elsewhere, unpacked without trusting them.
+
+Nothing that an archive says decides where a file is written, what kind of file it is, or who may read it: names are
+checked, links and devices are refused, sizes are counted while bytes arrive. An archive with one bad member is refused
+whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import re
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from qsattn_plugin.errors import UserError
+
+__all__ = ["BadArchive", "unpack", "unpacking"]
+
+_CHUNK = 1 << 18
+#: Names longer than this are no names: tarfile would read them into memory whole.
+_LONGEST_HEADER = 1 << 20
+#: What the decoders raise on damaged input.
+_BROKEN = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, struct.error),
+)
+
+
+class BadArchive(UserError):
+    """An archive that is broken, is none, or holds what must not be unpacked."""
+
+
+class _Member(NamedTuple):
+    name: str
+    size: int  # as the archive claims
+    problem: str  # why it is refused, or ""
+    folder: bool
+    open: Callable[[], IO[bytes]]
+
+
+def unpack(
+    archive: Path,
+    target: Path,
+    choose: Callable[[str], str | None] = lambda name: name,
+    most_bytes: int = 4 << 30,
+    most_files: int = 100_000,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Unpack a zip or tar archive into a new folder, whole or not at all.
+
+    Args:
+        archive: zip, or tar with any of tar's compressions; its content decides, not its ending.
+        target: the folder; it must not be there yet, or be empty.
+        choose: gives a member's name below ``target`` from its name in the archive ("/" between folders), None to leave
+            it out. What is left out is checked all the same.
+        most_bytes: how large everything may be together, what is left out included.
+        most_files: how many members the archive may have.
+        progress: called with the bytes written, as they are.
+
+    Returns:
+        The names that were written, in the archive's order.
+
+    Raises:
+        BadArchive: it is broken or none; a name is absolute, leads out with "..", or comes twice; a member is a link, a
+            device or encrypted; there are too many, or they are too large. Nothing is left at ``target``.
+        UserError: ``target`` is there and not empty.
+    """
+    with unpacking(target) as folder:
+        return _unpack(archive, folder, choose, most_bytes, most_files, progress)
+
+
+@contextmanager
+def unpacking(target: Path) -> Iterator[Path]:
+    """Give a new folder beside ``target`` that takes its place at the end, or is gone if something is raised."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UserError(f"{target} is there already and not an empty folder")
+    folder = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed and had the same number
+    folder.mkdir()
+    try:
+        yield folder
+        folder.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unpack(
+    archive: Path,
+    folder: Path,
+    choose: Callable[[str], str | None],
+    most_bytes: int,
+    most_files: int,
+    progress: Callable[[int], None],
+) -> list[str]:
+    written: list[str] = []
+    seen: set[str] = set()
+    count = claimed = actual = 0
+    try:
+        for member in _members(archive):
+            count += 1
+            claimed += member.size
+            problem = member.problem or _bad_name(member.name)
+            if problem:
+                raise BadArchive(f"{archive.name} is not unpacked: its member {member.name!r} {problem}")
+            if count > most_files:
+                raise BadArchive(f"{archive.name} is not unpacked: it has more than {most_files:,} members")
+            if claimed > most_bytes:
+                raise BadArchive(f"{archive.name} is not unpacked: it holds more than {most_bytes:,} bytes")
+            name = None if member.folder else choose(member.name)
+            if name is None:
+                continue
+            if name in seen:
+                raise BadArchive(f"{archive.name} is not unpacked: {name} is in it twice")
+            seen.add(name)
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with member.open() as source, open(path, "xb") as file:
+                while chunk := source.read(_CHUNK):
+                    actual += len(chunk)
+                    if actual > most_bytes:  # the sizes that it claimed were not the sizes that came
+                        raise BadArchive(f"{archive.name} is not unpacked: it holds more than {most_bytes:,} bytes")
+                    file.write(chunk)
+                    progress(len(chunk))
+            written.append(name)
+    except _BROKEN as error:
+        raise BadArchive(f"{archive.name} is broken: {error or type(error).__name__}") from error
+    except (NotImplementedError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
+    return written
+
+
+def _members(archive: Path) -> Iterator[_Member]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as file:
+            yield from [_zip_member(file, info) for info in file.infolist()]
+        return
+    try:
+        file = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 - closed below; opening has errors of its own
+    except _BROKEN as error:
+        raise BadArchive(f"{archive.name} is neither a zip nor a tar archive, or is cut off") from error
+    with file:
+        for info in file:
+            yield _tar_member(file, info)
+
+
+def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the archive was not made on Unix
+    problem = ""
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        problem = "is a link or a device"
+    elif info.flag_bits & 1:
+        problem = "is encrypted"
+    return _Member(info.filename, info.file_size, problem, info.is_dir(), lambda: file.open(info))
+
+
+class _TarInfo(tarfile.TarInfo):
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:  # tarfile's own place to look at a header
+        if self.size > _LONGEST_HEADER and not self.isreg():
+            raise tarfile.ReadError("a header is too long")
+        return super()._proc_member(archive)
+
+
+def _tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    problem = "" if info.isreg() or info.isdir() else "is a link or a device"
+
+    def open_member() -> Any:
+        return file.extractfile(info)
+
+    return _Member(info.name, info.size, problem, info.isdir(), open_member)
+
+
+def _bad_name(name: str) -> str:
+    """Say what is wrong with a member's name, or nothing."""
+    if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name):
+        return "has an absolute path"
+    if ".." in re.split(r"[/\\]", name):
+        return "leads out of the folder"
+    if "\\" in name or "\0" in name or not name:
+        return "has a name that is none"
+    return ""

@@ -1,0 +1,92 @@
+"""Every shipped recipe trains for two steps at a tiny size, and so do parts in the combinations that recipes allow."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from qsattn_plugin.registry import list_parts
+from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
+from qsattn_plugin.training.describe import part_table
+from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.run import Run
+
+SMALL = (
+    "generator.width=4",
+    "discriminator.width=2",
+    "train.steps=2",
+    "train.log_every=1",
+    "train.batch_size=2",
+    "train.device=cpu",
+    "evaluate={every: 2, grid: 1}",
+)
+FOLDERS = ("data.root=pictures", "data.resize=36", "data.crop=32")
+TOY = ("data.size=32", "data.train=2", "data.test=1", "data.crop=32")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("place")
+    for number, split in enumerate(("trainA", "trainB", "testA", "testB")):
+        (folder / "pictures" / split).mkdir(parents=True)
+        for i in range(2):
+            gradient = Image.linear_gradient("L").resize((40, 40)).rotate(90 * i + 30 * number)
+            picture = Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180)))
+            picture.save(folder / "pictures" / split / f"{i}.png")
+    return folder
+
+
+def losses(run: Run) -> list[dict[str, float]]:
+    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    return [line["losses"] for line in lines if line["event"] == "train"]
+
+
+def train(recipe, folder) -> None:
+    run = Run.create(recipe, folder)
+    fit(run)
+    found = losses(run)
+    assert len(found) == 2
+    assert all(math.isfinite(v) for each in found for v in each.values())
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_trains(name, pictures, monkeypatch, tmp_path):
+    monkeypatch.chdir(pictures)
+    whole = load_recipe(name)
+    data = TOY if whole.data.type == "toy" else FOLDERS
+    settings = [s for s in (*SMALL, *data) if not (s.startswith("data.resize") and whole.data.preprocess == "crop")]
+    recipe = load_recipe(name, settings)
+    assert {row[0] for row in part_table(recipe)} >= {"method", "data", "generator", "discriminator"}
+    train(recipe, tmp_path / "run")
+
+
+ENCODERS = {
+    "generator": "encoder={type: generator}",
+    "timm": "encoder={type: timm, model: test_convnext.r160_in1k, taps: [0, 1]}",
+}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("sampler", [part.name for part in list_parts("samplers")])
+def test_every_sampler_runs_on_every_encoder(sampler, encoder, pictures, monkeypatch, tmp_path):
+    monkeypatch.chdir(pictures)
+    recipe = load_recipe("toy", (*SMALL, *TOY, ENCODERS[encoder], f"sampler={{type: {sampler}, queries: 5}}"))
+    train(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", [part.name for part in list_parts("methods")])
+@pytest.mark.parametrize("generator", [part.name for part in list_parts("generators")])
+def test_every_generator_runs_in_every_method(generator, method, pictures, monkeypatch, tmp_path):
+    monkeypatch.chdir(pictures)
+    side = {"unet_256": 256, "unet_128": 128, "unet_64": 64}.get(generator, 32)
+    settings = [s for s in (*SMALL, *TOY) if not s.startswith("generator") and not s.endswith("32")]
+    size = (
+        f"data.size={side}",
+        f"data.crop={side}",
+        f"generator={{type: {generator}, width: 4}}",
+        "sampler.queries=8",
+    )
+    train(load_recipe("toy", (*settings, *size, "train.batch_size=1", f"method={method}")), tmp_path / "run")
