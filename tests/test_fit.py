@@ -255,3 +255,11 @@ def test_an_objective_that_is_not_adversarial_is_refused_where_it_stands():
     for text, message in (("lsgann", "did you mean 'lsgan'"), ("patchnce", "is no adversarial loss")):
         with pytest.raises(UserError, match=rf"objective\.gan: .*{message}"):
             Session(load_recipe("toy", (*TINY, f"objective.gan={text}")))
+
+
+def test_query_selection_adds_no_parameter(workplace):
+    shapes = []
+    for method in ("cut", "qsattn"):
+        state = Session(load_recipe("toy", (*TINY, f"method={method}"))).method.state_dict()
+        shapes.append({name: tuple(tensor.shape) for name, tensor in state.items()})
+    assert shapes[0] == shapes[1]
