@@ -28,7 +28,7 @@ COMMANDS = {
     "fit": ("qsattn_plugin.cli.fit", "Train the run built last, or the one named; carry on where it stopped."),
     "translate": ("qsattn_plugin.cli.translate", "Translate pictures and folders with a trained model."),
     "map": ("qsattn_plugin.cli.map", "Draw where an image says most: entropy maps and the selected queries."),
-    "data": ("qsattn_plugin.cli.data", "Write a data set's pictures into folders."),
+    "data": ("qsattn_plugin.cli.data", "Get a public data set, or draw the toy one, into folders."),
     "list": ("qsattn_plugin.cli.list", "Show the parts that recipes can name, and the shipped recipes."),
     "show": ("qsattn_plugin.cli.show", "Show one part: its arguments, and a network's size and taps."),
     "schema": ("qsattn_plugin.cli.schema", "Print the JSON Schema of recipes, for editors."),

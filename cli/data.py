@@ -75,9 +75,7 @@ def _public(one: PublicSet, root: Path, source: Path | None, url: str | None) ->
     if got.before:
         click.echo(f"{one.name} was there already, nothing was done")
     if got.sha256:
-        agrees = (
-            "as published" if got.sha256 == one.sha256 else "not the published archive's; its pictures are readable"
-        )
+        agrees = "as published" if got.sha256 == one.sha256 else "not the published one; its pictures can be read"
         click.echo(f"SHA-256 of the archive: {got.sha256} ({agrees})")
     click.echo(f"domains: {one.domains}\nlicence: {one.licence}")
 

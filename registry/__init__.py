@@ -11,6 +11,15 @@ A part is a class or a function under a decorator::
 Recipes name it (``generator: {type: my_unet, depth: 5}``) and :func:`create` builds it. Built-in parts stand in a table
 of *module names* (:data:`BUILTIN`), imported when their kind is first asked for, so that importing the registry costs
 nothing and needs the standard library alone.
+
+An installed package offers its parts by an entry point that names the module whose import registers them::
+
+    [options.entry_points]
+    qsattn_plugin.parts =
+        my_parts = my_package.parts
+
+Such modules are imported when parts are listed, or when a name is looked up that no built-in part has: whoever names a
+built-in part does not pay for other people's imports. One that fails is named in a :class:`PartsWarning` and left out.
 """
 
 from __future__ import annotations
@@ -18,13 +27,17 @@ from __future__ import annotations
 import fnmatch
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
 
-__all__ = ["BUILTIN", "KINDS", "Part", "PartError", "Registry", "create", "find", "list_parts", "register"]
+__all__ = [
+    *("BUILTIN", "GROUP", "KINDS", "Part", "PartError", "PartsWarning", "Registry"),
+    *("create", "find", "list_parts", "register"),
+]
 
 #: What there is to exchange, and what each kind does, in the order in which ``qsattn list`` shows them.
 KINDS = {
@@ -59,6 +72,14 @@ BUILTIN: dict[str, tuple[str, ...]] = {
     ),
     "dataset": ("qsattn_plugin.data.folders", "qsattn_plugin.data.toy"),
 }
+
+
+#: The entry-point group by which installed packages offer parts.
+GROUP = "qsattn_plugin.parts"
+
+
+class PartsWarning(UserWarning):
+    """The parts of an installed package cannot be used."""
 
 
 class PartError(UserError, ValueError):
@@ -120,10 +141,12 @@ class Part:
 class Registry:
     """Parts by kind and name. The module's functions serve one registry; tests make their own."""
 
-    def __init__(self, builtin: dict[str, tuple[str, ...]] | None = None):
+    def __init__(self, builtin: dict[str, tuple[str, ...]] | None = None, group: str | None = None):
         self._parts: dict[tuple[str, str], Part] = {}
         self._builtin = builtin if builtin is not None else {}
+        self._group = group
         self._loaded: set[str] = set()
+        self._importing_others = False
 
     def _check_kind(self, kind: str) -> str:
         if kind in KINDS:
@@ -143,6 +166,31 @@ class Registry:
             self._loaded.discard(kind)  # an import that failed is tried again, and fails again with its cause
             raise
 
+    def _load_others(self) -> None:
+        """Import what installed packages offer; take back what one registers before it fails, and warn."""
+        if self._group is None or self._group in self._loaded:
+            return
+        self._loaded.add(self._group)
+        from importlib.metadata import entry_points  # slow to import, and mostly not needed
+
+        for entry in entry_points(group=self._group):
+            before = set(self._parts)
+            self._importing_others = True
+            try:
+                entry.load()
+            except (Exception, SystemExit) as error:
+                # Only its own: it may have imported built-in parts, or another package's.
+                package = entry.value.split(":")[0].split(".")[0]
+                for key in self._parts.keys() - before:
+                    if self._parts[key].target.__module__.split(".")[0] == package:
+                        del self._parts[key]
+                name = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.name
+                why = f"{type(error).__name__}: {error}".replace("\n", " ")
+                text = f"the parts of {name} are left out, importing {entry.value} failed: {why}"
+                warnings.warn(text, PartsWarning, stacklevel=2)
+            finally:
+                self._importing_others = False
+
     def register(self, kind: str, name: str, *, tags: Iterable[str] = ()) -> Callable[[Callable], Callable]:
         """Return a decorator that registers a class or function and hands it back unchanged.
 
@@ -152,6 +200,8 @@ class Registry:
         kind = self._check_kind(kind)
 
         def add(target: Callable) -> Callable:
+            if self._importing_others and target.__module__.split(".")[0] != __name__.split(".")[0]:
+                self._load(kind)  # so that a name that a built-in part has is their clash, not the built-in part's
             known = self._parts.get((kind, name))
             # A module that is reloaded registers the same definition again: that is no clash.
             if known and (known.target.__module__, known.target.__qualname__) != (
@@ -170,6 +220,8 @@ class Registry:
         """Return the part, or raise :class:`PartError` naming the nearest one there is."""
         kind = self._check_kind(kind)
         self._load(kind)
+        if (kind, name) not in self._parts:
+            self._load_others()
         if (kind, name) not in self._parts:
             names = [n for k, n in self._parts if k == kind]
             raise PartError(
@@ -197,6 +249,7 @@ class Registry:
         kinds = [k for k in KINDS if k in (pattern, singular)] or list(KINDS)
         for kind in kinds:
             self._load(kind)
+        self._load_others()
         of_kind = [part for part in self._parts.values() if part.kind in kinds]
         if len(kinds) > 1:
             fits = [
@@ -213,7 +266,7 @@ class Registry:
 
 
 #: The registry that recipes and the command line use.
-REGISTRY = Registry(BUILTIN)
+REGISTRY = Registry(BUILTIN, GROUP)
 register = REGISTRY.register
 find = REGISTRY.find
 create = REGISTRY.create

@@ -98,10 +98,10 @@ def offering(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(tmp_path)
         for package, code in packages.items():
             offer(tmp_path, package, code)
-        (tmp_path / "own_parts.py").write_text(
-            "import third_party_test\n@third_party_test.REGISTRY.register('sampler', 'own')\ndef own(): pass\n"
-        )
-        registry = Registry({"sampler": ("own_parts",)}, "qsattn_plugin.parts")
+        for kind in ("sampler", "generator"):
+            own = f"from third_party_test import REGISTRY\n@REGISTRY.register({kind!r}, 'own')\ndef own(): pass\n"
+            (tmp_path / f"own_{kind}s.py").write_text(own)
+        registry = Registry({"sampler": ("own_samplers",), "generator": ("own_generators",)}, "qsattn_plugin.parts")
         monkeypatch.setitem(sys.modules, "third_party_test", type(sys)("third_party_test"))
         sys.modules["third_party_test"].REGISTRY = registry
         return registry
@@ -121,7 +121,7 @@ GOOD = """
 
 def test_a_built_in_name_does_not_import_other_packages(offering):
     registry = offering(good_parts=GOOD)
-    assert registry.find("sampler", "own").target.__module__ == "own_parts"
+    assert registry.find("sampler", "own").target.__module__ == "own_samplers"
     assert "good_parts" not in sys.modules
     assert registry.find("sampler", "theirs").target.__module__ == "good_parts"
     assert [part.name for part in registry.list_parts("sampler")] == ["own", "theirs"]
@@ -140,8 +140,9 @@ def test_listing_and_a_misspelt_name_know_other_packages(offering):
         (GOOD + "    import no_such_module_for_test", "ModuleNotFoundError: No module named 'no_such_module_for_test'"),
         (GOOD + "    raise SystemExit(3)", "SystemExit: 3"),
         (GOOD + "    def", "SyntaxError: "),
-        # A name that is taken is the newcomer's mistake, also where the built-in part is only imported afterwards.
-        (GOOD.replace("theirs", "own"), "'own' is already registered by own_parts"),
+        (GOOD.replace("theirs", "own"), "sampler 'own' is already registered by own_samplers"),
+        # The newcomer's mistake, too, where the kind's built-in parts are not imported yet.
+        (GOOD.replace('"sampler", "theirs"', '"generator", "own"'), "generator 'own' is already registered by own_gen"),
         (GOOD + GOOD.replace('"sampler"', '"samplr"'), "there is no kind 'samplr'"),
     ],
 )
@@ -156,6 +157,7 @@ def test_a_broken_package_is_left_out_whole(offering, code, why):
     assert why in text
     assert "\n" not in text
     assert [part.name for part in registry.list_parts("sampler")] == ["good", "own"]
+    assert [part.target.__module__ for part in registry.list_parts("generator")] == ["own_generators"]
 
 
 BESIDE = """

@@ -88,16 +88,13 @@ def download(
         reached = False
         for attempt in range(1, attempts + 1):
             try:
-                _transfer(url, file, _Note(part), progress, timeout)
+                _transfer(url, file, _Note(part), sha256 is not None, progress, timeout)
                 break
             except _Interrupted as error:
                 reached = reached or error.connected
                 # Where nothing was ever reached there is no network: waiting for it would only look like hanging.
                 if attempt == attempts or not reached:
                     kept = file.seek(0, os.SEEK_END)
-                    if not kept:
-                        part.unlink()
-                        _Note(part).forget()
                     more = f"; {kept:,} bytes have arrived, and the same command carries on from there" if kept else ""
                     raise DownloadFailed(f"{url} could not be downloaded: {error}{more}") from error
                 time.sleep(min(wait * 2 ** (attempt - 1), 30))
@@ -125,7 +122,12 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
             raise DownloadFailed(f"{part} is being written by another process") from error
         if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
             raise DownloadFailed(f"{part} was finished by another process just now")
-        yield file
+        try:
+            yield file
+        finally:
+            if file.seek(0, os.SEEK_END) == 0:
+                part.unlink(missing_ok=True)
+                _Note(part).forget()
 
 
 class _Note:
@@ -135,6 +137,7 @@ class _Note:
         self.path = part.with_name(f"{part.name}.json")
 
     def validator(self, url: str) -> str | None:
+        """The mark; "" where the server gave none; None where the copy is not known to be this address's."""
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
             return known["validator"] if known["url"] == url else None
@@ -144,26 +147,27 @@ class _Note:
     def keep(self, url: str, headers: Any) -> None:
         etag = headers.get("ETag") or ""
         strong = "" if etag.startswith("W/") else etag  # a weak one does not promise equal bytes
-        validator = strong or headers.get("Last-Modified")
+        validator = strong or headers.get("Last-Modified") or ""
         self.path.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
-def _transfer(url: str, file: IO[bytes], note: _Note, progress: Progress, timeout: float) -> None:
-    """Fetch what ``file`` lacks of ``url``; return when it is complete."""
+def _transfer(url: str, file: IO[bytes], note: _Note, is_checked: bool, progress: Progress, timeout: float) -> None:
+    """Fetch what ``file`` lacks of ``url``; return when it is complete. ``is_checked``: a checksum will tell."""
     have = file.seek(0, os.SEEK_END)
     validator = note.validator(url)
     headers = {"User-Agent": "qsattn-plugin", "Accept-Encoding": "identity"}
-    # Without the server's mark on the version, the rest may be another file's: begin anew.
-    if have and validator:
-        headers |= {"Range": f"bytes={have}-", "If-Range": validator}
+    # Without the server's mark on the version, the rest may be another version's: only a checksum would notice.
+    if have and (validator or (validator == "" and is_checked)):
+        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     answer = _open(urllib.request.Request(url, headers=headers), timeout)
     begins, whole = _content_range(answer.headers.get("Content-Range", ""))
     if answer.status == 416 and have and whole == have:
         return  # it was all there: stopped between the last byte and the new name
     if answer.status != 200 and (answer.status != 206 or begins != have):
+        answer.close()
         file.truncate(0)
         raise _Interrupted(f"the server's answer to a partial request makes no sense (status {answer.status})")
     with answer:
@@ -224,7 +228,7 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
 def _chunks(answer: Any) -> Iterator[bytes]:
     while True:
         try:
-            chunk = answer.read(_CHUNK)
+            chunk = answer.read1(_CHUNK)  # what is there: read() would lose it when a longer wait times out
         except (http.client.HTTPException, OSError) as error:
             raise _Interrupted(f"the connection broke off ({error or type(error).__name__})") from error
         if not chunk:
