@@ -16,9 +16,10 @@ from qsattn_plugin import __version__
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartsWarning
 
-# OpenMP threads that wait for work spin for milliseconds by default. Beside another busy process that stops both: on two
-# cores with one such process a training step took 2.8 s instead of 1.2 s. A short spin costs nothing where the machine is
-# quiet (0.25 s either way). It must be set before torch is imported; whoever sets either variable is left alone.
+# OpenMP threads that wait for work spin for milliseconds by default. Beside another busy process that stops both: on
+# two cores with one such process a training step took 2.8 s instead of 1.2 s. A short spin costs nothing where the
+# machine is quiet (0.25 s either way). It must be set before torch is imported; whoever sets either variable is left
+# alone.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
