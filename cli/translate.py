@@ -13,8 +13,11 @@ import click
 @click.option("-m", "--model", required=True, help="A run's folder or name, or a checkpoint or weights file.")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
 @click.option("--overwrite", is_flag=True, help="Translate again what is in the output folder already.")
+@click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
-def command(inputs: tuple[str, ...], model: str, out: Path, overwrite: bool, device: str) -> None:
+def command(
+    inputs: tuple[str, ...], model: str, out: Path, overwrite: bool, generator: str | None, device: str
+) -> None:
     """Translate pictures, folders of pictures (structure kept) and patterns, each to its own size.
 
     Pictures that cannot be read are listed at the end; the exit code is then 1.
@@ -24,7 +27,7 @@ def command(inputs: tuple[str, ...], model: str, out: Path, overwrite: bool, dev
     from qsattn_plugin.translation.load import load
 
     pairs = plan(inputs, out)
-    translator = load(model, pick_device(device))
+    translator = load(model, pick_device(device), generator)
     with click.progressbar(length=len(pairs), label="translating", file=sys.stderr) as bar:
         report = translate_files(translator, pairs, overwrite, bar.update)
     skipped = f", {len(report.skipped)} were there already" if report.skipped else ""

@@ -18,6 +18,7 @@ if not os.path.isdir(os.path.join(__path__[0], "registry")):
 #: Public name -> the module that holds it.
 _LAZY = {
     "UserError": "qsattn_plugin.errors",
+    "load": "qsattn_plugin.translation.load",
 }
 
 __all__ = ["__version__", *_LAZY]

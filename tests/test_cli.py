@@ -265,3 +265,32 @@ def test_map_draws_the_selected_points(workplace, trained):
     chosen = {y * w + x for y, x in numbers["queries"]}
     threshold = sorted(flat)[6][0]
     assert all(flat[i][0] <= threshold for i in chosen)
+
+
+def test_cyclegan_translates_both_ways_and_maps(workplace):
+    settings = [part for s in TINY if not s.startswith(("objective", "sampler")) for part in ("-s", s)]
+    assert qsattn("build", "toy_cyclegan", *settings, "-s", "train.steps=1").exit_code == 0
+    assert qsattn("fit").exit_code == 0
+    qsattn("data", "toy", "--root", "images", "--split", "testB", "-s", "size=32", "-s", "test=1")
+    for way in ("forward", "backward"):
+        done = qsattn("translate", "images/testB", "-m", "toy_cyclegan", "-o", way, "--generator", way)
+        assert "1 pictures written" in done.output
+    name = "animal_0000.png"
+    assert (workplace / "forward" / name).read_bytes() != (workplace / "backward" / name).read_bytes()
+    wrong = refused("translate", "images/testB", "-m", "toy_cyclegan", "-o", "x", "--generator", "back")
+    assert "did you mean 'backward'" in wrong
+    assert qsattn("map", "images/testB", "-m", "toy_cyclegan", "-o", "maps").exit_code == 0
+    assert len(list((workplace / "maps").iterdir())) == 2
+
+
+def test_maps_of_a_model_with_a_timm_encoder(workplace):
+    encoder = ("-s", "encoder={type: timm, model: test_convnext.r160_in1k, taps: [0, 1]}", "-s", "train.steps=1")
+    assert qsattn("build", "toy", *SETTINGS, *encoder).exit_code == 0
+    assert qsattn("fit").exit_code == 0
+    qsattn("data", "toy", "--root", "images", "--split", "testA", "-s", "size=64", "-s", "test=1")
+    done = qsattn("map", "images/testA", "-m", "toy", "-o", "maps", "--tap", "0", "--queries", "5")
+    assert done.exit_code == 0, done.output
+    numbers = json.loads((workplace / "maps/animal_0000-tap-0.json").read_text())
+    assert (numbers["shape"], len(numbers["queries"])) == ([16, 16], 5)
+    text = refused("map", "images/testA", "-m", "timm:test_convnext.r160_in1k", "-o", "maps")
+    assert "weights" in text  # nothing to download them from: the message names the way with a file

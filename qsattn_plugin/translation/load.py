@@ -102,8 +102,22 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
         generator.load_state_dict(weights)
     except RuntimeError as error:
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
-    generator.requires_grad_(False).eval()
-    return Translator(generator, spec["arguments"]["in_channels"], document).to(device)
+    generator.requires_grad_(False)
+    return Translator(generator, spec["arguments"]["in_channels"], document).eval().to(device)
+
+
+def fresh(type: str, **arguments: Any) -> Translator:
+    """Build a generator as it is drawn, without training.
+
+    Args:
+        type: its registered name.
+        arguments: its own.
+
+    Raises:
+        PartError: there is no such generator, or it takes other arguments.
+    """
+    generator = create("generator", type, **arguments)
+    return Translator(generator, arguments.get("in_channels", 3)).eval()
 
 
 def find_weights(model: str | Path) -> Path:
