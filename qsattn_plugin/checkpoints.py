@@ -35,6 +35,14 @@ class Checkpoints:
         """Return where the checkpoint of ``step`` lies or would lie."""
         return self.folder / f"step-{step:09d}.safetensors"
 
+    @staticmethod
+    def step_of(path: Path) -> int:
+        """Return the step that a checkpoint's file name says."""
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise ValueError(f"path: {path.name} is not named as a checkpoint")
+        return int(match[1])
+
     def save(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> Path:
         """Write a checkpoint, whole or not at all, then delete those that are too many.
 

@@ -58,9 +58,10 @@ def fit(
     """
     with run.lock():
         steps = run.recipe.train.steps
-        if (done := run.checkpoints.steps()) and done[-1] >= steps:
+        newest, _ = run.checkpoints.newest()
+        if newest is not None and (done := run.checkpoints.step_of(newest)) >= steps:
             last = run.last("evaluate")
-            report(Progress("done", done[-1], steps, {"folder": str(run.folder), **last}))
+            report(Progress("done", done, steps, {"folder": str(run.folder), **last}))
             return last.get("scores", {})
         return _Loop(run, report).run(max_steps, time_limit)
 
