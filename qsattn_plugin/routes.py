@@ -106,7 +106,9 @@ class AttentionRoute(Route):
         return self.rows.dtype
 
     def _gather(self, features: Tensor) -> Tensor:
-        return torch.bmm(self.rows.to(features.dtype), features.flatten(2).transpose(1, 2))
+        # This way round, the features' gradient has their layout. Transposed, it would have the channels side by side,
+        # which PyTorch's instance norm on the CPU (2.15, batch size 1) takes for something else.
+        return torch.bmm(features.flatten(2), self.rows.to(features.dtype).transpose(1, 2)).transpose(1, 2)
 
     def detach(self) -> Route:
         return self._with(rows=self.rows.detach())
@@ -239,8 +241,8 @@ def gather_windows(features: Tensor, queries: Tensor, window: int) -> tuple[Tens
 
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager:
-    known = torch.amp.is_autocast_available(device)  # the meta device, for one, has none
-    return torch.autocast(device, enabled=False) if known else contextlib.nullcontext()
+    # The meta device has none. (torch.amp.is_autocast_available would say so, but PyTorch 2.11 cannot compile it.)
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _widest(features: Tensor, rows: torch.dtype) -> Tensor:

@@ -7,11 +7,13 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qsattn_plugin.registry.lean import blur_down
 
 Norm = Literal["instance", "batch", "none"]
 Init = Literal["xavier", "normal", "kaiming", "orthogonal"]
@@ -35,7 +37,7 @@ class Downsample(nn.Module):
         self.register_buffer("filt", _blur_kernel((1.0, 2.0, 1.0), 1.0, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt.to(x.dtype), stride=2, groups=x.shape[1])
+        return blur_down(x, self.filt.to(x.dtype))
 
 
 class Upsample(nn.Module):
@@ -53,11 +55,49 @@ class Upsample(nn.Module):
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
 
+class _LayOutGradient(torch.autograd.Function):
+    """The identity, whose gradient lies in memory as its output does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows_first = x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last)
+        ctx.memory_format = torch.contiguous_format if rows_first else torch.channels_last
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous(memory_format=ctx.memory_format)
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """Instance norm whose gradient is right however the gradient that comes in lies in memory.
+
+    PyTorch's CPU kernel for the backward pass of batch norm, which instance norm is made of, reads a gradient with the
+    channels side by side (what a product of a transposed map leaves) as if it lay like the input. 2.15 is silently and
+    entirely wrong there, for instance norm at batch size 1.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _laid_out(super().forward(x))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm whose gradient is right however the gradient that comes in lies in memory (see InstanceNorm)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _laid_out(super().forward(x))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    # torch.compile makes kernels of its own, which follow the layout.
+    return x if torch.compiler.is_compiling() else _LayOutGradient.apply(x)
+
+
 def normalisation(name: Norm) -> Callable[[int], nn.Module]:
     """Return the constructor of a normalisation layer, from the number of channels."""
     return {
-        "instance": lambda channels: nn.InstanceNorm2d(channels, affine=False, track_running_stats=False),
-        "batch": lambda channels: nn.BatchNorm2d(channels),
+        "instance": lambda channels: InstanceNorm(channels, affine=False, track_running_stats=False),
+        "batch": lambda channels: BatchNorm(channels),
         "none": lambda channels: nn.Identity(),
     }[name]
 

@@ -1,0 +1,120 @@
+"""The networks' shared layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qsattn_plugin.registry.layers import Downsample, normalisation
+from qsattn_plugin.registry.lean import ReflectionPad, in_a_row
+from qsattn_plugin.samplers import QSAttnSampler
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def plain_norm(x: Tensor, over: tuple[int, ...]) -> Tensor:
+    mean, variance = x.mean(over, keepdim=True), x.var(over, keepdim=True, correction=0)
+    return (x - mean) / (variance + 1e-5).sqrt()
+
+
+def gradient(function, x: Tensor, upstream: Tensor) -> Tensor:
+    x = x.detach().clone().requires_grad_()
+    function(x).backward(upstream)
+    return x.grad
+
+
+@pytest.mark.parametrize("upstream_layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("name", "over"), [("instance", (2, 3)), ("batch", (0, 2, 3))])
+def test_norms_gradients_hang_on_no_memory_layout(name, over, batch, layout, upstream_layout):
+    """PyTorch's are wrong on the CPU where the two layouts differ."""
+    g = torch.Generator().manual_seed(0)
+    x, upstream = (torch.randn(batch, 6, 5, 7, generator=g, dtype=torch.float64) for _ in range(2))
+    expected = gradient(lambda x: plain_norm(x, over), x, upstream)
+    x, upstream = x.contiguous(memory_format=layout), upstream.contiguous(memory_format=upstream_layout)
+    norm = normalisation(name)(6).double()
+    torch.testing.assert_close(gradient(norm, x, upstream), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_through_a_route_lie_as_the_features_do():
+    """So that networks of others, with PyTorch's own norms, get the right gradients behind the taps."""
+    features = torch.randn(1, 6, 5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (route,) = QSAttnSampler(taps="all", queries=4).choose([features.detach()])
+    route(features).sum().backward()
+    assert features.grad.is_contiguous()
+    # Without the sum, whose gradient is expanded, and with a graph between.
+    inner = features * 1.0
+    seen = []
+    inner.register_hook(lambda grad: seen.append(grad.is_contiguous()))
+    route(inner).square().sum().backward()
+    assert seen == [True]
+
+
+LEAN = {
+    "pad": (ReflectionPad((1, 2, 3, 0)), lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect")),
+    "blur": (
+        Downsample(3),
+        lambda x: F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), Downsample(3).filt.to(x), stride=2, groups=3),
+    ),
+    "norm and relu": (
+        nn.Sequential(normalisation("instance")(3), nn.ReLU()),
+        lambda x: F.relu(plain_norm(x, (2, 3))),
+    ),
+    "norm and leaky relu": (
+        nn.Sequential(normalisation("instance")(3), nn.LeakyReLU(0.2)),
+        lambda x: F.leaky_relu(plain_norm(x, (2, 3)), 0.2),
+    ),
+}
+
+
+def run(layer: nn.Module, x: Tensor) -> Tensor:
+    steps = in_a_row(layer) if isinstance(layer, nn.Sequential) else [(0, layer)]
+    assert len(steps) == 1
+    return steps[0][1](x)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7)], ids=str)
+@pytest.mark.parametrize("name", LEAN)
+def test_layers_that_keep_less_compute_the_same(name, size, batch):
+    layer, plain = LEAN[name]
+    layer = layer.double()
+    x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for layout in LAYOUTS:
+        x = x.detach().contiguous(memory_format=layout).requires_grad_()
+        out, expected = run(layer, x), plain(x)
+        torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+        with torch.no_grad():
+            torch.testing.assert_close(run(layer, x), expected, rtol=1e-12, atol=1e-12)
+        # The slope of a slope, as penalties on slopes take it, and one that lies otherwise in memory.
+        for upstream in (out.square(), (out.square().flatten(2).transpose(1, 2) * 1.0).transpose(1, 2).view_as(out)):
+            found = []
+            for y in (upstream, expected.square()):
+                (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+                (second,) = torch.autograd.grad(slope.pow(3).sum(), x, retain_graph=True)
+                found.append((slope, second))
+            torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+
+
+def test_a_tap_on_a_norm_sees_the_norm():
+    layers = [normalisation("instance")(3), nn.ReLU(), normalisation("instance")(3), nn.LeakyReLU(0.2), nn.Tanh()]
+    assert [index for index, _ in in_a_row(layers)] == [1, 3, 4]
+    assert [index for index, _ in in_a_row(layers, [0])] == [0, 1, 3, 4]
+    assert in_a_row(layers, [0, 2]) == list(enumerate(layers))
+    assert in_a_row([nn.ReLU()])[0][0] == 0
+
+
+def test_lean_layers_keep_no_image():
+    kept: list[Tensor] = []
+    x = torch.randn(1, 3, 6, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        for name in ("pad", "blur"):
+            run(LEAN[name][0].float(), x)
+        assert all(t.shape != x.shape and t.numel() < 100 for t in kept)
+        kept.clear()
+        out = run(LEAN["norm and relu"][0].float(), x)
+    assert [t.numel() for t in kept if t.numel() > 3] == [x.numel()]
+    assert all(t.data_ptr() != out.data_ptr() for t in kept)
