@@ -1,4 +1,4 @@
-# make demo: the toy model, from nothing to translated pictures.    make test: all tests.
+# make demo: the toy model, from nothing to translated pictures.    make test: all tests.    make soak: kills.
 # Needs python3 >= 3.11 with venv, and git. Everything is installed into .venv.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/toy
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test soak lint clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +27,10 @@ demo: install
 # Two processes of one thread each, one a core: most tests are too small to share.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# A training is killed a hundred times and must end with the bytes of one that never was: docs/soak.md.
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --kills 100
 
 lint: install
 	$(BIN)/ruff check .

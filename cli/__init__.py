@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from typing import Any
 
@@ -14,7 +15,6 @@ import click
 
 from qsattn_plugin import __version__
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.registry import PartsWarning
 
 # OpenMP threads that wait for work spin for milliseconds by default. Beside another busy process that stops both: on
 # two cores with one such process a training step took 2.8 s instead of 1.2 s. A short spin costs nothing where the
@@ -27,6 +27,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 COMMANDS = {
     "build": ("qsattn_plugin.cli.build", "Check a recipe, build its parts once, and make the run's folder."),
     "fit": ("qsattn_plugin.cli.fit", "Train the run built last, or the one named; carry on where it stopped."),
+    "report": ("qsattn_plugin.cli.report", "Write a run's report anew: one page with its curves and pictures."),
     "translate": ("qsattn_plugin.cli.translate", "Translate pictures and folders with a trained model."),
     "map": ("qsattn_plugin.cli.map", "Draw where an image says most: entropy maps and the selected queries."),
     "data": ("qsattn_plugin.cli.data", "Get a public data set, or draw the toy one, into folders."),
@@ -68,6 +69,9 @@ class Lazy(click.Group):
                 raise
             place = f" ({error.filename})" if error.filename else ""
             raise click.ClickException(f"{error.strerror}{place}") from error
+        except KeyboardInterrupt as stop:  # click's own answer is the exit code 1, which says that something failed
+            click.echo(f"\n{stop}" if stop.args else "\nAborted!", err=True)
+            raise click.exceptions.Exit(getattr(stop, "exit_code", 130)) from stop
 
 
 _usual_showwarning = warnings.showwarning
@@ -75,8 +79,9 @@ _usual_showwarning = warnings.showwarning
 
 def _show_warning(message: Any, category: type[Warning], *where: Any) -> None:
     """Show this package's own warnings in one line, without the place in the code, which says nothing to people."""
-    if issubclass(category, PartsWarning):
-        click.echo(f"Warning: {message}", err=True)
+    if category.__module__.partition(".")[0] == "qsattn_plugin":
+        moving = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a progress bar
+        click.echo(f"{moving}Warning: {message}", err=True)
     else:
         _usual_showwarning(message, category, *where)
 

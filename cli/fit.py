@@ -2,22 +2,78 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 from qsattn_plugin.cli.types import Duration
+from qsattn_plugin.errors import UserError
 
 
 @click.command("fit", short_help="Train a run.")
 @click.argument("run", required=False)
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many steps of this call.")
 @click.option("--time-limit", type=Duration(), help="Stop after this time, e.g. 9m; the run can be carried on.")
-def command(run: str | None, max_steps: int | None, time_limit: float | None) -> None:
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Train with this many processes of this machine, each on a GPU of its own or with its share of the CPU's "
+    "cores. A step then sees as many batches. For several machines use torchrun ... -m qsattn_plugin.cli fit RUN.",
+)
+@click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, into the run's folder.")
+def command(run: str | None, max_steps: int | None, time_limit: float | None, nproc: int, tensorboard: bool) -> None:
     """Train RUN, a folder or a name below runs/; the run built last without it.
 
-    Carries on from the newest checkpoint. The log is metrics.jsonl in the run's folder, pictures are in grids/.
+    Carries on from the newest checkpoint. In the run's folder the log is metrics.jsonl, pictures are in grids/, and
+    report.html shows all of it.
     """
-    from qsattn_plugin.cli.progress import Screen
-    from qsattn_plugin.training.loop import fit
-    from qsattn_plugin.training.run import Run
+    if nproc > 1:
+        sys.exit(_together(run, nproc, max_steps, time_limit, tensorboard))
 
-    fit(Run.open(run), max_steps=max_steps, time_limit=time_limit, report=Screen())
+    from qsattn_plugin.cli.progress import Screen
+    from qsattn_plugin.training.distributed import Elsewhere, PeerLost
+    from qsattn_plugin.training.interrupts import Interrupted
+    from qsattn_plugin.training.launch import ANOTHER, follow_launcher, is_launched
+    from qsattn_plugin.training.loop import Progress, fit
+    from qsattn_plugin.training.run import Run
+    from qsattn_plugin.training.tensorboard import TensorBoard
+
+    opened = Run.open(run)
+    main = os.environ.get("RANK", "0") == "0"  # the others write nothing
+    listeners = [Screen(), *([TensorBoard(opened.folder / "tensorboard")] if tensorboard and main else [])]
+    if is_launched():
+        follow_launcher()
+
+    def tell(progress: Progress) -> None:
+        for listen in listeners:
+            listen(progress)
+
+    try:
+        fit(opened, max_steps=max_steps, time_limit=time_limit, report=tell)
+    except Elsewhere:  # the first process says it
+        sys.exit(ANOTHER if is_launched() else 1)
+    except PeerLost:  # where there is a launcher, it knows more
+        if not is_launched():
+            raise
+        sys.exit(ANOTHER)
+    except Interrupted as stop:
+        if main:
+            raise
+        sys.exit(stop.exit_code)
+    if main and opened.report.is_file():
+        click.echo(f"report: {opened.report}", err=True)
+
+
+def _together(run: str | None, nproc: int, max_steps: int | None, time_limit: float | None, tensorboard: bool) -> int:
+    """Start this command as several processes, and return the exit code of the whole."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--nproc starts processes, but this one was started as one of several; leave it out")
+    from qsattn_plugin.training.launch import launch
+
+    command = [sys.executable, "-m", "qsattn_plugin.cli", "fit"]
+    command += [] if max_steps is None else ["--max-steps", str(max_steps)]
+    command += [] if time_limit is None else ["--time-limit", str(time_limit)]
+    command += ["--tensorboard"] if tensorboard else []
+    return launch([*command, *([] if run is None else ["--", run])], nproc)

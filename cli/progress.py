@@ -81,11 +81,16 @@ class Screen:
         grid = progress.values["grid"]
         if scores or grid:
             self._line(f"step {progress.step}: {'  '.join(filter(None, (scores, grid)))}")
+        if best := progress.values.get("best"):
+            looks = (
+                "the only evaluation" if best["evaluations"] == 1 else f"the best of {best['evaluations']} evaluations"
+            )
+            self._line(f"{best['score']} {best['value']:.4f} at step {best['step']} is {looks}")
 
     def _end(self, progress: Progress) -> None:
         if progress.values["finished"]:
             self._line(f"finished at step {progress.step} after {_duration(progress.values['seconds'])}")
-        else:
+        elif not progress.values["signal"]:  # then the command says it as it ends
             self._line(f"stopped at step {progress.step} of {progress.steps}; `qsattn fit` carries on from here")
 
     def _left(self, progress: Progress) -> str:

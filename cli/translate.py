@@ -10,7 +10,12 @@ import click
 
 @click.command("translate", short_help="Translate pictures with a trained model.")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-m", "--model", required=True, help="A run's folder or name, or a checkpoint or weights file.")
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    help="A run's folder or name (RUN@best: with its best score), or a checkpoint or weights file.",
+)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
 @click.option("--overwrite", is_flag=True, help="Translate again what is in the output folder already.")
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one safetensors file each, the newest few kept."""
+"""Checkpoints of a run: one safetensors file each, the newest few and the best kept."""
 
 from __future__ import annotations
 
@@ -49,12 +49,22 @@ class Checkpoints:
         Raises:
             WriteFailed: it could not be written; the older ones are all still there.
         """
-        for stale in self.folder.glob(".*.part"):  # of a process that was killed while it wrote
-            stale.unlink(missing_ok=True)
+        self.sweep()
         save_tensors(self.path(step), tensors, {**document, "step": step})
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink(missing_ok=True)
+        self.prune(step)
         return self.path(step)
+
+    def sweep(self) -> None:
+        """Remove what a process left that was killed while it wrote."""
+        # `.tmp...` is the name under which safetensors writes, before it renames that to the name that it was given.
+        for pattern in (".*.part", ".tmp*"):
+            for stale in self.folder.glob(pattern):
+                stale.unlink(missing_ok=True)
+
+    def prune(self, step: int) -> None:
+        """Delete those of the checkpoints up to ``step``, which is known to be whole, that are too many."""
+        for old in [s for s in self.steps() if s <= step][: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is whole, and a sentence for each newer one that is damaged."""
@@ -69,6 +79,32 @@ class Checkpoints:
         if damaged:
             raise UserError("\n".join([*damaged, f"no checkpoint in {self.folder} can be read"]))
         return None, damaged
+
+    @property
+    def best(self) -> Path:
+        """Where the weights with the best score lie or would lie."""
+        return self.folder / "best.safetensors"
+
+    def save_best(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> Path:
+        """Write the weights with the best score in place of those before; ``keep`` does not count them.
+
+        Args:
+            step: that they are from.
+            tensors: as for :meth:`save`.
+            document: has under "best" what makes them the best.
+
+        Raises:
+            WriteFailed: they could not be written; those before are still there.
+        """
+        save_tensors(self.best, tensors, {**document, "step": step})
+        return self.best
+
+    def best_of(self) -> dict[str, Any]:
+        """Return what the document of the best weights says under "best"; nothing where there are none to read."""
+        try:
+            return read_document(self.best).get("best", {})
+        except UserError:  # also a damaged file: the next evaluation replaces it
+            return {}
 
     @staticmethod
     def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

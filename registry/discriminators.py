@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, initialise, normalisation
+from qsattn_plugin.registry.lean import in_a_row
 
 
 @register("discriminator", "patchgan", tags=("cut", "cyclegan", "pix2pix"))
@@ -58,7 +59,9 @@ class PatchGAN(nn.Module):
         initialise(self, init, init_gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        for _, layer in in_a_row(self.model):
+            x = layer(x)
+        return x
 
 
 @register("discriminator", "pixel", tags=("pix2pix", "cyclegan", "cut"))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
+from qsattn_plugin.registry.lean import ReflectionPad, in_a_row
 
 
 class Tap(NamedTuple):
@@ -87,7 +88,7 @@ class TappedGenerator(nn.Module):
         """
         wanted = [tap.index for tap in self.find_taps(taps)] if len(taps) else []
         features = []
-        for index, layer in enumerate(self.model):
+        for index, layer in in_a_row(self.model, wanted):
             if encode_only and len(features) == len(wanted):
                 break
             x = layer(x)
@@ -106,17 +107,20 @@ class ResnetBlock(nn.Module):
         make_norm = normalisation(norm)
         bias = norm != "batch"
         self.conv_block = nn.Sequential(
-            nn.ReflectionPad2d(1),
+            ReflectionPad(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
             make_norm(channels),
             nn.ReLU(),
-            nn.ReflectionPad2d(1),
+            ReflectionPad(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
             make_norm(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_block(x)
+        inner = x
+        for _, layer in in_a_row(self.conv_block):
+            inner = layer(inner)
+        return x + inner
 
 
 class ResnetGenerator(TappedGenerator):
@@ -163,7 +167,7 @@ class ResnetGenerator(TappedGenerator):
             model.extend(layers)
             names[name] = len(model) - 1
 
-        add(nn.ReflectionPad2d(3), name="image")
+        add(ReflectionPad(3), name="image")
         add(nn.Conv2d(in_channels, width, 7, bias=bias), make_norm(width), nn.ReLU(), name="stem")
         channels = width
         taps = [names["image"]]
@@ -184,7 +188,7 @@ class ResnetGenerator(TappedGenerator):
                 up = [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1, bias=bias)]
             channels = half
             add(*up, make_norm(channels), nn.ReLU(), name=f"up_{level}")
-        add(nn.ReflectionPad2d(3), nn.Conv2d(channels, out_channels, 7), nn.Tanh(), name="output")
+        add(ReflectionPad(3), nn.Conv2d(channels, out_channels, 7), nn.Tanh(), name="output")
 
         # The papers' taps: the padded image, both convolutions on the way down, the first block and the fifth: 0, 4, 8,
         # 12, 16 with antialiasing.

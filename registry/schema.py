@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from qsattn_plugin.errors import nearest
 
@@ -155,10 +155,14 @@ class Train(Section):
         steps: Optimiser steps in all.
         decay_from: Step from which the learning rate falls linearly to zero at the last, or its share of all steps,
             such as 0.75; null is half the steps.
-        batch_size: Images of each domain a step.
+        batch_size: Images of each domain that go through the networks together.
+        accumulate: Such batches a step, one after the other; their gradients are averaged.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the gradient's mean and square.
         precision: Number format of the networks' arithmetic; weights stay fp32.
+        channels_last: Keep a position's channels side by side in memory; null is what was measured to be faster on the
+            device.
+        compile: Let torch.compile fuse the networks; the first steps take minutes.
         seed: Every random draw of the run follows from it.
         ema: Decay of the averaged generator a step; 0 switches averaging off.
         init_from: Checkpoint or weights file to start from.
@@ -169,9 +173,12 @@ class Train(Section):
     steps: int = Field(ge=1)
     decay_from: int | Annotated[float, Field(gt=0, lt=1)] | None = Field(None, validate_default=True)
     batch_size: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1)
     lr: float = Field(2e-4, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool | None = None
+    compile: bool = False
     seed: int = Field(0, ge=0, lt=2**63)
     ema: float = Field(0.0, ge=0, lt=1)
     init_from: AbsolutePath | None = None
@@ -217,6 +224,22 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1)
 
 
+class Features(Section):
+    """What turns images into the vectors that a score compares.
+
+    Args:
+        model: A timm name.
+        weights: A file with the model's weights; without it timm downloads them or takes them from its cache.
+    """
+
+    model: str
+    weights: AbsolutePath | None = None
+
+
+def _named(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
 class Evaluate(Section):
     """Picture grids and scores during training.
 
@@ -224,8 +247,11 @@ class Evaluate(Section):
         every: Steps between two evaluations.
         images: How many test images are translated for the score; null takes all.
         grid: Images in the picture grid.
+        kid: Score translations by their kernel distance to the target's test images, on the features of this timm
+            model: its name, or a mapping of model and weights, a file. Null does not.
     """
 
     every: int = Field(5000, ge=1)
     images: int | None = Field(None, ge=1)
     grid: int = Field(8, ge=1)
+    kid: Annotated[Features | None, BeforeValidator(_named, json_schema_input_type=str | Features | None)] = None

@@ -54,6 +54,8 @@ def test_the_wheel_holds_every_module_and_recipe_and_no_general_names(wheel):
         assert expected in names
     for recipe in (ROOT / "registry" / "recipes").glob("*.yaml"):
         assert f"qsattn_plugin/registry/recipes/{recipe.name}" in names
+    for name in ("report_page.html", "report.css", "report_charts.js", "report_films.js"):
+        assert f"qsattn_plugin/training/{name}" in names
 
 
 def test_the_installed_wheel_works_from_anywhere(wheel, tmp_path):

@@ -120,5 +120,6 @@ def test_checkpoints_keep_the_newest_and_pass_over_damaged_ones(tmp_path):
 def test_what_a_killed_process_left_is_swept_away(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     (tmp_path / ".step-000000001.safetensors.abc.part").write_bytes(b"half")
+    (tmp_path / ".tmpAbC123").write_bytes(b"half")  # safetensors' own
     checkpoints.save(1, TENSORS, {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.safetensors"]

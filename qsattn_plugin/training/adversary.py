@@ -34,6 +34,11 @@ class Adversary:
         self.augment = augment or (lambda images, draws: images)
         self.r1 = r1
 
+    @property
+    def penalised(self) -> bool:
+        """Whether :meth:`judge` differentiates the discriminator twice."""
+        return bool(self.r1) or self.loss.penalised
+
     def judge(self, real: Tensor, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], of: str = "") -> Tensor:
         """Return the discriminator's objective; ``of`` ends the names under which ``log`` gets its parts."""
         real, fake = self.augment(real, draws), self.augment(fake.detach(), draws)

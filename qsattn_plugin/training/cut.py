@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -78,37 +78,60 @@ class CUT(Method):
     def published(self) -> dict[str, nn.Module]:
         return {"forward": self.generator}
 
+    def compilable(self) -> list[nn.Module]:
+        # What torch.compile makes has no second derivative, and penalties on slopes take one.
+        return [n for n in super().compilable() if not (self.adversary.penalised and n is self.discriminator)]
+
     def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
-        source, target = batch["A"], batch["B"]
-        log: dict[str, Tensor] = {}
-        # The coin of flip equivariance is tossed on the CPU, where no device has to be waited for.
-        mirrored = self.flip_equivariance and bool(torch.rand((), generator=draws) < 0.5)
-        with self.autocast():
-            if mirrored:
-                # Features of the image as it is, translation of its mirror image: one pass cannot give both.
-                features = self.encoder.features(self.generator, source)
-                fake = self.generator(source.flip(-1))
-            else:
-                fake, features = self.encoder.translate(self.generator, source)
-        self.update("discriminator", [partial(self.adversary.judge, target, fake.detach(), draws, log)])
-        terms = [partial(self._translated, fake, features, mirrored, draws, log, observe)]
+        parts = self.divide(batch)
+        logs: list[dict[str, Tensor]] = [{} for _ in parts]
+        # The coins of flip equivariance are tossed on the CPU, where no device has to be waited for.
+        mirrored = [self.flip_equivariance and bool(torch.rand((), generator=draws) < 0.5) for _ in parts]
+        # The discriminator comes first and needs all translations. The first part's graph is kept for the generator's
+        # turn; the others are translated twice, as their graphs would take the memory that dividing is to save.
+        first, *others = [partial(self._translate, part["A"], m) for part, m in zip(parts, mirrored, strict=True)]
+        kept = [first()]
+        fakes = [kept[0][0].detach()]
+        for part, m in zip(parts[1:], mirrored[1:], strict=True):
+            with torch.no_grad(), self.autocast():
+                fakes.append(self.generator(part["A"].flip(-1) if m else part["A"]))
+        self.update(
+            "discriminator",
+            [
+                partial(self.adversary.judge, part["B"], fake, draws, log)
+                for part, fake, log in zip(parts, fakes, logs, strict=True)
+            ],
+            len(parts),
+        )
+        terms = [
+            partial(self._translated, translate, m, draws, log, observe)
+            for translate, m, log in zip((kept.pop, *others), mirrored, logs, strict=True)
+        ]
         if (self.identity and self.nce_weight) or self.identity_l1:
-            terms.append(partial(self._unchanged, target, draws, log))
-        del fake, features  # the first term holds the only graph, and is gone before the second builds its own
-        self.update("generator", terms)
+            terms += [partial(self._unchanged, part["B"], draws, log) for part, log in zip(parts, logs, strict=True)]
+        self.update("generator", terms, len(parts))
         self.scaler.update()
-        return log
+        return self.merge(logs)
+
+    def _translate(self, source: Tensor, mirrored: bool) -> tuple[Tensor, list[Tensor]]:
+        """Return the translation of ``source``, or of its mirror image, and the features of ``source``."""
+        with self.autocast():
+            if not mirrored:
+                return self.encoder.translate(self.generator, source)
+            # Features of the image as it is, translation of its mirror image: one pass cannot give both.
+            features = self.encoder.features(self.generator, source)
+            return self.generator(source.flip(-1)), features
 
     def _translated(
         self,
-        fake: Tensor,
-        features: Sequence[Tensor],
+        translate: Callable[[], tuple[Tensor, list[Tensor]]],
         mirrored: bool,
         draws: torch.Generator,
         log: dict[str, Tensor],
         observe: bool,
     ) -> Tensor:
         """The generator's objective on a translated image: fool the discriminator, keep the content."""
+        fake, features = translate()
         total = fake.new_zeros((), dtype=torch.float32)
         if self.gan_weight:
             total = total + self.gan_weight * self.adversary.fooled_by(fake, draws, log)

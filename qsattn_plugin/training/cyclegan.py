@@ -99,6 +99,11 @@ class CycleGAN(Method):
     def published(self) -> dict[str, nn.Module]:
         return {"forward": self.generator, "backward": self.generator_back}
 
+    def compilable(self) -> list[nn.Module]:
+        # What torch.compile makes has no second derivative, and penalties on slopes take one.
+        judges = self.roles()["discriminator"] if self.adversary.penalised else []
+        return [network for network in super().compilable() if network not in judges]
+
     def memory(self) -> dict[str, Tensor]:
         return {f"{name}/{i:04d}": image for name, pool in self.pools.items() for i, image in enumerate(pool.images)}
 
@@ -107,31 +112,34 @@ class CycleGAN(Method):
             pool.images = [tensors[key].to(self.device) for key in sorted(tensors) if key.startswith(f"{name}/")]
 
     def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
-        a, b = batch["A"], batch["B"]
-        log: dict[str, Tensor] = {}
-        fakes: dict[str, Tensor] = {}
+        parts = self.divide(batch)
+        logs: list[dict[str, Tensor]] = [{} for _ in parts]
+        fakes: dict[str, list[Tensor]] = {"forward": [], "backward": []}
         there, back = self.generator, self.generator_back
-        # Four terms that share no activations: each is differentiated before the next is computed.
-        terms = [
-            partial(self._cycle, a, there, back, self.adversary, "forward", fakes, draws, log),
-            partial(self._cycle, b, back, there, self.adversary_back, "backward", fakes, draws, log),
-        ]
-        if self.identity_weight:
+        terms = []
+        for part, log in zip(parts, logs, strict=True):
+            a, b = part["A"], part["B"]
+            # Four terms that share no activations: each is differentiated before the next is computed.
             terms += [
-                partial(self._unchanged, b, there, "forward", log),
-                partial(self._unchanged, a, back, "backward", log),
+                partial(self._cycle, a, there, back, self.adversary, "forward", fakes, draws, log),
+                partial(self._cycle, b, back, there, self.adversary_back, "backward", fakes, draws, log),
             ]
-        self.update("generator", terms)
-        shown = {name: self.pools[name].exchange(fakes[name], draws) for name in ("forward", "backward")}
-        self.update(
-            "discriminator",
-            [
-                partial(self.adversary.judge, b, shown["forward"], draws, log, "_forward"),
-                partial(self.adversary_back.judge, a, shown["backward"], draws, log, "_backward"),
-            ],
-        )
+            if self.identity_weight:
+                terms += [
+                    partial(self._unchanged, b, there, "forward", log),
+                    partial(self._unchanged, a, back, "backward", log),
+                ]
+        self.update("generator", terms, len(parts))
+        terms = []
+        for index, (part, log) in enumerate(zip(parts, logs, strict=True)):
+            shown = {name: self.pools[name].exchange(fakes[name][index], draws) for name in ("forward", "backward")}
+            terms += [
+                partial(self.adversary.judge, part["B"], shown["forward"], draws, log, "_forward"),
+                partial(self.adversary_back.judge, part["A"], shown["backward"], draws, log, "_backward"),
+            ]
+        self.update("discriminator", terms, len(parts))
         self.scaler.update()
-        return log
+        return self.merge(logs)
 
     def _cycle(
         self,
@@ -140,13 +148,13 @@ class CycleGAN(Method):
         back: nn.Module,
         adversary: Adversary,
         name: str,
-        fakes: dict[str, Tensor],
+        fakes: dict[str, list[Tensor]],
         draws: torch.Generator,
         log: dict[str, Tensor],
     ) -> Tensor:
         """One image's way to the other domain and back: fool the adversary there, come back unchanged."""
         fake = there(image)
-        fakes[name] = fake.detach()
+        fakes[name].append(fake.detach())
         adversarial = adversary.fooled_by(fake, draws, log, f"_{name}")
         cycle = F.l1_loss(back(fake).float(), image)
         log[f"cycle_{name}"] = cycle.detach()

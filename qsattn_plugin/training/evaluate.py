@@ -1,14 +1,18 @@
-"""A look at the model during training: the same test images every time, scored where the data set knows how."""
+"""A look at the model during training: the same test images every time, scored where there is something to score by."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from qsattn_plugin.data.images import to_float
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.feed import Feed
+from qsattn_plugin.training.kid import KernelDistanceTo, TimmVectors
 from qsattn_plugin.translation.apply import translate
 from qsattn_plugin.translation.grid import picture_grid
 
@@ -19,32 +23,73 @@ class Evaluation:
     """Translates a fixed set of test images.
 
     Args:
-        recipe: its ``evaluate`` section says how many.
+        recipe: its ``evaluate`` section says how many, and what to score by beside the data set's own score.
         feed: has the data set.
+
+    Raises:
+        RecipeError: ``evaluate.kid`` names a model that cannot be had, or there are no images to compare with.
     """
 
     def __init__(self, recipe: Recipe, feed: Feed):
         self.feed = feed
         self.grid = recipe.evaluate.grid
-        scored = feed.dataset.score is not None
+        self.distance = _distance(recipe, feed)
+        scored = feed.dataset.score is not None or self.distance is not None
         images = feed.test_images(recipe.evaluate.images if scored else self.grid)
         self.images: list[Tensor] = [] if images is None else [images[i] for i in range(len(images))]
+        if self.distance is not None and len(self.images) < 2:
+            raise recipe.error("evaluate.kid", f"needs two test images to translate, there are {len(self.images)}")
 
-    def __call__(self, generator: nn.Module) -> tuple[dict[str, float], Image.Image | None]:
-        """Return the scores (smaller is better, the first one leads) and the picture grid, if there are test images."""
+    def __call__(
+        self, generator: nn.Module, stop: Callable[[], bool] = lambda: False
+    ) -> tuple[dict[str, float], Image.Image | None] | None:
+        """Return the scores (smaller is better, the first one leads) and the picture grid, if there are test images.
+
+        Args:
+            generator: translates.
+            stop: asked before every batch; once it says so the evaluation ends, and None is returned.
+        """
         if not self.images:
             return {}, None
-        training = generator.training
-        generator.eval()
-        translated: list[Tensor] = []
-        for start in range(0, len(self.images), _BATCH):
-            batch = self.images[start : start + _BATCH]
-            same = len({image.shape for image in batch}) == 1
-            for images in [torch.stack(batch)] if same else [image[None] for image in batch]:
-                translated += translate(generator, to_float(images.to(self.feed.device))).float().cpu()
-        generator.train(training)
+        translated = self._translated(generator, stop)
+        if translated is None:
+            return None
         scores: dict[str, float] = {}
         if self.feed.dataset.score is not None:
             scores = self.feed.dataset.score(torch.stack(translated), self.feed.direction)
+        if self.distance is not None:
+            scores["kid"] = self.distance(translated)
         sources = [to_float(image) for image in self.images[: self.grid]]
         return scores, picture_grid([sources, translated[: self.grid]])
+
+    def _translated(self, generator: nn.Module, stop: Callable[[], bool]) -> list[Tensor] | None:
+        translated: list[Tensor] = []
+        training = generator.training
+        generator.eval()
+        try:
+            for start in range(0, len(self.images), _BATCH):
+                if stop():
+                    return None
+                batch = self.images[start : start + _BATCH]
+                same = len({image.shape for image in batch}) == 1
+                for images in [torch.stack(batch)] if same else [image[None] for image in batch]:
+                    translated += translate(generator, to_float(images.to(self.feed.device))).float().cpu()
+        finally:
+            generator.train(training)
+        return translated
+
+
+def _distance(recipe: Recipe, feed: Feed) -> KernelDistanceTo | None:
+    kid = recipe.evaluate.kid
+    if kid is None:
+        return None
+    targets = feed.test_images(target=True)
+    if targets is None or len(targets) < 2:
+        raise recipe.error(
+            "evaluate.kid", f"needs two test images of the target domain to compare with (test{feed.domains[1]})"
+        )
+    try:
+        vectors = TimmVectors(kid.model, str(kid.weights) if kid.weights else None)
+    except UserError as error:
+        raise recipe.error("evaluate.kid", str(error)) from error
+    return KernelDistanceTo(vectors, targets, feed.device)

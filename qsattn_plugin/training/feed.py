@@ -30,7 +30,7 @@ class Feed:
         device: where batches go.
         progress: called as ``progress(what, done, total)`` while images are decoded.
         rank: this process's number.
-        world: how many processes share a step.
+        world: how many processes share a step; each of them decodes and keeps all images.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class Feed:
             name = f"train{domain}"
             report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
             self.stores[letter] = Store(self.dataset.split(name), prepare, progress=report)
+        # All that a step sees; the method divides it where gradients are accumulated.
+        count = recipe.train.batch_size * recipe.train.accumulate
         self.batches = UnpairedBatches(
-            self.stores["A"], self.stores["B"], recipe.train.batch_size, prepare.crop_size, self.seed, rank, world
+            self.stores["A"], self.stores["B"], count, prepare.crop_size, self.seed, rank, world
         )
         self.augment = augmentations(recipe, "augmentations")
 
@@ -84,9 +86,14 @@ class Feed:
             batch[letter] = x
         return batch, torch.Generator().manual_seed(mix(self.seed, _STEP, step, self.rank))
 
-    def test_images(self, most: int | None = None) -> Store | None:
-        """Return the first ``most`` test images of the source domain, prepared as at test time, if there are any."""
-        name = f"test{self.domains[0]}"
+    def test_images(self, most: int | None = None, target: bool = False) -> Store | None:
+        """Return the first ``most`` test images of a domain, prepared as at test time, if there are any.
+
+        Args:
+            most: all of them without it.
+            target: of the target domain, instead of the source.
+        """
+        name = f"test{self.domains[target]}"
         if not self.dataset.has(name):
             return None
         images = self.dataset.split(name)

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.storage import WriteFailed, replacing
+from qsattn_plugin.training.best import Best
+from qsattn_plugin.training.distributed import World, check, world
+from qsattn_plugin.training.environment import describe_environment
 from qsattn_plugin.training.evaluate import Evaluation
 from qsattn_plugin.training.feed import Feed
+from qsattn_plugin.training.interrupts import Interrupt, Interrupted
+from qsattn_plugin.training.progress import Pace, Progress, summarise_losses
+from qsattn_plugin.training.report import refresh_report
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
+from qsattn_plugin.training.watch import LossIsNotFinite, Watch
 
-
-class LossIsNotFinite(UserError):
-    """A loss became NaN or infinite."""
-
-
-@dataclass
-class Progress:
-    """What the loop has to say.
-
-    ``kind`` is "decode", "start", "step", "train" (a line of the log), "evaluate", "checkpoint", "end", or "done".
-    """
-
-    kind: str
-    step: int = 0
-    steps: int = 0
-    values: dict[str, Any] = field(default_factory=dict)
+__all__ = ["Interrupted", "LossIsNotFinite", "Progress", "Watch", "fit", "summarise_losses"]
 
 
 def fit(
@@ -44,83 +37,112 @@ def fit(
 ) -> dict[str, float]:
     """Train a run to its last step, from its newest checkpoint where there is one.
 
+    Called in every process that ``torchrun`` or ``qsattn fit --nproc`` started, it trains in all of them together: they
+    share each step, and rank 0 alone writes. All must see the run's folder.
+
     Args:
         run: what to train.
         max_steps: stop after this many steps of this call.
         time_limit: stop after this many seconds of this call.
-        report: called with what happens; a step at a time.
+        report: called with what happens, a step at a time; on rank 0 only.
 
     Returns:
         The scores of the last evaluation.
 
     Raises:
         UserError: another process trains the run, a loss is not finite, a checkpoint cannot be written, ...
+        Interrupted: SIGINT or SIGTERM came; the step was finished and saved.
     """
-    with run.lock():
+    with world() as here, contextlib.ExitStack() as held:
+        newest, damaged, last = None, [], {}
+        with here.together():
+            if here.main:
+                held.enter_context(run.lock())
+                newest, damaged = run.checkpoints.newest()
+                last = run.last("evaluate")
+        newest, damaged, last = here.from_main((newest, damaged, last))
+        report = report if here.main else lambda progress: None
         steps = run.recipe.train.steps
-        newest, _ = run.checkpoints.newest()
-        if newest is not None and (done := run.checkpoints.step_of(newest)) >= steps:
-            last = run.last("evaluate")
+        done = 0 if newest is None else run.checkpoints.step_of(newest)
+        if done >= steps and last.get("step") == done:  # else it ended between the last step and its evaluation
             report(Progress("done", done, steps, {"folder": str(run.folder), **last}))
-            return last.get("scores", {})
-        return _Loop(run, report).run(max_steps, time_limit)
+            return last["scores"]
+        loop = _Loop(run, report, here, newest, damaged)
+        try:
+            return loop.run(max_steps, time_limit)
+        except WriteFailed as error:
+            raise WriteFailed(f"{error}\n{loop.way_back()}") from error
 
 
 class _Loop:
     """One call of :func:`fit`."""
 
-    def __init__(self, run: Run, report: Callable[[Progress], None]):
-        self.run_folder, self.report = run, report
+    def __init__(
+        self, run: Run, report: Callable[[Progress], None], here: World, newest: Path | None, damaged: list[str]
+    ):
+        self.run_folder, self.report, self.world = run, report, here
         recipe = self.recipe = run.recipe
-        self.session = Session(recipe)
-        newest, damaged = run.checkpoints.newest()
-        if newest is not None:
-            self.session.restore(newest)
-        run.truncate_log(self.session.step)
-        self.feed = Feed(recipe, self.session.device, self._decoding)
-        self.evaluation = Evaluation(recipe, self.feed)
+        with here.together():
+            self.session = Session(recipe, here.device(recipe.train.device))
+            check(self.session.method, here)
+            if newest is not None:
+                self.session.restore(newest, here.rank)
+            if here.main:
+                run.tidy(self.session.step)
+            self.feed = Feed(recipe, self.session.device, self._decoding, here.rank, here.size)
+            self.evaluation = Evaluation(recipe, self.feed) if here.main else None
+        here.join(self.session.method, self.session.device)
+        self.session.method.world = here
+        self.best = Best(run)
         self.watch = Watch()
-        self.scores: dict[str, float] = {}
+        self.interrupt = Interrupt()
+        self.pace = Pace(self.session.step)
+        self.saved = self.session.step
+        evaluated = here.from_main(run.last("evaluate") if here.main else {})
+        self.evaluated: int = evaluated.get("step", 0)
+        self.scores: dict[str, float] = evaluated.get("scores", {})
         self._tell(
             "start",
-            device=str(self.session.device),
+            device=f"{here.size} x {self.session.device.type}" if here.size > 1 else str(self.session.device),
             resumed=newest is not None,
             damaged=damaged,
             images={letter: len(store) for letter, store in self.feed.stores.items()},
             skipped=[list(entry) for entry in self.feed.skipped],
+            processes=here.size,
+            environment=describe_environment(self.session.device),
         )
 
     def run(self, max_steps: int | None, time_limit: float | None) -> dict[str, float]:
-        """Step until the recipe's end or a limit; save and evaluate at the end in any case."""
-        session, recipe = self.session, self.recipe
-        began = time.monotonic()
-        last = recipe.train.steps if max_steps is None else min(recipe.train.steps, session.step + max_steps)
-        first = session.step
-        clock, clocked = began, first
-        while session.step < last and (time_limit is None or time.monotonic() - began < time_limit):
-            due = session.step + 1
-            logs = due % recipe.train.log_every == 0 or due == last
-            losses = self._step(observe=logs)
-            self.report(Progress("step", session.step, recipe.train.steps))
-            if logs:
-                values = self.watch.fetch(losses)
-                now = time.monotonic()
-                rate = (session.step - clocked) * recipe.train.batch_size / max(now - clock, 1e-9)
-                self._tell("train", losses=values, images_per_second=round(rate, 3), lr=self._rate())
-                clock, clocked = now, session.step
-            if session.step % recipe.evaluate.every == 0 and session.step < last:
-                started = time.monotonic()
-                self.evaluate()
-                clock += time.monotonic() - started  # looking is not training
-            if session.step % recipe.checkpoint.every == 0 and session.step < last:
-                started = time.monotonic()
+        """Step until the recipe's end, a limit or a signal; save and evaluate at the end in any case."""
+        session, recipe, steps = self.session, self.recipe, self.recipe.train.steps
+        first, began = session.step, time.monotonic()
+        last = steps if max_steps is None else min(steps, first + max_steps)
+        end = math.inf if time_limit is None else began + time_limit
+        with self.interrupt:
+            if first % recipe.evaluate.every == 0 or first >= steps:
+                self.evaluate()  # where the process before this one ended after saving and before evaluating
+            self.pace = Pace(first)
+            while session.step < last and not self._stops(end):
+                due = session.step + 1
+                logs = due % recipe.train.log_every == 0 or due == last
+                losses = self._step(observe=logs)
+                if logs:
+                    self._log(losses)
+                if due % recipe.checkpoint.every == 0:
+                    self.save()
+                if due % recipe.evaluate.every == 0:
+                    self.evaluate()
+            if session.step > first:
                 self.save()
-                clock += time.monotonic() - started
-        if session.step > first:
-            self.save()
-            self.evaluate()
-        self._tell("end", seconds=round(time.monotonic() - began, 1), finished=session.step >= recipe.train.steps)
-        return self.scores
+                self.evaluate()
+        return self._end(time.monotonic() - began)
+
+    def _stops(self, end: float) -> bool:
+        """Whether any rank's time is over or a signal came to one; then it came to all, so that all stop here."""
+        most = self.world.most(self.interrupt.signal or int(time.monotonic() >= end))
+        if most > 1:  # 1 is SIGHUP, which is not among those that are waited for
+            self.interrupt.signal = signal.Signals(most)
+        return most > 0
 
     def _step(self, observe: bool) -> dict[str, Tensor]:
         session = self.session
@@ -131,80 +153,86 @@ class _Loop:
             average.update(session.step)
         session.step += 1
         self.watch.see(session.step, losses)
+        self.report(Progress("step", session.step, self.recipe.train.steps))
         return losses
 
-    def evaluate(self) -> None:
-        """Translate the fixed test images with every published generator's main one, write the grid, log the scores."""
-        generator = next(iter(self.session.translators().values()))
-        self.scores, sheet = self.evaluation(generator)
-        grid = None
-        if sheet is not None:
-            grid = self.run_folder.grids / f"step-{self.session.step:09d}.png"
-            grid.parent.mkdir(parents=True, exist_ok=True)
-            sheet.save(grid)
-        self._tell("evaluate", scores=self.scores, grid=str(grid) if grid else None)
+    def _log(self, losses: dict[str, Tensor]) -> None:
+        with self.world.together():
+            values = self.watch.fetch(losses)
+        values = self.world.mean(values)
+        train = self.recipe.train
+        rate = self.pace.look(self.session.step) * train.batch_size * train.accumulate * self.world.size
+        lr = next(iter(self.session.method.optimizers.values())).param_groups[0]["lr"]
+        self._tell("train", losses=values, images_per_second=round(rate, 3), lr=lr)
 
     def save(self) -> None:
-        """Write a checkpoint, unless a loss has gone wrong since the last one."""
-        self.watch.check()
-        path = self.run_folder.checkpoints.save(self.session.step, *self.session.state())
-        self.report(Progress("checkpoint", self.session.step, self.recipe.train.steps, {"path": str(path)}))
+        """Write a checkpoint of this step if there is none, unless a loss has gone wrong since the last one."""
+        if self.saved == self.session.step:
+            return
+        with self.world.together():
+            self.watch.check()
+        with self.pace.paused():
+            memories = self.world.collect(self.session.method.memory())
+            with self.world.together():
+                if self.world.main:
+                    self.run_folder.checkpoints.save(self.session.step, *self.session.state(memories))
+        self.saved = self.session.step
+        path = self.run_folder.checkpoints.path(self.saved)
+        self.report(Progress("checkpoint", self.saved, self.recipe.train.steps, {"path": str(path)}))
 
-    def _rate(self) -> float:
-        return next(iter(self.session.method.optimizers.values())).param_groups[0]["lr"]
+    def evaluate(self) -> None:
+        """Translate the fixed test images with the main generator, score them, write the grid, keep the best weights.
+
+        Done once a step. A signal ends it without a result: whoever carries on does it then.
+        """
+        if self.evaluated == self.session.step or self._stops(math.inf):
+            return
+        with self.world.together():
+            self.watch.check()
+        with self.pace.paused(), self.world.together():
+            if self.world.main:
+                self._evaluate()
+        self.evaluated, self.scores = self.world.from_main((self.evaluated, self.scores))
+
+    def _evaluate(self) -> None:
+        session, step = self.session, self.session.step
+        found = self.evaluation(next(iter(session.translators().values())), lambda: bool(self.interrupt))
+        if found is None:
+            return
+        scores, sheet = found
+        grid = None
+        if sheet is not None:
+            grid = self.run_folder.grids / f"step-{step:09d}.png"
+            with replacing(grid) as temporary:
+                sheet.save(temporary, format="PNG")
+        # Before the log says that this step is evaluated: a process that is killed in between does both again.
+        best = self.best.see(step, scores, session.state)
+        self.evaluated, self.scores = step, scores
+        self._tell("evaluate", scores=scores, grid=str(grid) if grid else None, best=best)
+        refresh_report(self.run_folder, session, self.evaluation.images)
+
+    def _end(self, seconds: float) -> dict[str, float]:
+        step, steps, came = self.session.step, self.recipe.train.steps, self.interrupt.signal
+        finished = step >= steps and self.evaluated == step
+        with self.world.together():  # the others stay until rank 0 has written everything
+            self._tell("end", seconds=round(seconds, 1), finished=finished, signal=came.name if came else None)
+            if self.world.main:
+                refresh_report(self.run_folder)
+        if came:
+            raise Interrupted(came, f"{came.name} stopped the training; {self.way_back()}")
+        return self.scores
+
+    def way_back(self) -> str:
+        """Return what is saved, and the command that carries on from it."""
+        folder, steps = self.run_folder.folder, self.recipe.train.steps
+        if not self.saved:
+            return f"nothing is saved yet; `qsattn fit {folder}` begins again"
+        return f"step {self.saved} of {steps} is saved; `qsattn fit {folder}` carries on from there"
 
     def _tell(self, event: str, **values: Any) -> None:
-        self.run_folder.log(event, step=self.session.step, **values)
+        if self.world.main:
+            self.run_folder.log(event, step=self.session.step, **values)
         self.report(Progress(event, self.session.step, self.recipe.train.steps, values))
 
     def _decoding(self, what: str, done: int, total: int) -> None:
         self.report(Progress("decode", done, total, {"what": what}))
-
-
-class Watch:
-    """Keeps an eye on the losses without waiting for the device at every step.
-
-    The first step at which each loss was not finite is kept in a tensor on the device; :meth:`check` reads it.
-    """
-
-    def __init__(self) -> None:
-        self._first_bad: dict[str, Tensor] = {}
-
-    def see(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Take note of a step's losses (0-dim tensors)."""
-        for name, loss in losses.items():
-            if not loss.is_floating_point() or "/" in name:  # statistics are no losses
-                continue
-            if name not in self._first_bad:
-                self._first_bad[name] = torch.full((), math.inf, device=loss.device)
-            # Kept on the device: reading it here would make the host wait for every step.
-            bad = torch.where(loss.isfinite(), math.inf, float(step))
-            self._first_bad[name] = torch.minimum(self._first_bad[name], bad)
-
-    def fetch(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Return the losses as numbers, and check."""
-        values = {name: value.item() for name, value in losses.items()}
-        nonfinite = [name for name, value in values.items() if name.endswith("nonfinite") and value]
-        self.check(", ".join(name.removesuffix("/nonfinite") for name in nonfinite))
-        return values
-
-    def check(self, taps: str = "") -> None:
-        """Raise where a loss was not finite.
-
-        Raises:
-            LossIsNotFinite: naming the first such step and the losses.
-        """
-        bad = {name: step.item() for name, step in self._first_bad.items() if math.isfinite(step.item())}
-        if bad:
-            first = min(bad.values())
-            names = ", ".join(name for name, step in bad.items() if step == first)
-            where = f"; the source features are not finite at {taps}" if taps else ""
-            raise LossIsNotFinite(
-                f"the loss {names} became NaN or infinite at step {first:.0f}{where}. The last checkpoint is from "
-                f"before it: go on from there with a smaller train.lr or train.precision=fp32"
-            )
-
-
-def summarise_losses(values: dict[str, float]) -> dict[str, float]:
-    """Return the losses among a step's values: what has no statistics' name."""
-    return {name: value for name, value in values.items() if "/" not in name}

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.training.distributed import World
+from qsattn_plugin.training.tuning import compile_networks, memory_format
+
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,6 +42,9 @@ class Method(nn.Module, abc.ABC):
     """
 
     defaults: Mapping[str, Any] = {}
+
+    #: The processes that train together; their gradients are averaged before every optimizer step.
+    world: World = World()
 
     @abc.abstractmethod
     def roles(self) -> dict[str, list[nn.Module]]:
@@ -74,11 +80,18 @@ class Method(nn.Module, abc.ABC):
         """Move to the device and make the optimizers (Adam, one for each of :meth:`roles`).
 
         Args:
-            train: ``lr``, ``betas`` and ``precision``, as in a recipe's ``train`` section.
+            train: a recipe's ``train`` section.
             device: where training happens.
+
+        Raises:
+            UserError: a setting cannot be had on this machine.
         """
-        self.to(device)
+        self.memory_format = memory_format(train.channels_last, device)
+        self.to(device, memory_format=self.memory_format)
+        if train.compile:
+            compile_networks(self.compilable(), device)
         self.device = device
+        self.passes = train.accumulate
         self.base_lr = train.lr
         self.dtype = PRECISIONS[train.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
@@ -91,6 +104,31 @@ class Method(nn.Module, abc.ABC):
             self.optimizers[role] = torch.optim.Adam(trained, lr=train.lr, betas=tuple(train.betas), fused=True)
             self._names[role] = [names[id(p)] for p in trained]
 
+    def compilable(self) -> list[nn.Module]:
+        """Return the networks that ``train.compile`` compiles, each by itself."""
+        networks = [network for group in self.roles().values() for network in group]
+        return [n for n in networks if any(p.requires_grad for p in n.parameters())]
+
+    def divide(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return the parts of a step's batch that go through the networks one after the other (``train.accumulate``).
+
+        Raises:
+            ValueError: the batch is not as many equal parts.
+        """
+        if any(len(images) % self.passes for images in batch.values()):
+            sizes = " and ".join(str(len(images)) for images in batch.values())
+            raise ValueError(f"batch: {sizes} images are not {self.passes} equal parts")
+        chunks = [images.contiguous(memory_format=self.memory_format).chunk(self.passes) for images in batch.values()]
+        return [dict(zip(batch, part, strict=True)) for part in zip(*chunks, strict=True)]
+
+    @staticmethod
+    def merge(logs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what a step reports, from what its parts did: means, and whether any of the yes-or-no ones."""
+        if len(logs) == 1:
+            return logs[0]
+        stacked = {name: torch.stack([log[name] for log in logs]) for name in logs[0]}
+        return {name: s.any() if s.dtype == torch.bool else s.mean() for name, s in stacked.items()}
+
     def set_rate(self, factor: float) -> None:
         """Set every optimizer's learning rate to ``factor`` times the recipe's."""
         for optimizer in self.optimizers.values():
@@ -101,22 +139,24 @@ class Method(nn.Module, abc.ABC):
         """The context that forward passes run in."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def update(self, role: str, terms: list[Callable[[], Tensor]]) -> None:
+    def update(self, role: str, terms: list[Callable[[], Tensor]], parts: int = 1) -> None:
         """Go one step down the sum of the losses that ``terms`` compute, with one optimizer.
 
         Each term is taken off the list, computed and differentiated before the next, so that only one graph is alive at
         a time: for terms that share no activations this costs nothing and halves the memory. Gradients flow to
-        this optimizer's parameters alone: a discriminator that judges is not differentiated.
+        this optimizer's parameters alone: a discriminator that judges is not differentiated. Where the batch was
+        divided, every one of its ``parts`` has terms of its own, and the mean over the parts is what counts.
         """
         optimizer = self.optimizers[role]
-        optimizer.zero_grad(set_to_none=True)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         while terms:
             with self.autocast():
-                loss = terms.pop(0)()
+                loss = terms.pop(0)() / parts
             # Outside the autocast: inside it, what was computed in float32 would be differentiated in half precision.
             self.scaler.scale(loss).backward(inputs=trained)
+        self.world.average(trained)
         self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)  # not kept until the next step: the other networks' turn needs the memory
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return the optimizers' tensors by ``role/parameter/quantity``."""
@@ -132,7 +172,13 @@ class Method(nn.Module, abc.ABC):
         for role, optimizer in self.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
             state: dict[int, dict[str, Tensor]] = {}
-            for index, name in enumerate(self._names[role]):
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, (name, parameter) in enumerate(zip(self._names[role], trained, strict=True)):
                 prefix = f"{role}/{name}/"
-                state[index] = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                # Laid out in memory as the parameter is: fused kernels walk through both side by side.
+                state[index] = {
+                    k: torch.empty_like(parameter, device=v.device, dtype=v.dtype).copy_(v) if v.ndim else v
+                    for k, v in found.items()
+                }
             optimizer.load_state_dict({"state": {i: s for i, s in state.items() if s}, "param_groups": groups})

@@ -6,7 +6,10 @@
         recipe.yaml                      # resolved: every value, so that it rebuilds the same run
         metrics.jsonl                    # one JSON object a line, see `Run.log`
         checkpoints/step-000005000.safetensors
+        checkpoints/best.safetensors     # of the smallest score so far
         grids/step-000005000.png
+        maps/step-000005000-tap-12.png   # entropy maps, where the method attends
+        report.html                      # all of it, to look at
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import Any
 from qsattn_plugin.checkpoints import Checkpoints
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
-from qsattn_plugin.storage import write_text
+from qsattn_plugin.storage import WriteFailed, write_text
 
 RUNS = Path("runs")
 _LAST = ".last"
@@ -36,6 +39,8 @@ class Run:
         self.recipe = recipe
         self.checkpoints = Checkpoints(folder / "checkpoints", recipe.checkpoint.keep)
         self.grids = folder / "grids"
+        self.maps = folder / "maps"
+        self.report = folder / "report.html"
 
     @classmethod
     def create(cls, recipe: Recipe, folder: Path | None = None, overwrite: bool = False) -> Run:
@@ -45,10 +50,12 @@ class Run:
             UserError: it holds a training already and ``overwrite`` is not set, or it cannot be written.
         """
         run = cls(folder or RUNS / recipe.name, recipe)
-        if run.checkpoints.steps():
+        steps = run.checkpoints.steps()
+        if steps or run.checkpoints.best.exists():
             if not overwrite:
+                holds = f"a training of {steps[-1]} steps" if steps else f"{run.checkpoints.best.name}"
                 raise UserError(
-                    f"{run.folder} holds a training of {run.checkpoints.steps()[-1]} steps; carry on with "
+                    f"{run.folder} holds {holds}; carry on with "
                     f"`qsattn fit {run.folder}`, choose another folder with --run, or replace it with --overwrite"
                 )
             with run.lock():
@@ -82,28 +89,50 @@ class Run:
     def _clear(self) -> None:
         for step in self.checkpoints.steps():
             self.checkpoints.path(step).unlink()
-        for picture in self.grids.glob("*.png"):
+        self.checkpoints.best.unlink(missing_ok=True)
+        for picture in (*self.grids.glob("*.png"), *self.maps.glob("*.png")):
             picture.unlink()
-        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+        for file in (self.folder / "metrics.jsonl", self.report):
+            file.unlink(missing_ok=True)
 
     def log(self, event: str, **values: Any) -> None:
-        """Append one JSON object to ``metrics.jsonl``: ``{"event": "train" | "evaluate" | ..., "step": ..., ...}``."""
+        """Append one JSON object to ``metrics.jsonl``: ``{"event": "train" | "evaluate" | ..., "step": ..., ...}``.
+
+        Raises:
+            WriteFailed: the disk is full, ...
+        """
         line = json.dumps({"event": event, **values}, allow_nan=True)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        path = self.folder / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise WriteFailed(f"could not write {path}: {error.strerror}") from error
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Return the log's lines of that event, oldest first."""
+        path = self.folder / "metrics.jsonl"
+        found = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            with contextlib.suppress(ValueError):  # a line that a crash cut short
+                found.append(json.loads(line))
+        return [values for values in found if values.get("event") == event]
 
     def last(self, event: str) -> dict[str, Any]:
         """Return the log's last line of that event, or an empty mapping."""
-        path = self.folder / "metrics.jsonl"
-        found: dict[str, Any] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError):  # a line that a crash cut short
-                values = json.loads(line)
-                found = values if values.get("event") == event else found
-        return found
+        return next(reversed(self.events(event)), {})
 
-    def truncate_log(self, step: int) -> None:
-        """Drop the log's lines of steps after ``step``: those that a resumed run takes again."""
+    def tidy(self, step: int) -> None:
+        """Remove what a process left that went on after ``step`` and was killed.
+
+        Half-written files, one checkpoint too many, and the log's lines of steps after ``step``, which a resumed run
+        writes again.
+        """
+        self.checkpoints.sweep()
+        for folder in (self.folder, self.grids, self.maps):
+            for stale in folder.glob(".*.part"):
+                stale.unlink(missing_ok=True)
+        self.checkpoints.prune(step)
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return

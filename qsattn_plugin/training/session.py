@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,9 @@ class Session:
         """Return the generators to look at, by name: averaged where the recipe says so; the first is the main one."""
         if self.averages:
             return {name: ema.average for name, ema in self.averages.items()}
+        if self.recipe.train.compile:
+            # Copies are not compiled: pictures come in many sizes, and each would be compiled for anew.
+            return {name: copy.deepcopy(network) for name, network in self.method.published().items()}
         return self.method.published()
 
     def rate_factor(self) -> float:
@@ -92,11 +97,16 @@ class Session:
             return 1.0
         return max(0.0, 1 - (self.step - train.decay_from) / max(1, train.steps - train.decay_from))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that a checkpoint holds: tensors by name, and a JSON-able document."""
+    def state(self, memories: Sequence[Mapping[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that a checkpoint holds: tensors by name, and a JSON-able document.
+
+        Args:
+            memories: what each of several processes' method remembers; None is this one's alone.
+        """
         tensors = {f"model/{name}": t for name, t in self.method.state_dict().items()}
         tensors |= {f"optimizer/{name}": t for name, t in self.method.optimizer_state().items()}
-        tensors |= {f"memory/{name}": t for name, t in self.method.memory().items()}
+        for rank, memory in enumerate([self.method.memory()] if memories is None else memories):
+            tensors |= {f"{_memory(rank)}/{name}": t for name, t in memory.items()}
         for name, ema in self.averages.items():
             tensors |= {f"ema/{name}/{key}": t for key, t in ema.average.state_dict().items()}
         prefixes = {id(module): name for name, module in self.method.named_modules()}
@@ -115,20 +125,24 @@ class Session:
         }
         return tensors, document
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path, rank: int = 0) -> None:
         """Go back to a checkpoint of this recipe.
+
+        Args:
+            path: the checkpoint.
+            rank: which process's memory to take; one that was not there when it was written remembers nothing.
 
         Raises:
             UserError: it holds other networks than the recipe's.
         """
         tensors, document = load_tensors(path)
-        by_room: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "memory": {}, "ema": {}}
+        by_room: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
             room, _, key = name.partition("/")
             by_room[room][key] = tensor
         _load(self.method, by_room["model"], path)
         self.method.load_optimizer_state(by_room["optimizer"])
-        self.method.load_memory(by_room["memory"])
+        self.method.load_memory(by_room[_memory(rank)])
         self.method.scaler.load_state_dict(document["scaler"])
         for name, ema in self.averages.items():
             mine = {k.removeprefix(f"{name}/"): t for k, t in by_room["ema"].items() if k.startswith(f"{name}/")}
@@ -170,6 +184,11 @@ def describe_generator(recipe: Recipe) -> dict[str, Any]:
         if injected in arguments:
             arguments[injected] = channels
     return {"type": spec.type, "arguments": {**arguments, **spec.arguments}}
+
+
+def _memory(rank: int) -> str:
+    """Where a checkpoint holds what a process's method remembers."""
+    return f"memory-{rank}" if rank else "memory"
 
 
 def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:

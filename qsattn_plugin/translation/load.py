@@ -78,7 +78,8 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     """Load a generator for translation.
 
     Args:
-        model: a run folder (its newest whole checkpoint), a name below ``runs/``, or a checkpoint or weights file.
+        model: a run folder (its newest whole checkpoint) or a name below ``runs/``, with ``@best`` behind it for the
+            weights with the best score instead, or a checkpoint or weights file.
         device: where to put it.
         name: which generator, where a method trains several ("forward", "backward"); the main one without it.
 
@@ -123,13 +124,22 @@ def fresh(type: str, **arguments: Any) -> Translator:
 def find_weights(model: str | Path) -> Path:
     """Return the file with a model's weights: the file itself, or the newest whole checkpoint of a run.
 
+    ``RUN@best`` is the checkpoint with the best score of that run.
+
     Raises:
         UserError: there is none.
     """
-    model = Path(model)
-    if model.is_file():
+    path, _, which = str(model).rpartition("@")
+    best = which == "best" and not Path(model).exists()
+    model = Path(path if best else model)
+    if model.is_file() and not best:
         return model
     for folder in (model, Path("runs") / model):
+        if folder.is_dir() and best:
+            file = Checkpoints(folder / "checkpoints").best
+            if file.is_file():
+                return file
+            raise UserError(f"{folder} has no best weights: no evaluation of it gave a score; {folder} is the newest")
         if folder.is_dir():
             newest, _ = Checkpoints(folder / "checkpoints").newest()
             if newest is not None:

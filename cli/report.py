@@ -1,0 +1,22 @@
+"""``qsattn report``: write a run's report anew."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("report", short_help="Write a run's report.")
+@click.argument("run", required=False)
+@click.option("--open", "show", is_flag=True, help="Open it in the browser.")
+def command(run: str | None, show: bool) -> None:
+    """Write report.html into the folder of RUN, a folder or a name below runs/; the run built last without it.
+
+    Training writes it at every evaluation; this writes it between them, from what lies in the folder.
+    """
+    from qsattn_plugin.training.report import write_report
+    from qsattn_plugin.training.run import Run
+
+    path = write_report(Run.open(run))
+    click.echo(path)
+    if show:
+        click.launch(path.resolve().as_uri())

@@ -1,0 +1,257 @@
+"""Several processes that train one model: who this one is, and what they tell each other.
+
+Every process (a *rank*) holds the whole model and takes its share of each batch: ``train.batch_size`` is one rank's.
+Gradients are averaged in the open, after a method has differentiated all its terms and before the optimizer steps:
+methods differentiate term by term and towards chosen parameters only, which the hooks of DistributedDataParallel do not
+follow. Losses are means over a batch, so the mean over ranks is that over the whole batch.
+
+Two groups of processes exist: one of gloo for words (who stops, whose disk is full), which never waits for a device,
+and on CUDA one of NCCL for gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qsattn_plugin.devices import pick_device
+from qsattn_plugin.errors import UserError
+
+__all__ = ["Elsewhere", "PeerLost", "World", "world"]
+
+#: A rank that ended is noticed at once, through its connections. This is how long the others wait for one that is alive
+#: and says nothing: while rank 0 evaluates, they do.
+TIMEOUT = timedelta(hours=1)
+
+
+class Elsewhere(UserError):
+    """What went wrong on another rank; rank 0 says it to the person."""
+
+
+class PeerLost(UserError):
+    """Another rank ended without a word, or cannot be reached."""
+
+
+class World:
+    """The processes that train together; made with nothing, this process alone, for which every method does nothing.
+
+    All methods but :meth:`device` are collective: every rank calls them, in the same order.
+
+    Attributes:
+        rank: this process's number, 0 to ``size - 1``.
+        size: how many there are.
+        main: whether this is rank 0, which alone writes and speaks.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, words: dist.ProcessGroup | None = None):
+        self.rank, self.size, self.main = rank, size, rank == 0
+        self._words = words
+        self._gradients = words
+
+    def device(self, name: str) -> torch.device:
+        """Return the device of this rank: the one that ``name`` says, or this process's own GPU among several.
+
+        Raises:
+            UserError: there is none for each rank.
+        """
+        device = pick_device(name)
+        if self.size == 1 or device.type == "cpu":
+            return device
+        if device.type != "cuda":
+            raise UserError(f"several processes train on CPUs or CUDA GPUs, not on {device.type}; set train.device=cpu")
+        if device.index is not None:
+            raise UserError(f"train.device={name} is one GPU, but {self.size} processes train; set it to cuda or auto")
+        here, number = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", self.rank))
+        if number >= here:
+            wanted = os.environ.get("LOCAL_WORLD_SIZE", self.size)
+            raise UserError(
+                f"{wanted} processes on this machine need a GPU each, and it has {here}; start fewer, or set "
+                "train.device=cpu"
+            )
+        device = torch.device("cuda", number)
+        torch.cuda.set_device(device)
+        return device
+
+    def join(self, method: nn.Module, device: torch.device) -> None:
+        """Give every rank rank 0's weights, and average gradients on ``device`` from now on."""
+        if self.size == 1:
+            return
+        if device.type == "cuda":
+            self._gradients = dist.new_group(backend="nccl", timeout=TIMEOUT)
+        for tensors in _alike([*method.parameters(), *method.buffers()]):
+            flat = _flat(tensors)
+            dist.broadcast(flat, 0, group=self._gradients)
+            _copy_back(tensors, flat)
+
+    @torch.no_grad()
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the ranks; a rank without one counts as zero.
+
+        An inf or a nan of one rank is one for all, so that a gradient scaler decides the same everywhere.
+        """
+        if self.size == 1:
+            return
+        for group in _alike(parameters):
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group]
+            # Which parameters have a gradient rides along: the optimizer passes over those that no rank has one for.
+            found = torch.tensor([p.grad is not None for p in group], dtype=group[0].dtype)
+            complete = bool(found.all())
+            flat = torch.cat([_flat(gradients), found.to(group[0].device, non_blocking=True)])
+            dist.all_reduce(flat, group=self._gradients)
+            # Read only by a rank that lacks one: it makes the host wait for the device.
+            anywhere = [True] * len(group) if complete else (flat[-len(group) :] > 0).tolist()
+            _copy_back(gradients, flat[: -len(group)] / self.size)
+            for parameter, gradient, exists in zip(group, gradients, anywhere, strict=True):
+                parameter.grad = gradient if exists else None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in order; small plain values, such as numbers and text."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._words)
+        return values
+
+    def collect(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return, on rank 0, every rank's tensors by name, on the CPU; on the others only their own."""
+        if self.size == 1:
+            return [tensors]
+        mine = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        parts: list[Any] | None = [None] * self.size if self.main else None
+        dist.gather_object(mine, parts, dst=0, group=self._words)
+        return parts or [mine]
+
+    def from_main(self, value: Any) -> Any:
+        """Return rank 0's value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0, group=self._words)
+        return values[0]
+
+    def most(self, number: int) -> int:
+        """Return the largest number of all ranks. Cheap enough for every step, and no device is waited for."""
+        if self.size == 1:
+            return int(number)
+        largest = torch.tensor(int(number))
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._words)
+        return int(largest)
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Return each value's mean over the ranks that have it; of yes or no, whether any says yes."""
+        if self.size == 1:
+            return values
+        every = self.gather(values)
+        names = dict.fromkeys(name for one in every for name in one)
+        having = {name: [one[name] for one in every if name in one] for name in names}
+        return {
+            name: any(numbers) if isinstance(numbers[0], bool) else sum(numbers) / len(numbers)
+            for name, numbers in having.items()
+        }
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Make a user's mistake that shows on one rank end all of them, in words. Nothing collective may stand inside.
+
+        Raises:
+            UserError: on rank 0, its own or the first other rank's.
+            Elsewhere: on the others.
+        """
+        mine: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            if self.size == 1:
+                raise
+            mine = error
+        told = self.gather(None if mine is None else str(mine))
+        failed = next((rank for rank, text in enumerate(told) if text is not None), None)
+        if failed is None:
+            return
+        if not self.main:
+            raise Elsewhere(f"process {failed}: {told[failed]}") from mine
+        raise mine or UserError(f"process {failed}: {told[failed]}")
+
+
+@contextlib.contextmanager
+def world() -> Iterator[World]:
+    """Join the processes that ``torchrun`` (or ``qsattn fit --nproc``) started with this one; without them, be alone.
+
+    Raises:
+        PeerLost: another rank ended while this one worked with it.
+        UserError: the environment names other processes, but not where they meet.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    made = not dist.is_initialized()
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if made and missing:
+        raise UserError(
+            f"WORLD_SIZE is {size}, but {missing[0]} is not set; start processes with torchrun, or unset it"
+        )
+    try:
+        if made:
+            dist.init_process_group("gloo", timeout=TIMEOUT)
+        yield World(
+            dist.get_rank(), size, dist.group.WORLD if made else dist.new_group(backend="gloo", timeout=TIMEOUT)
+        )
+    except RuntimeError as error:
+        # gloo says what broke in a plain RuntimeError that names its own source file.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        raise PeerLost(
+            "another process of this training ended or cannot be reached; the run goes on from its newest checkpoint "
+            f"when it is started again ({str(error).splitlines()[0].partition('. ')[0]})"
+        ) from error
+    else:
+        if made:
+            dist.destroy_process_group()
+
+
+def check(method: nn.Module, here: World) -> None:
+    """Refuse what would not be the same training on several ranks.
+
+    Raises:
+        UserError: a loss or a norm looks at the whole batch, of which every rank sees a part.
+    """
+    for name, module in method.named_modules() if here.size > 1 else ():
+        if getattr(module, "negatives", None) == "batch":
+            raise UserError(
+                "objective.negatives=batch compares the images of one process only; with several processes it would be "
+                "another loss. Take internal, or one process"
+            )
+        if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
+            raise UserError(
+                f"{name} is a batch norm, which would see the images of one process only; with several processes take "
+                "norm: instance, or one process"
+            )
+
+
+def _alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors by dtype, in order."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    """One vector of all values, in logical order whatever the memory formats."""
+    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+
+
+@torch.no_grad()
+def _copy_back(tensors: list[Tensor], flat: Tensor) -> None:
+    """What :func:`_flat` joined, back in its places."""
+    pieces = flat.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)])

@@ -1,0 +1,240 @@
+"""What a run's log says, in the form that a report shows it in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+#: Numbers in all curves together. A longer log is shown in averages of neighbouring lines: the page stays small.
+NUMBERS = 60_000
+#: Lines of the log that are always shown one by one, however many curves there are.
+FEWEST = 200
+
+_TOP_LEVEL = {"images_per_second": "Images per second", "lr": "Learning rate"}
+
+
+@dataclass
+class Evaluated:
+    """One evaluation: its step, its scores (smaller is better, the first leads), and its grid's file name."""
+
+    step: int
+    scores: dict[str, float]
+    grid: str | None = None
+
+
+@dataclass
+class History:
+    """A run's log, read.
+
+    Attributes:
+        steps: the steps of the curves' points, in order.
+        series: numbers at those steps by name; None where there is none.
+        averaged: how many lines of the log one point is the mean of.
+        evaluations: in order of their steps.
+        starts: what each call of fit began with.
+        ends: what each call that came to its end ended with.
+        stopped: whether the last call came to its end; one that was killed did not.
+        seconds: time in training steps, without evaluations.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    series: dict[str, list[float | None]] = field(default_factory=dict)
+    averaged: int = 1
+    evaluations: list[Evaluated] = field(default_factory=list)
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    ends: list[dict[str, Any]] = field(default_factory=list)
+    stopped: bool = False
+    seconds: float = 0.0
+
+    @property
+    def step(self) -> int:
+        """The last step that the log knows of."""
+        return max([*self.steps[-1:], *(e.step for e in self.evaluations), *(e.get("step", 0) for e in self.ends), 0])
+
+    @property
+    def leading(self) -> str | None:
+        """The score that "best" follows: the first one of the newest evaluation that has any."""
+        return next((next(iter(e.scores)) for e in reversed(self.evaluations) if e.scores), None)
+
+    @property
+    def scored(self) -> list[Evaluated]:
+        """The evaluations that the best is picked from."""
+        return [e for e in self.evaluations if self.leading in e.scores]
+
+    @property
+    def best(self) -> Evaluated | None:
+        """The evaluation with the smallest leading score, the earliest of equal ones."""
+        name = self.leading
+        return min(self.scored, key=lambda e: e.scores[name], default=None) if name is not None else None
+
+    @property
+    def speed(self) -> float | None:
+        """The median of images per second."""
+        known = [v for v in self.series.get("images_per_second", []) if v is not None]
+        return median(known) if known else None
+
+
+def read_history(path: Path, batch_size: int = 1) -> History:
+    """Read a run's ``metrics.jsonl``; a line that a crash cut short is passed over, a missing file is an empty log.
+
+    Args:
+        path: the log.
+        batch_size: images a step and process, which turns images per second into time.
+    """
+    train: dict[int, dict[str, float | None]] = {}
+    images = batch_size  # a step, of all processes
+    spans: dict[int, int] = {}
+    evaluations: dict[int, Evaluated] = {}
+    history = History()
+    for event in _lines(path):
+        kind, step = event["event"], event["step"]
+        if kind == "train":
+            train[step] = _numbers(event)
+            spans[step] = images
+        elif kind == "evaluate":
+            scores = {k: v for k, v in _flat(event.get("scores")).items() if v is not None}
+            grid = event.get("grid")
+            evaluations[step] = Evaluated(step, scores, Path(grid).name if isinstance(grid, str) else None)
+        elif kind == "start":
+            history.stopped = False
+            history.starts.append(event)
+            processes = event.get("processes")
+            images = batch_size * (processes if isinstance(processes, int) else 1)
+        elif kind == "end":
+            history.stopped = True
+            history.ends.append(event)
+    history.evaluations = [evaluations[step] for step in sorted(evaluations)]
+    history.seconds = _seconds(train, spans)
+    _tabulate(train, history)
+    return history
+
+
+def _lines(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("step"), int):
+            yield event
+
+
+def _flat(values: Any) -> dict[str, float | None]:
+    """Return the numbers of a mapping; None for those that are not finite, which JSON cannot hold."""
+    if not isinstance(values, dict):
+        return {}
+    kept = {str(k): v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    return {k: float(v) if math.isfinite(v) else None for k, v in kept.items()}
+
+
+def _numbers(event: dict[str, Any]) -> dict[str, float | None]:
+    """Return all numbers of a line of the log, without the flags that only matter when they stop the training."""
+    found = _flat(event.get("losses"))
+    found |= _flat({k: v for k, v in event.items() if k != "step"})
+    return {k: v for k, v in found.items() if not k.endswith("/nonfinite")}
+
+
+def _seconds(train: dict[int, dict[str, float | None]], images: dict[int, int]) -> float:
+    """Return the time that the steps took, from how many images each step had and how many went through a second."""
+    total, before = 0.0, 0
+    for step in sorted(train):
+        rate = train[step].get("images_per_second")
+        total += (step - before) * images[step] / rate if rate else 0.0
+        before = step
+    return total
+
+
+def _tabulate(train: dict[int, dict[str, float | None]], history: History) -> None:
+    """Turn the log's lines into curves of a bounded length."""
+    names = list(dict.fromkeys(name for values in train.values() for name in values))
+    steps = sorted(train)
+    most = max(FEWEST, NUMBERS // max(1, len(names)))
+    size = history.averaged = max(1, math.ceil(len(steps) / most))
+    groups = [steps[i : i + size] for i in range(0, len(steps), size)]
+    history.steps = [group[-1] for group in groups]
+    for name in names:
+        history.series[name] = [_mean([train[step].get(name) for step in group]) for group in groups]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(f"{sum(known) / len(known):.6g}") if known else None
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of a report.
+
+    Attributes:
+        section: the page's section that it stands in.
+        title: above it.
+        names: the series that it shows; for a band the quantiles, ascending.
+        labels: what the legend calls them.
+        kind: "lines", "bands" or "scores".
+        unit: behind the title.
+        low: a value that the vertical axis always shows.
+        high: another.
+        smooth: whether the reader may smooth it.
+    """
+
+    section: str
+    title: str
+    names: list[str]
+    labels: list[str]
+    kind: str = "lines"
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    smooth: bool = True
+
+
+def charts(history: History) -> list[Chart]:
+    """Return the charts of a log: losses by what they are about, scores one by one, attention by tap."""
+    found = []
+    left = dict.fromkeys(history.series)
+    for key, title in _TOP_LEVEL.items():
+        if key in left:
+            smooth = key == "images_per_second"
+            found.append(Chart("speed", title, [key], [title], low=0, smooth=smooth))
+            del left[key]
+    largest = {n: f"tap {m[1]}" for n in left if (m := re.fullmatch(r"tap_(.+)/largest_probability", n))}
+    if largest:
+        title = "Largest probability, selected rows"
+        found.append(Chart("attention", title, [*largest], [*largest.values()], unit="mean", low=0, high=1))
+    quantiles: dict[str, dict[int, str]] = {}
+    for name in left:
+        if m := re.fullmatch(r"tap_(.+)/entropy_q(\d+)", name):
+            quantiles.setdefault(m[1], {})[int(m[2])] = name
+    for tap, by_level in quantiles.items():
+        levels = sorted(by_level)
+        labels = [{0: "smallest", 50: "median", 100: "largest"}.get(q, f"{q} %") for q in levels]
+        title = f"Entropy of all rows at tap {tap}"
+        found.append(Chart("attention", title, [by_level[q] for q in levels], labels, "bands", "nats", low=0))
+    shown = {*largest, *(name for by_level in quantiles.values() for name in by_level.values())}
+    groups: dict[str, list[str]] = {}
+    for name in left:
+        if name not in shown:
+            groups.setdefault(_group(name), []).append(name)
+    found += [Chart("losses", title, names, names) for title, names in groups.items()]
+    for name in dict.fromkeys(name for e in history.evaluations for name in e.scores):
+        found.append(Chart("scores", name, [name], [name], "scores", "smaller is better", smooth=False))
+    return found
+
+
+def _group(name: str) -> str:
+    """Return the title of the chart that a loss belongs to."""
+    if "/" in name:
+        return "Other statistics"
+    head = name.split("_")[0]
+    known = {"D": "Adversarial", "G": "Adversarial", "NCE": "Contrastive (NCE)", "L1": "L1 distance"}
+    return known.get(head, head.capitalize())

@@ -1,0 +1,76 @@
+"""Entropy maps of a few test images at the taps that a training attends to, for its report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qsattn_plugin.data.images import to_float
+from qsattn_plugin.evaluation.mapping import choose_sampler
+from qsattn_plugin.evaluation.maps import entropy_map
+from qsattn_plugin.evaluation.sources import FeatureSource
+from qsattn_plugin.storage import replacing
+from qsattn_plugin.training.session import Session
+from qsattn_plugin.translation.apply import pad_for
+
+#: Test images that are drawn.
+IMAGES = 3
+_GAP = 6
+
+
+@torch.no_grad()
+def draw_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[Path]:
+    """Write ``step-N-tap-T.png`` for each attentive tap: a row an image, its entropy (warm: small), its queries.
+
+    Args:
+        session: the training; one whose sampler looks at no attention has no maps.
+        images: uint8 (C, H, W) each; the first few are drawn.
+        folder: made where it is missing.
+    """
+    method = session.method
+    sampler, encoder = getattr(method, "sampler", None), getattr(method, "encoder", None)
+    if getattr(sampler, "selector", None) is None or encoder is None or not images:
+        return []
+    generator = next(iter(session.translators().values()))
+    spec = session.recipe.to_dict()["sampler"]
+    source = FeatureSource(generator, encoder, session.recipe.data.channels, spec, tuple(encoder.taps))
+    chooser = choose_sampler(source, None, {})
+    sheets: dict[str, list[Image.Image]] = {}
+    modes = {network: network.training for network in (generator, encoder)}
+    for network in modes:
+        network.eval()
+    try:
+        for image in images[:IMAGES]:
+            image = to_float(image)
+            features = source.features(pad_for(generator, image[None].to(session.device)))
+            flags = sampler.attentive([f for f, _ in features.values()], list(features))
+            for attends, (tap, (found, stride)) in zip(flags, features.items(), strict=True):
+                if attends:
+                    # The maps' random draws, where a sampler has any, are its own: training must not notice.
+                    seen = entropy_map(image, found, chooser, stride, torch.Generator().manual_seed(0))
+                    sheets.setdefault(tap, []).append(seen.draw())
+    finally:
+        for network, mode in modes.items():
+            network.train(mode)
+    return [_write(rows, folder / _name(session.step, tap)) for tap, rows in sheets.items()]
+
+
+def _name(step: int, tap: str) -> str:
+    return f"step-{step:09d}-tap-{re.sub(r'[^A-Za-z0-9_.-]', '_', tap)}.png"
+
+
+def _write(rows: list[Image.Image], path: Path) -> Path:
+    width = max(row.width for row in rows)
+    sheet = Image.new("RGB", (width, sum(row.height + _GAP for row in rows) - _GAP), "white")
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height + _GAP
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG")
+    return path

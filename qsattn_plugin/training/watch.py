@@ -1,0 +1,58 @@
+"""A watch over the losses: the first step at which one was not finite."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from qsattn_plugin.errors import UserError
+
+
+class LossIsNotFinite(UserError):
+    """A loss became NaN or infinite."""
+
+
+class Watch:
+    """Keeps an eye on the losses without waiting for the device at every step.
+
+    The first step at which each loss was not finite is kept in a tensor on the device; :meth:`check` reads it.
+    """
+
+    def __init__(self) -> None:
+        self._first_bad: dict[str, Tensor] = {}
+
+    def see(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Take note of a step's losses (0-dim tensors)."""
+        for name, loss in losses.items():
+            if not loss.is_floating_point() or "/" in name:  # statistics are no losses
+                continue
+            if name not in self._first_bad:
+                self._first_bad[name] = torch.full((), math.inf, device=loss.device)
+            # Kept on the device: reading it here would make the host wait for every step.
+            bad = torch.where(loss.isfinite(), math.inf, float(step))
+            self._first_bad[name] = torch.minimum(self._first_bad[name], bad)
+
+    def fetch(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Return the losses as numbers, and check."""
+        values = {name: value.item() for name, value in losses.items()}
+        nonfinite = [name for name, value in values.items() if name.endswith("nonfinite") and value]
+        self.check(", ".join(name.removesuffix("/nonfinite") for name in nonfinite))
+        return values
+
+    def check(self, taps: str = "") -> None:
+        """Raise where a loss was not finite.
+
+        Raises:
+            LossIsNotFinite: naming the first such step and the losses.
+        """
+        bad = {name: step.item() for name, step in self._first_bad.items() if math.isfinite(step.item())}
+        if bad:
+            first = min(bad.values())
+            names = ", ".join(name for name, step in bad.items() if step == first)
+            where = f"; the source features are not finite at {taps}" if taps else ""
+            raise LossIsNotFinite(
+                f"the loss {names} became NaN or infinite at step {first:.0f}{where}. The last checkpoint is from "
+                f"before it: go on from there with a smaller train.lr or train.precision=fp32"
+            )

@@ -1,0 +1,119 @@
+"""The same layers, keeping less in memory for the backward pass.
+
+PyTorch keeps the input of a reflection padding and of a fixed blur, though the gradients of both hang on sizes alone,
+and the output of a ReLU that follows a norm, though the norm's input tells where it was positive. The plain operators
+are used where nothing is kept, and under torch.compile, which decides by itself what to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["ReflectionPad", "blur_down", "in_a_row", "norm_act"]
+
+
+def _plain() -> bool:
+    return torch.compiler.is_compiling() or not torch.is_grad_enabled()
+
+
+def _pad_backward(grad: Tensor, shape: torch.Size, padding: tuple[int, int, int, int]) -> Tensor:
+    # The operator asks the padded image for nothing but its shape.
+    return torch.ops.aten.reflection_pad2d_backward(grad, grad.new_empty(1).expand(shape), list(padding))
+
+
+class _Pad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
+        ctx.shape, ctx.padding = x.shape, padding
+        return F.pad(x, padding, mode="reflect")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _pad_backward(grad, ctx.shape, ctx.padding), None
+
+
+class ReflectionPad(nn.ReflectionPad2d):
+    """Reflection padding that keeps nothing for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if _plain() or x.ndim != 4 else _Pad.apply(x, tuple(self.padding))
+
+
+class _Blur(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, filt: Tensor) -> Tensor:
+        ctx.save_for_backward(filt)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        return _blur(x, filt)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (filt,) = ctx.saved_tensors
+        b, c, h, w = ctx.shape
+        padded = torch.nn.grad.conv2d_input((b, c, h + 2, w + 2), filt.to(grad.dtype), grad, stride=2, groups=c)
+        return _pad_backward(padded, ctx.shape, (1, 1, 1, 1)).to(ctx.dtype), None
+
+
+def _blur(x: Tensor, filt: Tensor) -> Tensor:
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filt, stride=2, groups=x.shape[1])
+
+
+def blur_down(x: Tensor, filt: Tensor) -> Tensor:
+    """Blur (B, C, H, W) with a fixed filter (C, 1, 3, 3), borders reflected, and keep every second place."""
+    return _blur(x, filt) if _plain() else _Blur.apply(x, filt)
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, slope: float) -> Tensor:
+        maps = x.reshape(1, -1, *x.shape[2:])
+        out, mean, inverse = torch.native_batch_norm(maps, None, None, None, None, True, 0.0, eps)
+        ctx.save_for_backward(x, mean, inverse)
+        ctx.eps, ctx.slope = eps, slope
+        out = F.relu_(out) if slope == 0 else F.leaky_relu_(out, slope)
+        return out.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        x, mean, inverse = ctx.saved_tensors
+        maps = x.reshape(1, -1, *x.shape[2:])
+        # Laid out as the norm's input: on the CPU, batch norm's backward pass takes that for granted.
+        inner = grad.reshape(maps.shape).contiguous()
+        inner = torch.where(maps > mean[:, None, None], inner, ctx.slope * inner if ctx.slope else 0.0)
+        wanted = [True, False, False]
+        found = torch.ops.aten.native_batch_norm_backward(
+            inner, maps, None, None, None, mean, inverse, True, ctx.eps, wanted
+        )[0]
+        return found.view(x.shape), None, None
+
+
+def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm and a ReLU, plain or leaky, to (B, C, H, W); an instance norm keeps its input for both."""
+    # In half precision the mean is rounded too far to tell where the output was positive.
+    fits = isinstance(norm, nn.InstanceNorm2d) and not norm.affine and not norm.track_running_stats
+    if _plain() or not fits or x.dtype not in (torch.float32, torch.float64) or x.shape[-2:].numel() == 1:
+        return act(norm(x))
+    return _NormAct.apply(x, norm.eps, getattr(act, "negative_slope", 0.0))
+
+
+def in_a_row(layers: Iterable[nn.Module], wanted: Iterable[int] = ()) -> list[tuple[int, Any]]:
+    """Return callables for layers in a row, each with the index of the last layer that it stands for.
+
+    A norm and the ReLU after it become one, unless the norm's index is ``wanted``, because its own output is.
+    """
+    layers, wanted = list(layers), set(wanted)
+    steps: list[tuple[int, Any]] = []
+    for index, layer in enumerate(layers):
+        if type(layer) in (nn.ReLU, nn.LeakyReLU) and index and index - 1 not in wanted:
+            before = layers[index - 1]
+            if isinstance(before, nn.InstanceNorm2d):
+                steps[-1] = (index, partial(norm_act, before, layer))
+                continue
+        steps.append((index, layer))
+    return steps
