@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain_step import QUERIES, PlainStep, TransposedUpsample, attention_rows
+from qsattn_plugin.registry import lean
 from qsattn_plugin.registry.layers import Upsample
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.routes import AttentionRoute
@@ -85,6 +86,11 @@ def differentiate_everything(method: Method) -> None:
     Tensor.backward = lambda loss, inputs=None: backward(loss)
 
 
+def keep_everything(method: Method) -> None:
+    """Use PyTorch's own paddings, blurs and ReLUs, which keep their inputs and outputs."""
+    lean._plain = lambda: True
+
+
 def transposed_upsampling(method: Method) -> None:
     """Upsample by grouped transposed convolutions."""
     model = method.generator.model
@@ -99,6 +105,7 @@ MEASURES: dict[str, tuple[Callable[[Method], None] | None, tuple[str, ...]]] = {
     "without: features of real images from the generator's pass": (encode_again, ()),
     "without: backward split by image": (add_losses_first, ()),
     "without: attention in row tiles, gradient of selected rows alone": (whole_matrix, ()),
+    "without: layers that keep less": (keep_everything, ()),
     "without: fused Adam": (plain_adam, ()),
     "without: no graph for the positives": (graph_of_positives, ()),
     "without: no gradients for the judging discriminator": (differentiate_everything, ()),
