@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ def training(here: World, folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     with world() as here:
+        group = weakref.ref(here._words)
         found = {"size": here.size, "words": words(here), "uneven": uneven(here), "losses": {}}
         found["training"] = training(here, folder)
         to_float = torch.Tensor.float  # what is computed in float32 at least stays in float64, as in `double`
@@ -136,8 +138,9 @@ def main(folder: Path) -> None:
                 tensors, found["losses"][name] = one_step(case, dtype, here)
                 if here.main:
                     save_tensors(folder / f"{name}.safetensors", tensors, {})
-        if here.main:
-            (folder / "found.json").write_text(json.dumps(found))
+    found["released"] = group() is None
+    if here.main:
+        (folder / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ and on CUDA one of NCCL for gradients.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
@@ -49,12 +50,14 @@ class World:
         rank: this process's number, 0 to ``size - 1``.
         size: how many there are.
         main: whether this is rank 0, which alone writes and speaks.
+        on_device: whether gradients travel from device to device, by NCCL.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, words: dist.ProcessGroup | None = None):
         self.rank, self.size, self.main = rank, size, rank == 0
         self._words = words
         self._gradients = words
+        self.on_device = False
 
     def device(self, name: str) -> torch.device:
         """Return the device of this rank: the one that ``name`` says, or this process's own GPU among several.
@@ -85,11 +88,17 @@ class World:
         if self.size == 1:
             return
         if device.type == "cuda":
-            self._gradients = dist.new_group(backend="nccl", timeout=TIMEOUT)
+            self._gradients, self.on_device = dist.new_group(backend="nccl", timeout=TIMEOUT), True
         for tensors in _alike([*method.parameters(), *method.buffers()]):
             flat = _flat(tensors)
             dist.broadcast(flat, 0, group=self._gradients)
             _copy_back(tensors, flat)
+
+    def leave(self) -> None:
+        """Let go of the groups. gloo's threads end with the last reference to theirs; one that is still at work when
+        the interpreter goes down takes the process with it (SIGABRT, "terminate called without an active exception").
+        """
+        self._words = self._gradients = None
 
     @torch.no_grad()
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -199,12 +208,18 @@ def world() -> Iterator[World]:
         raise UserError(
             f"WORLD_SIZE is {size}, but {missing[0]} is not set; start processes with torchrun, or unset it"
         )
+    here, ended_well = World(), False
     try:
         if made:
+            # Its functions have the world's group as a default argument, from when they are imported: every optimizer
+            # imports them, and after the group is made they would hold it beyond the end.
+            importlib.import_module("torch.distributed.nn.functional")
             dist.init_process_group("gloo", timeout=TIMEOUT)
-        yield World(
+        here = World(
             dist.get_rank(), size, dist.group.WORLD if made else dist.new_group(backend="gloo", timeout=TIMEOUT)
         )
+        yield here
+        ended_well = True
     except RuntimeError as error:
         # gloo says what broke in a plain RuntimeError that names its own source file.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
@@ -213,8 +228,10 @@ def world() -> Iterator[World]:
             "another process of this training ended or cannot be reached; the run goes on from its newest checkpoint "
             f"when it is started again ({str(error).splitlines()[0].partition('. ')[0]})"
         ) from error
-    else:
-        if made:
+    finally:
+        here.leave()
+        # NCCL waits for the others when it is taken down, which may be at work on what this rank has left.
+        if made and dist.is_initialized() and (ended_well or not here.on_device):
             dist.destroy_process_group()
 
 
