@@ -1,6 +1,6 @@
 """Weights that other projects trained.
 
-CUT's and CycleGAN's ``latest_net_G.pth`` go into this package's ResNets::
+``latest_net_G.pth`` of CUT, CycleGAN, pix2pix and QS-Attn goes into this package's ResNets and U-Nets::
 
     weights = torch.load("latest_net_G.pth", map_location="cpu", weights_only=True)
     name, arguments = recognise(weights)
@@ -11,7 +11,7 @@ CUT's and CycleGAN's ``latest_net_G.pth`` go into this package's ResNets::
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +33,10 @@ class Report(NamedTuple):
     filled_in: list[str]
 
 
-def _clean(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors by key, without a wrapper's prefix.
+def clean(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return tensors by key, without a wrapper's prefix, and numbered as if there were no dropout.
+
+    A residual block that was trained with dropout has it as its fifth layer: what follows counts one more.
 
     Raises:
         UserError: this is not a mapping of names to tensors.
@@ -47,7 +49,14 @@ def _clean(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     found = dict(state_dict)
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in found)), None):
         found = {key.removeprefix(prefix): value for key, value in found.items()}
+    weights = (re.search(r"\.conv_block\.(\d+)\.weight$", key) for key, value in found.items() if value.dim() == 4)
+    if {match[1] for match in weights if match} == {"1", "6"}:
+        found = {re.sub(r"\.conv_block\.([67])\.", _one_less, key): value for key, value in found.items()}
     return found
+
+
+def _one_less(match: re.Match[str]) -> str:
+    return f".conv_block.{int(match[1]) - 1}."
 
 
 def _shape(value: Tensor) -> str:
@@ -67,7 +76,7 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
     Raises:
         UserError: something does not fit; every key that does not is listed with its shape, and nothing was loaded.
     """
-    given, own = _clean(state_dict), generator.state_dict()
+    given, own = clean(state_dict), generator.state_dict()
     norms = {name for name, m in generator.named_modules() if isinstance(m, nn.InstanceNorm2d)}
     left_out = [
         key
@@ -75,8 +84,7 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
         if key not in own and key.rpartition(".")[0] in norms and key.rpartition(".")[2] in _OLD_BUFFERS
     ]
     fixed = {key for key in own if key.endswith(".filt")}
-    counts = {key for key in own if key.endswith(".num_batches_tracked")}  # old torch did not write them
-    filled_in = sorted((fixed | counts) - set(given))
+    filled_in = sorted(_optional(own) - set(given))
     given = {key: value for key, value in given.items() if key not in left_out}
 
     problems = []
@@ -104,24 +112,36 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
     return Report(len(given), left_out, filled_in)
 
 
-def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return the name and the arguments of the ResNet generator that weights were written by.
+def _optional(own: Iterable[str]) -> set[str]:
+    """Keys that a file may lack: constants, and counts that old torch did not write."""
+    return {key for key in own if key.endswith((".filt", ".num_batches_tracked"))}
 
-    Read from keys and shapes: the number of residual blocks, width, channels, and whether the steps down and up blur.
+
+def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of the generator that weights were written by.
+
+    Read from keys and shapes: blocks or levels, width, norm, channels, and whether a ResNet's steps down and up blur.
 
     Raises:
-        UserError: the weights are not those of CUT's or CycleGAN's ResNet with 9, 6 or 4 blocks.
+        UserError: the weights are not those of CUT's or CycleGAN's ResNet with 9, 6 or 4 blocks, nor of their U-Net
+            for images of 256, 128 or 64 pixels.
     """
-    given = _clean(state_dict)
+    given = clean(state_dict)
+    return _recognise_unet(given) if "model.model.0.weight" in given else _recognise_resnet(given)
+
+
+def _recognise_resnet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     blocks = sorted({int(m[1]) for key in given if (m := re.match(r"model\.(\d+)\.conv_block\.", key))})
     convs = sorted(
-        (int(m[1]), value) for key, value in given.items() if (m := re.fullmatch(r"model\.(\d+)\.weight", key))
+        (int(m[1]), value)
+        for key, value in given.items()
+        if (m := re.fullmatch(r"model\.(\d+)\.weight", key)) and value.dim() == 4
     )
-    convs = [(index, value) for index, value in convs if value.dim() == 4]
     if len(blocks) not in (9, 6, 4) or len(convs) != 6 or convs[0][0] != 1:
         raise UserError(
-            f"not a ResNet generator of CUT or CycleGAN with 9, 6 or 4 blocks: {len(blocks)} residual blocks and "
-            f"{len(convs)} other convolutions among {len(given)} tensors"
+            f"not a generator of CUT or CycleGAN (ResNet with 9, 6 or 4 blocks, U-Net for 256, 128 or 64 pixels): "
+            f"{len(blocks)} residual blocks and {len(convs)} other convolutions among {len(given)} tensors, the first "
+            f"of them {next(iter(given))}"
         )
     stem, last = convs[0][1], convs[-1][1]
     # With a blur after each, the two convolutions on the way down lie four layers apart, else three. On the way up a
@@ -136,3 +156,64 @@ def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     if f"model.{convs[0][0] + 1}.weight" in given:  # instance norm has no weights
         arguments["norm"] = "batch"
     return f"resnet_{len(blocks)}blocks", arguments
+
+
+def _recognise_unet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    convs = [key for key, value in given.items() if key.endswith(".weight") and value.dim() == 4]
+    sides = {16: 256, 14: 128, 12: 64}  # a convolution down and one up on each level
+    outer = given.get("model.model.3.weight")
+    if len(convs) not in sides or outer is None or outer.dim() != 4:
+        raise UserError(
+            f"not a U-Net of CycleGAN or pix2pix for 256, 128 or 64 pixels: {len(convs)} convolutions among "
+            f"{len(given)} tensors"
+        )
+    first = given["model.model.0.weight"]
+    arguments: dict[str, Any] = {
+        "width": first.shape[0],
+        "in_channels": first.shape[1],
+        "out_channels": outer.shape[1],
+    }
+    inner = "model.model.1.model."  # a convolution, its norm; only beside instance norm has the convolution a bias
+    if f"{inner}2.weight" in given:
+        arguments["norm"] = "batch"
+    elif f"{inner}1.bias" not in given:
+        arguments["norm"] = "none"
+    return f"unet_{sides[len(convs)]}", arguments
+
+
+def fits(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state_dict has every tensor of a generator, in its shape; it may have others."""
+    given, own = clean(state_dict), generator.state_dict()
+    needed = set(own) - _optional(own)
+    return all(key in given and given[key].shape == own[key].shape for key in needed)
+
+
+def find_networks(content: Any, wanted: Callable[[dict[str, Tensor]], bool], name: str = "") -> dict[str, Any]:
+    """Return the state_dicts inside a checkpoint that are ``wanted``, by their dotted place in it.
+
+    A state_dict may be the whole content (its place is ""), lie below a key (``netG``, ``state_dict``, ...), or share
+    one mapping with others, told apart by what their keys begin with (``state_dict.netG``).
+
+    Args:
+        content: what a file holds: nested mappings, tensors and anything else.
+        wanted: is asked about each mapping of names to tensors.
+        name: the place of ``content`` itself.
+    """
+    if not isinstance(content, Mapping):
+        return {}
+    found: dict[str, Any] = {}
+    tensors = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if tensors and wanted(tensors):
+        found[name] = tensors
+    else:
+        groups: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            head, dot, rest = key.partition(".")
+            if dot:
+                groups.setdefault(head, {})[rest] = value
+        for head, group in groups.items():
+            found |= find_networks(group, wanted, f"{name}.{head}".lstrip("."))
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            found |= find_networks(value, wanted, f"{name}.{key}".lstrip("."))
+    return found

@@ -37,7 +37,7 @@ class Downsample(nn.Module):
         self.register_buffer("filt", _blur_kernel((1.0, 2.0, 1.0), 1.0, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return blur_down(x, self.filt.to(x.dtype))
+        return blur_down(x, self.filt.type_as(x))
 
 
 class Upsample(nn.Module):
@@ -89,8 +89,9 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    # torch.compile makes kernels of its own, which follow the layout.
-    return x if torch.compiler.is_compiling() else _LayOutGradient.apply(x)
+    # torch.compile makes kernels of its own, which follow the layout; where there is no gradient, exports want plain
+    # operators.
+    return _LayOutGradient.apply(x) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else x
 
 
 def normalisation(name: Norm) -> Callable[[int], nn.Module]:

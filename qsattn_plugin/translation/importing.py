@@ -1,0 +1,184 @@
+"""From another project's checkpoint to a weights file of this package."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import pickle
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.registry import create, find
+from qsattn_plugin.registry.checking import check_arguments
+from qsattn_plugin.registry.foreign import Report as Loaded
+from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, recognise
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
+from qsattn_plugin.storage import save_tensors
+
+#: As the checkpoints of a run name the main generator, so that ``train.init_from`` takes an imported file too.
+_PREFIX = "model/generator."
+
+
+class Imported(NamedTuple):
+    """What :func:`import_weights` found and did.
+
+    Attributes:
+        type: the generator's registered name.
+        arguments: all of its arguments.
+        place: where in the file the weights lay; "" is the file itself.
+        loaded: which tensors were taken, left out and filled in.
+    """
+
+    type: str
+    arguments: dict[str, Any]
+    place: str
+    loaded: Loaded
+
+
+def import_weights(
+    file: Path,
+    out: Path,
+    arch: str | None = None,
+    settings: Sequence[str] = (),
+    key: str | None = None,
+    overwrite: bool = False,
+) -> Imported:
+    """Read a generator of CUT, CycleGAN, pix2pix or QS-Attn and write it as a weights file of this package.
+
+    Args:
+        file: what their training wrote (``latest_net_G.pth``), or a whole checkpoint with such weights inside.
+        out: the weights file, safetensors; ``load`` and the commands take it as a model.
+        arch: the generator's registered name; found from the keys without it.
+        settings: ``name=value`` of the generator's arguments, over those that were found.
+        key: where in the file the weights lie, if it holds several networks.
+        overwrite: replace ``out`` if it is there.
+
+    Raises:
+        UserError: the file cannot be read without running what is in it, or holds no such generator.
+        WriteFailed: ``out`` could not be written.
+    """
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} is there already; choose another name, or say --overwrite")
+    content = read_checkpoint(file)
+    plain = None if arch is None else _build(arch, _arguments(arch, settings, {}))
+    place, weights = _pick(file, content, key, plain)
+    try:
+        name, found = recognise(weights)
+    except UserError as error:
+        if arch is None:
+            raise UserError(f"{file}: {error}; --arch says which it is, if it is one of this package's") from error
+        name, found = arch, {}
+    if arch not in (None, name):
+        name, found = arch, {}
+    arguments = _arguments(name, settings, found)
+    generator = _build(name, arguments)
+    try:
+        loaded = load_foreign(generator, weights)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    document = {
+        "kind": "weights",
+        "generators": {"forward": {"type": name, "arguments": arguments, "prefix": _PREFIX}},
+        "imported": {"file": file.name, "sha256": _sha256(file), "place": place, **loaded._asdict()},
+        "torch": torch.__version__,
+    }
+    save_tensors(out, {_PREFIX + name: tensor for name, tensor in generator.state_dict().items()}, document)
+    return Imported(name, arguments, place, loaded)
+
+
+def read_checkpoint(file: Path) -> Any:
+    """Read what ``torch.save`` wrote, tensors and plain containers alone; nothing in the file is run.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds other Python objects.
+    """
+    if not file.is_file():
+        raise UserError(f"there is no file {file}")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what torch says to programmers
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL ([\w.]+)|(?:class|type|Type) <?(?:class )?'?([\w.]+)'? was not", str(error)):
+            what = found[1] or found[2]
+            raise UserError(
+                f"{file} holds more than tensors ({what}), and reading that could run code: it was not read. If you "
+                "trust it, let the project that wrote it save the weights alone: "
+                "torch.save(netG.state_dict(), 'latest_net_G.pth')"
+            ) from error
+        raise UserError(f"{file} is not a file that torch.save wrote, or it is damaged") from error
+    except PermissionError:
+        raise
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{file} is a TorchScript program, not weights; import the checkpoint that it was made from"
+            ) from error
+        raise UserError(f"{file} is not a file that torch.save wrote, or it is damaged") from error
+
+
+def _arguments(arch: str, settings: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments of a generator: its defaults, what was found from the weights, what was set."""
+    parameters = find("generator", arch).signature.parameters
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    problems: list[Problem] = []
+    given = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        name, place = name.strip().removeprefix("generator."), Place(f"-s {text}")
+        if not equals:
+            raise RecipeError(Problem(place, "", "write a setting as name=value, for example -s width=64"))
+        given[name] = parse(value, place, lines=False)
+    needed = {n: p for n, p in parameters.items() if n in given or n not in {**defaults, **found}}
+    node = Node(given, Place(f"--arch {arch}"))
+    also = [name for name in parameters if name not in needed]
+    values = check_arguments(needed, node, "generator", f"generator {arch!r}", problems, also)
+    if problems:
+        raise RecipeError(*problems)
+    return {**defaults, **found, **values}
+
+
+def _build(arch: str, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        # The weights are about to be replaced: what the constructor draws must not disturb anybody's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            return create("generator", arch, **arguments)
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"generator {arch!r}: {error}") from error
+
+
+def _pick(file: Path, content: Any, key: str | None, plain: nn.Module | None) -> tuple[str, dict[str, Tensor]]:
+    """Return the place and the state_dict of the one generator in a file; ``plain`` is what it may look like, too."""
+
+    def wanted(tensors: dict[str, Tensor]) -> bool:
+        try:
+            return bool(recognise(tensors))
+        except UserError:
+            return plain is not None and fits(plain, tensors)
+
+    networks = find_networks(content, wanted)
+    # What looks like no generator is taken where there is no doubt: loading then says why it does not fit.
+    every = networks or find_networks(content, bool)
+    if key is not None:
+        if key not in every:
+            raise UserError(f"{file} has no network at {key!r}{nearest(key, every)} ({', '.join(every) or 'none'})")
+        return key, every[key]
+    if len(networks) > 1:
+        names = ", ".join(networks)
+        raise UserError(f"{file} holds several generators: {names}; choose one with --key {next(iter(networks))}")
+    if not every:
+        raise UserError(f"{file} is no state_dict and holds none: there are no tensors with names in it")
+    return max(every.items(), key=lambda item: len(item[1]))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
