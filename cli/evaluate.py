@@ -1,0 +1,83 @@
+"""``qsattn evaluate``: figures of translations."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+_FOLDER = click.Path(path_type=Path)
+
+
+class _Names(click.ParamType):
+    """Names with commas between them."""
+
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if not names:
+            self.fail("names with commas between them are wanted", param, ctx)
+        return names
+
+
+@click.command("evaluate", short_help="Score translations.")
+@click.argument("scored", metavar="MODEL_OR_FOLDER")
+@click.option("--real", type=_FOLDER, help="Pictures of the target domain, for fid, kid and swd.")
+@click.option("--source", type=_FOLDER, help="What MODEL translates, or what FOLDER was translated from.")
+@click.option("--metrics", type=_Names(), help="fid, kid, swd, lpips, background, labels; else what the folders allow.")
+@click.option("--features", type=_Names(), help="Feature layers: 64, 192, 768, 2048; or the names of --extractor's.")
+@click.option("--extractor", metavar="MODULE:CALLABLE", help="A network of yours instead of Inception.")
+@click.option(
+    "--extractor-weights", "weights", type=_FOLDER, help="The file of the extractor's, or Inception's, weights."
+)
+@click.option("--masks", type=_FOLDER, help="White where a change is wanted; named as the pictures.")
+@click.option("--labels", type=_FOLDER, help="True label maps of Cityscapes.")
+@click.option("--predicted", type=_FOLDER, help="Predicted ones, if the scored pictures are not label maps themselves.")
+@click.option("--label-kind", default="auto", show_default=True, help="Of --labels: auto, color, labelIds, trainIds.")
+@click.option("--predicted-kind", default="auto", show_default=True, help="The same of the predicted ones.")
+@click.option("--size", type=click.IntRange(min=16), help="Bring every picture to SIZE x SIZE first.")
+@click.option("--first", type=click.IntRange(min=1), help="Score the first so many pictures by name alone.")
+@click.option("--subsets", type=click.IntRange(min=1), default=100, show_default=True, help="Of kid.")
+@click.option("--subset-size", type=click.IntRange(min=2), default=1000, show_default=True, help="Of kid, at most.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=2020, show_default=True, help="Of kid and swd.")
+@click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
+@click.option("--keep", type=_FOLDER, help="A folder for MODEL's translations.")
+@click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write everything here, too.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at once.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
+def command(device: str, file: Path | None, **options: Any) -> None:
+    """Score MODEL's translations of --source, or the pictures in FOLDER, against --real, and say how.
+
+    MODEL is a run folder, a weights file or a published name.
+
+    \b
+    qsattn evaluate horse2zebra --source testA --real testB
+    qsattn evaluate out/ --real testB --metrics fid,kid --features 64,768
+    qsattn evaluate out/ --source testA --masks masks/ --metrics background
+    qsattn evaluate predicted/ --labels true/ --metrics labels
+    """
+    from qsattn_plugin.devices import pick_device
+    from qsattn_plugin.evaluation.scoring import Evaluation
+    from qsattn_plugin.storage import write_text
+
+    scores = Evaluation(device=pick_device(device), **options).run(_stage)
+    click.echo(scores.table())
+    for warning in scores.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(scores.document(), indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _stage(what: str, count: int) -> Iterator[Callable[[int], None]]:
+    with click.progressbar(length=count, label=what, file=sys.stderr) as bar:
+        yield bar.update

@@ -1,0 +1,148 @@
+"""Features of pictures by a network of one's choice: the protocol, how one is found by name, and how it is asked."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qsattn_plugin.data.images import show
+from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.evaluation.pictures import Pictures
+
+
+class Extractor(Protocol):
+    """Features of pictures.
+
+    ``extractor(images)`` takes uint8 (B, 3, H, W), on the CPU, RGB, of any size, and returns the features by name,
+    usually their width: ``{"64": (B, 64), "768": (B, 768)}``, of floating point, on any device. Resizing is its own
+    affair; if it has a text ``resize``, that says how, and goes into the report.
+    """
+
+    def __call__(self, images: Tensor) -> Mapping[str, Tensor]: ...
+
+
+#: Makes an extractor: ``factory(weights, device)``, weights the path of a file as text, or None.
+Factory = Callable[[str | None, torch.device], Extractor]
+
+
+def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
+    """Make the extractor that ``module:callable`` or ``file.py:callable`` makes.
+
+    Modules are looked for in the current directory, too.
+
+    Args:
+        name: see above; the callable is a :data:`Factory`.
+        weights: given to it, as text.
+        device: given to it.
+
+    Raises:
+        UserError: there is no such module, callable or weights file, or it failed.
+    """
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise UserError(f"an extractor is named module:callable or file.py:callable, not {name!r}")
+    if weights is not None and not weights.is_file():
+        raise UserError(f"there is no file {show(weights)} with the extractor's weights")
+    module = _import(place)
+    if not hasattr(module, attribute):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{place} has no {attribute!r}{nearest(attribute, known)}")
+    factory = getattr(module, attribute)
+    if not callable(factory):
+        raise UserError(f"{name} cannot be called; an extractor is made by calling it with (weights, device)")
+    try:
+        extractor = factory(None if weights is None else str(weights), device)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}(weights, device) failed: {_say(error)}") from error
+    if not callable(extractor):
+        raise UserError(f"{name}(weights, device) must return something to be called with pictures, got {extractor!r}")
+    return extractor
+
+
+def _import(place: str) -> object:
+    is_file = place.endswith(".py") or "/" in place
+    if is_file and not Path(place).is_file():
+        raise UserError(f"there is no file {place} to make the extractor")
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        if not is_file:
+            return importlib.import_module(place)
+        spec = importlib.util.spec_from_file_location(f"qsattn_extractor_{Path(place).stem}", place)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    except ModuleNotFoundError as error:
+        if not f"{place}.".startswith(f"{error.name}."):
+            raise UserError(f"importing {place} failed: {_say(error)}") from error
+        raise UserError(
+            f"there is no module {error.name!r} for the extractor {place}, neither installed nor in {show(here)}"
+        ) from error
+    except Exception as error:
+        raise UserError(f"importing {place} failed: {_say(error)}") from error
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
+
+
+def _say(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text} ({show(Path(last.filename).name)}, line {last.lineno})"
+
+
+def extract(
+    extractor: Extractor,
+    pictures: Pictures,
+    wanted: tuple[str, ...] | None = None,
+    batch: int = 8,
+    done: Callable[[int], None] = lambda count: None,
+) -> dict[str, Tensor]:
+    """Return the features of all pictures, by name, each (N, D), float32 or float64 as they came, on the CPU.
+
+    Args:
+        extractor: see :class:`Extractor`.
+        pictures: N of them.
+        wanted: these alone, in this order; None: all that there are.
+        batch: the most pictures at once.
+        done: called with how many pictures were dealt with.
+
+    Raises:
+        UserError: a feature that is wanted is not there, or what came back is not (B, D) or not finite.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for images in pictures.batches(batch, done):
+        found = {str(name): value for name, value in extractor(images).items()}
+        for name in found if wanted is None else wanted:
+            if name not in found:
+                raise UserError(
+                    f"the extractor has no features {name!r}{nearest(name, found)} (it has {', '.join(found)})"
+                )
+            parts.setdefault(name, []).append(_checked(name, found[name], len(images)))
+    return {name: torch.cat(some) for name, some in parts.items()}
+
+
+def _checked(name: str, features: Tensor, count: int) -> Tensor:
+    if features.ndim != 2 or len(features) != count or not features.is_floating_point():
+        raise UserError(
+            f"the extractor's features {name!r} must be floats ({count}, D), got {features.dtype} "
+            f"{tuple(features.shape)}"
+        )
+    features = features.detach().cpu()
+    features = features if features.dtype == torch.float64 else features.float()
+    if not features.isfinite().all():
+        raise UserError(f"the extractor's features {name!r} hold values that are not finite")
+    return features

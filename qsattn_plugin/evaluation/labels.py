@@ -1,0 +1,209 @@
+"""Label maps of Cityscapes: read from numbers or colours, and compared class by class.
+
+The 19 classes that are scored, their numbers and colours are the data set's (Cordts et al., "The Cityscapes Dataset for
+Semantic Urban Scene Understanding", 2016).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from qsattn_plugin.data.images import UnreadableImage, read_image, to_channels
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.evaluation.pictures import Pictures, partners
+
+#: Name, number in ``labelIds`` files and colour of each scored class; its place is the number in ``labelTrainIds``.
+CLASSES = (
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+)
+#: Colours of what is not scored: void, dynamic, ground, parking, rail track, then guard rail, bridge, tunnel, caravan,
+#: trailer. The pole group has the pole's colour and the licence plate the car's: colours cannot tell them apart.
+_VOID = (
+    *((0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140)),
+    *((180, 165, 180), (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110)),
+)
+#: The number of what is not scored.
+IGNORED = 255
+
+Kind = Literal["auto", "color", "labelIds", "trainIds"]
+KINDS: tuple[str, ...] = get_args(Kind)
+
+#: Endings that tell files of one scene apart; they do not count in pairing.
+_ENDINGS = re.compile(
+    r"(_leftImg8bit|_gtFine_color|_gtFine_labelIds|_gtFine_labelTrainIds|_fake_[AB]|_real_[AB]|_[AB])$"
+)
+
+
+def scene(name: str) -> str:
+    """Return a name without the ending that says what a file shows of its scene: ``_leftImg8bit``, ``_A``, ..."""
+    return _ENDINGS.sub("", name)
+
+
+class LabelMaps:
+    """A folder of label maps as numbers of classes.
+
+    Files of one channel hold numbers, those of three (or a palette) colours: a pixel is of the class with the nearest
+    colour, so that JPEG's noise does not matter; the colours of what is not scored count among them.
+
+    Args:
+        pictures: the files.
+        kind: what they hold; "auto" takes colours for colours, and numbers for ``labelIds`` if any of them in the first
+            20 files is over 18 and below 255 (``trainIds`` have none such), or if files are called ``*_labelIds``.
+    """
+
+    def __init__(self, pictures: Pictures, kind: Kind = "auto"):
+        self.pictures = pictures
+        self.kind = kind if kind != "auto" else self._guess()
+
+    def _guess(self) -> Kind:
+        paths = self.pictures.paths[:20]
+        if paths[0].stem.endswith(("_labelIds", "_labelTrainIds")):
+            return "labelIds" if paths[0].stem.endswith("_labelIds") else "trainIds"
+        for path in paths:
+            numbers = _numbers(path)
+            if numbers is None:
+                return "color"
+            if ((numbers >= len(CLASSES)) & (numbers != IGNORED)).any():
+                return "labelIds"
+        return "trainIds"
+
+    def read(self, index: int) -> Tensor:
+        """Return one map: int64 (H, W) of 0 to 18 and :data:`IGNORED`.
+
+        Raises:
+            UserError: the file cannot be read, or holds something else.
+        """
+        path = self.pictures.paths[index]
+        if self.kind == "color":
+            return nearest_class(to_channels(read_image(path), 3))
+        numbers = _numbers(path)
+        if numbers is None:
+            raise UserError(f"{path} is a coloured picture where numbers ({self.kind}) are wanted")
+        if self.kind == "labelIds":
+            if numbers.max() > 255:
+                raise UserError(f"{path} holds {int(numbers.max())}; labelIds are 0 to 33, and 255")
+            table = torch.full((256,), IGNORED)
+            table[[number for _, number, _ in CLASSES]] = torch.arange(len(CLASSES))
+            return table[numbers]
+        wrong = (numbers >= len(CLASSES)) & (numbers != IGNORED)
+        if wrong.any():
+            raise UserError(f"{path} holds {int(numbers[wrong][0])}; trainIds are 0 to 18, and 255")
+        return numbers
+
+
+def _numbers(path: Path) -> Tensor | None:
+    """The numbers in a file of one channel, int64 (H, W); None where it holds colours."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode not in ("L", "P", "I", "I;16"):
+                return None
+            if picture.mode == "P" and not _is_grey(picture):
+                return None
+            # A palette's indices and 16 bits are taken as they stand: numbers of classes are no grey levels.
+            return torch.from_numpy(np.asarray(picture).astype(np.int64))
+    except OSError as error:
+        raise UnreadableImage(str(error), path) from error
+
+
+def _is_grey(picture: Image.Image) -> bool:
+    """Tell whether a palette says nothing that its indices do not: then they are the numbers."""
+    palette = picture.getpalette() or []
+    return all(len(set(palette[i : i + 3])) == 1 for i in range(0, len(palette), 3))
+
+
+def nearest_class(picture: Tensor) -> Tensor:
+    """Return the class of the nearest colour for every pixel: uint8 (3, H, W) to int64 (H, W), 255 where not scored."""
+    colours = torch.tensor([colour for *_, colour in CLASSES] + list(_VOID), dtype=torch.float32)
+    numbers = torch.tensor([*range(len(CLASSES)), *([IGNORED] * len(_VOID))])
+    height, width = picture.shape[-2:]
+    pixels, back = picture.flatten(1).T.unique(dim=0, return_inverse=True)  # few colours, many pixels
+    apart = torch.cdist(pixels.float(), colours, compute_mode="donot_use_mm_for_euclid_dist")
+    return numbers[apart.argmin(1)][back].view(height, width)
+
+
+def confusion(predicted: Tensor, true: Tensor, classes: int = len(CLASSES)) -> Tensor:
+    """Count pixels by true class (rows) and predicted class (columns).
+
+    Args:
+        predicted: int64 (H, W), 0 to ``classes`` - 1; anything else is a class that is never right.
+        true: int64 (H, W); pixels outside 0 to ``classes`` - 1 do not count.
+        classes: how many.
+
+    Returns:
+        int64 (classes, classes + 1); the last column is of predictions that are no class.
+    """
+    counts = (true >= 0) & (true < classes)
+    guessed = torch.where((predicted >= 0) & (predicted < classes), predicted, classes)
+    cells = true[counts] * (classes + 1) + guessed[counts]
+    return torch.bincount(cells, minlength=classes * (classes + 1)).view(classes, classes + 1)
+
+
+def label_scores(table: Tensor) -> dict[str, float]:
+    """Return pixel accuracy, class accuracy and mean intersection over union of a :func:`confusion`, each 0 to 1.
+
+    Pixel accuracy is the share of pixels that are right; class accuracy its mean over the classes that the truth has;
+    mIoU the mean, over the classes that truth or prediction has, of pixels right / (true + predicted - right).
+
+    Raises:
+        ValueError: no pixel counts.
+    """
+    if not table.sum():
+        raise ValueError("table: no pixel has a class")
+    table = table.double()
+    right, true, predicted = table.diagonal(), table.sum(1), table[:, : len(table)].sum(0)
+    union = true + predicted - right
+    return {
+        "pixel_accuracy": float(right.sum() / true.sum()),
+        "class_accuracy": float((right / true)[true > 0].mean()),
+        "miou": float((right / union)[union > 0].mean()),
+    }
+
+
+def compare_labels(
+    predicted: LabelMaps, true: LabelMaps, done: Callable[[int], None] = lambda count: None
+) -> tuple[Tensor, int]:
+    """Count all pixels of two folders, paired by name; predictions are brought to the truth's size, nearest.
+
+    Returns:
+        The :func:`confusion` over all pairs, and how many predictions were of another size.
+
+    Raises:
+        UserError: names that do not match, or a file that cannot be read.
+    """
+    total = torch.zeros(len(CLASSES), len(CLASSES) + 1, dtype=torch.int64)
+    resized = 0
+    for index, other in enumerate(partners(predicted.pictures, true.pictures, scene)):
+        guess, truth = predicted.read(index), true.read(other)
+        if guess.shape != truth.shape:
+            resized += 1
+            guess = F.interpolate(guess[None, None].double(), truth.shape, mode="nearest-exact")[0, 0].long()
+        total += confusion(guess, truth)
+        done(1)
+    return total, resized

@@ -1,0 +1,141 @@
+"""Folders of pictures as scores see them: in the order of their names, at one size, paired by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from qsattn_plugin.data.images import find_images, read_image, show, to_channels, write_image
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.translation.load import Translator
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures in a folder and below, in the order of their relative paths.
+
+    Attributes:
+        folder: where they lie.
+        paths: the files.
+        size: every picture is resized to this height and width (bicubic, antialiased) unless it has it; None: as it is.
+    """
+
+    folder: Path
+    paths: tuple[Path, ...]
+    size: int | None = None
+
+    @classmethod
+    def find(cls, folder: str | Path, size: int | None = None, first: int | None = None) -> Pictures:
+        """Look for pictures; ``first`` takes so many alone.
+
+        Raises:
+            UserError: there is no such folder, or no picture in it.
+        """
+        return cls(Path(folder), tuple(find_images(folder)[:first]), size)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def names(self) -> list[str]:
+        """The relative paths without their ending."""
+        return [path.relative_to(self.folder).with_suffix("").as_posix() for path in self.paths]
+
+    def read(self, index: int) -> Tensor:
+        """Return one picture as uint8 (3, H, W), transparency dropped.
+
+        Raises:
+            UnreadableImage: it cannot be read. A score of fewer pictures than were asked for would be another score.
+        """
+        picture = to_channels(read_image(self.paths[index]), 3)
+        return picture if self.size is None else resized(picture, self.size)
+
+    def batches(self, most: int, done: Callable[[int], None] = lambda count: None) -> Iterator[Tensor]:
+        """Yield all pictures in order, neighbours of equal size together: uint8 (B, 3, H, W), B at most ``most``.
+
+        ``done`` is called with how many pictures were dealt with.
+        """
+        batch: list[Tensor] = []
+        for index in range(len(self)):
+            picture = self.read(index)
+            if batch and (len(batch) == most or batch[0].shape != picture.shape):
+                yield torch.stack(batch)
+                done(len(batch))
+                batch = []
+            batch.append(picture)
+        if batch:
+            yield torch.stack(batch)
+            done(len(batch))
+
+
+def resized(picture: Tensor, size: int) -> Tensor:
+    """Bring a uint8 picture (3, H, W) to ``size`` x ``size``, bicubic, antialiased; one that has it is untouched."""
+    if picture.shape[-2:] == (size, size):
+        return picture
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    return to_channels(image.resize((size, size), Image.Resampling.BICUBIC), 3)
+
+
+def partners(wanted: Pictures, others: Pictures, key: Callable[[str], str] = lambda name: name) -> list[int]:
+    """Find, for every picture, the one of the same name (its ending aside) in another folder.
+
+    Args:
+        wanted: each of these must have a partner.
+        others: may hold more.
+        key: what of a name counts.
+
+    Returns:
+        Places in ``others``.
+
+    Raises:
+        UserError: a partner is missing, or two pictures of a folder have the same name.
+    """
+    known = _by_key(others, key)
+    lost = [name for name in _by_key(wanted, key) if name not in known]
+    if lost:
+        there = ", ".join(list(known)[:3])
+        raise UserError(
+            f"{len(lost)} of {len(wanted)} pictures in {show(wanted.folder)} have no partner of the same name in "
+            f"{show(others.folder)}, the first is {lost[0]!r} (there are {there}{', ...' if len(known) > 3 else ''})"
+        )
+    return [known[key(name)] for name in wanted.names]
+
+
+def _by_key(pictures: Pictures, key: Callable[[str], str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for place, name in enumerate(pictures.names):
+        if key(name) in found:
+            first = pictures.paths[found[key(name)]]
+            raise UserError(f"{show(first)} and {show(pictures.paths[place])} cannot be told apart by their names")
+        found[key(name)] = place
+    return found
+
+
+def translate_pictures(
+    translator: Translator, source: Pictures, out: Path, done: Callable[[int], None] = lambda count: None, most: int = 8
+) -> Pictures:
+    """Translate pictures at their own size (or ``source.size``) into PNGs below ``out``; return those.
+
+    Raises:
+        UserError: a picture cannot be read or written, or would get the name of another or of a source.
+    """
+    names = list(_by_key(source, lambda name: name))
+    inputs = {path.resolve() for path in source.paths}
+    for target in (out / f"{name}.png" for name in names):
+        if target.resolve() in inputs:
+            raise UserError(
+                f"{show(target)} is one of the pictures to translate; choose another folder to keep them in"
+            )
+    written: list[Path] = []
+    for batch in source.batches(most, done):
+        pictures = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in batch]
+        for result in translator.translate(pictures):
+            target = out / f"{names[len(written)]}.png"
+            write_image(result, target)
+            written.append(target)
+    return Pictures(out, tuple(written), source.size)

@@ -1,0 +1,80 @@
+"""Label maps of Cityscapes: read whatever they hold, and their figures by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qsattn_plugin.evaluation.labels import CLASSES, LabelMaps, compare_labels, confusion, label_scores, scene
+from qsattn_plugin.evaluation.pictures import Pictures
+from qsattn_plugin.evaluation.scoring import Evaluation
+from tests.metric_parts import folder, greys
+
+
+def test_label_scores_by_hand():
+    true = torch.tensor([[0, 0, 0, 1], [1, 2, 2, 255]])
+    predicted = torch.tensor([[0, 0, 1, 1], [1, 2, 255, 3]])
+    table = confusion(predicted, true, 4)
+    assert table.tolist() == [[2, 1, 0, 0, 0], [0, 2, 0, 0, 0], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0]]
+    # 5 of 7 pixels; 2/3, 2/2 and 1/2 of the three classes; intersections over unions 2/3, 2/3 and 1/2.
+    assert label_scores(table) == {
+        "pixel_accuracy": pytest.approx(5 / 7),
+        "class_accuracy": pytest.approx((2 / 3 + 1 + 1 / 2) / 3),
+        "miou": pytest.approx((2 / 3 + 2 / 3 + 1 / 2) / 3),
+    }
+    # A class that is predicted and never true counts in mIoU, as 0.
+    wrong = label_scores(confusion(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), 3))
+    assert wrong == {"pixel_accuracy": 0.5, "class_accuracy": 0.5, "miou": 0.25}
+    with pytest.raises(ValueError, match="^table: "):
+        label_scores(torch.zeros(3, 4))
+
+
+NUMBERS = torch.tensor([[0, 1, 18], [13, 255, 10]])
+
+
+def painted(numbers: torch.Tensor) -> torch.Tensor:
+    colours = torch.tensor([colour for *_, colour in CLASSES] + [(0, 0, 0)], dtype=torch.uint8)
+    return colours[numbers.clamp(max=len(CLASSES))].permute(2, 0, 1)
+
+
+def ids(numbers: torch.Tensor) -> torch.Tensor:
+    table = torch.tensor([number for _, number, _ in CLASSES] + [4])
+    return table[numbers.clamp(max=len(CLASSES))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [
+        ("trainIds", lambda place: greys(place, {"x": NUMBERS})),
+        ("labelIds", lambda place: greys(place, {"x": ids(NUMBERS)})),
+        ("color", lambda place: folder(place, [painted(NUMBERS)])),
+    ],
+)
+def test_label_maps_of_every_kind_are_told_apart(tmp_path, kind, write):
+    maps = LabelMaps(Pictures.find(write(tmp_path / "x")))
+    assert maps.kind == kind
+    assert torch.equal(maps.read(0), NUMBERS)
+
+
+def test_noise_of_jpeg_does_not_change_the_class(tmp_path):
+    blocks = NUMBERS.repeat_interleave(16, 0).repeat_interleave(16, 1)
+    maps = LabelMaps(Pictures.find(folder(tmp_path / "x", [painted(blocks)], "jpg")))
+    inside = maps.read(0).view(2, 16, 3, 16)[:, 6:10, :, 6:10]  # away from the borders, where JPEG mixes colours
+    assert torch.equal(inside, NUMBERS[:, None, :, None].expand_as(inside))
+
+
+def test_label_files_are_paired_by_scene_and_resized_to_the_truth(tmp_path):
+    large = NUMBERS.repeat_interleave(2, 0).repeat_interleave(2, 1)
+    true = greys(tmp_path / "t", {"a_gtFine_labelIds": ids(large), "b_gtFine_labelIds": ids(NUMBERS)})
+    predicted = folder(tmp_path / "p", [painted(NUMBERS), painted(large)], names=["a_fake_B", "b_leftImg8bit"])
+    table, resized = compare_labels(LabelMaps(Pictures.find(predicted)), LabelMaps(Pictures.find(true)))
+    assert resized == 2
+    assert label_scores(table) == {"pixel_accuracy": 1, "class_accuracy": 1, "miou": 1}
+    assert table.sum() == 5 * 4 + 5
+    assert [scene(name) for name in ("c/x_leftImg8bit", "c/x_gtFine_color", "3_A", "3_B", "a_b")] == [
+        *("c/x", "c/x", "3", "3", "a_b")
+    ]
+    scores = Evaluation(str(predicted), labels=true).run()
+    assert [figure.name for figure in scores.figures] == ["pixel_accuracy", "class_accuracy", "miou"]
+    assert scores["miou"].settings["predicted_kind"] == "color"
+    assert "2 predictions brought" in scores["miou"].resize
