@@ -40,6 +40,11 @@ def test_a_run_with_settings_carries_on_with_the_same_bytes(workplace, method):
     assert ends[0] == ends[1]
 
 
+def test_weights_that_leave_nothing_to_train_are_refused():
+    with pytest.raises(UserError, match=r"objective\.gan_weight: 0, and nce_weight too"):
+        build("objective={gan_weight: 0, nce_weight: 0}")
+
+
 def test_without_a_compiler_compiling_is_refused_in_words(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"^train\.compile: .* there is no no-such-compiler here; install one"):

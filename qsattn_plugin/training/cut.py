@@ -59,6 +59,8 @@ class CUT(Method):
         flip_equivariance: bool = False,
     ):
         super().__init__()
+        if not gan_weight and not nce_weight:
+            raise ValueError("gan_weight: 0, and nce_weight too: nothing is left that moves the generator")
         self.generator = parts.generator()
         self.discriminator = parts.discriminator()
         self.encoder = parts.encoder(self.generator)
