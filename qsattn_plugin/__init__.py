@@ -18,7 +18,9 @@ if not os.path.isdir(os.path.join(__path__[0], "registry")):
 #: Public name -> the module that holds it.
 _LAZY = {
     "UserError": "qsattn_plugin.errors",
+    "PatchSampler": "qsattn_plugin.forks",
     "load": "qsattn_plugin.translation.load",
+    "swap_sampler": "qsattn_plugin.forks",
 }
 
 __all__ = ["__version__", *_LAZY]

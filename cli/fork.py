@@ -1,0 +1,127 @@
+"""``qsattn fork``: a registered sampler inside somebody else's CUT fork."""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(
+    "fork",
+    short_help="Run a CUT fork's script with its sampler swapped.",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option("--sampler", default="qsattn_global", show_default=True, help="A registered sampler.")
+@click.option("--module", help="The fork's module with the sampler's class, e.g. models.networks.")
+@click.option("--class", "kind", help="The class's name; without it, PatchSample... that is called as CUT's is.")
+@click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="An argument of the sampler: -s taps=all.")
+@click.option(
+    "--check", is_flag=True, help="Leave the fork as it is for a few steps, and compare its sampler with ours."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="How many, with --check.")
+@click.argument("script", type=click.Path(path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    sampler: str,
+    module: str | None,
+    kind: str | None,
+    settings: tuple[str, ...],
+    check: bool,
+    steps: int,
+    script: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run SCRIPT, a CUT fork's train.py, with its ARGUMENTS in its own folder, where a registered sampler does the work
+    of the fork's own. No file of the fork is changed, and the names of its options stay (--netF mlp_sample).
+
+    \b
+    qsattn fork -- train.py --dataroot datasets/horse2zebra --name zebra
+    qsattn fork --sampler qsattn_local -s window=5 -- train.py ...
+    qsattn fork --check -- train.py ...     how right and how fast is the fork's own QS-Attn?
+    """
+    from qsattn_plugin.errors import UserError, nearest
+    from qsattn_plugin.fork_check import Check, Enough
+    from qsattn_plugin.fork_run import Binder, account, run_script
+    from qsattn_plugin.fork_swap import Swap
+
+    swap = Swap(sampler, **_arguments(sampler, settings))
+    if not script.is_file():
+        known = [p.name for p in script.parent.glob("*.py")] if script.parent.is_dir() else []
+        raise UserError(f"there is no script {script}{nearest(script.name, known)}")
+    script = script.resolve()
+    watch = Check(swap, steps) if check else None
+    does = "is watched" if check else f"samples by {sampler} from here on"
+    binder = Binder(watch or swap, script.parent, module, kind, lambda name: _tell(f"{name} {does}"))
+    at_end = _AsPython()
+    try:
+        run_script(script, arguments, binder)
+    except Enough:
+        click.echo(watch.table())
+        return
+    except UserError:
+        raise
+    except SystemExit as end:
+        if end.code or {"-h", "--help"} & set(arguments):
+            raise
+    except BaseException as error:
+        at_end.show(error, script)
+    if check:
+        raise UserError(f"the script ended after {watch.done} of {steps} calls of its sampler; set --steps lower")
+    _tell(account(swap, binder))
+
+
+def _tell(line: str) -> None:
+    click.echo(f"qsattn: {line}", err=True)
+
+
+def _arguments(sampler: str, settings: tuple[str, ...]) -> dict[str, Any]:
+    """Return the sampler's arguments as its signature wants them."""
+    from qsattn_plugin.registry import find
+    from qsattn_plugin.registry.checking import check_arguments
+    from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
+
+    parameters = find("sampler", sampler).signature.parameters
+    values: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for text in settings:
+        place = Place(f"-s {text}")
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(Problem(place, "", "write an argument as key=value, for example -s taps=all"))
+        node = Node({key.strip(): parse(value, place, lines=False)}, place)
+        given = {n: p for n, p in parameters.items() if n == key.strip() or p.default is not inspect.Parameter.empty}
+        values |= check_arguments(given, node, sampler, f"sampler {sampler!r}", problems)
+    if problems:
+        raise RecipeError(*problems)
+    return values
+
+
+class _AsPython:
+    """Ends the program on the fork's own exceptions as Python ends one: its traceback, and a Ctrl-C as a Ctrl-C."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        atexit.register(self._end)  # registered first, runs last
+
+    def show(self, error: BaseException, script: Path) -> None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
+            trace = trace.tb_next
+        error = error.with_traceback(trace or error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        self.interrupted = isinstance(error, KeyboardInterrupt)
+        sys.exit(130 if self.interrupted else 1)
+
+    def _end(self) -> None:
+        if self.interrupted:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)

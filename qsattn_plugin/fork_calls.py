@@ -1,0 +1,123 @@
+"""How CUT's descendants call their sampler, and what they want back.
+
+All of them call ``netF(features, num_patches, patch_ids)``; some add arguments of their own. What a call means is read
+from the names of the arguments of the fork's own ``forward``:
+
+========== ============================================================== =====================================
+argument   means                                                          returned
+========== ============================================================== =====================================
+(none)                                                                    features, ids
+return_all also the MLP's output at every position                        features, maps, ids
+attn_mats  the attention's rows that the first call returned (QS-Attn)    features, ids, rows
+choice     the number of the MLP to use, whatever the feature's place     features, ids
+use_mlp    false: without the MLP                                         features, ids
+prj        true: through the second head ``prj_%d``, too                  features, ids
+cams       what the fork's own sampler picks positions by: not looked at  features, ids
+========== ============================================================== =====================================
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from qsattn_plugin.errors import UserError
+
+__all__ = ["Call", "CallForm"]
+
+_KNOWN = ("return_all", "attn_mats", "choice", "use_mlp", "prj", "cams")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: what is to be sampled, and in which form it is to be returned.
+
+    ``own(features)`` is what the fork's own function returns for the same call with these features.
+    """
+
+    features: list[Tensor]
+    count: int
+    ids: Sequence[Any] | None
+    own: Callable[[list[Tensor]], tuple]
+    return_all: bool = False
+    wants_rows: bool = False
+    rows: Sequence[Tensor] | None = None
+    choice: int | None = None
+    use_mlp: bool = True
+    prj: bool = False
+
+    def __post_init__(self) -> None:
+        for index, feature in enumerate(self.features):
+            if not isinstance(feature, Tensor) or feature.ndim != 4:
+                shape = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
+                raise UserError(f"the sampler takes feature maps (B, C, H, W), but number {index} is {shape}")
+        if self.count < 0:
+            raise UserError(f"the sampler was asked for {self.count} positions; 0 means all of them")
+        if self.ids is not None and self.count and len(self.ids) != len(self.features):
+            raise UserError(
+                f"the sampler was given {len(self.features)} feature maps with the ids of {len(self.ids)}: "
+                "the fork must sample both times on the same layers"
+            )
+
+
+class CallForm:
+    """The arguments of a fork's ``forward``.
+
+    Args:
+        forward: The function, with ``self`` as its first argument.
+        owner: The class's name, for messages.
+
+    Raises:
+        UserError: this is not how CUT's sampler is called.
+    """
+
+    def __init__(self, forward: Callable, owner: str):
+        self.signature = inspect.signature(forward)
+        self.owner = owner
+        taken = list(self.signature.parameters.values())[1:]
+        self._features = taken[0].name if taken else None
+        self._count = next((p.name for p in taken if p.name.startswith("num_p")), None)
+        self._ids = next((p.name for p in taken if p.name.startswith(("patch_id", "sample_id", "ids"))), None)
+        main = (self._features, self._count, self._ids)
+        free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        others = [p for p in taken if p.name not in main and p.default is p.empty and p.kind not in free]
+        if None in main or len(set(main)) < 3 or others:
+            arguments = ", ".join(str(p) for p in taken)
+            raise UserError(
+                f"{owner} is not called as CUT's sampler is: its forward takes ({arguments}), "
+                "not (feats, num_patches, patch_ids)"
+            )
+        self.wants_rows = "attn_mats" in self.signature.parameters
+
+    def read(self, own: Callable, *args: Any, **kwargs: Any) -> Call:
+        """Return what a call of ``own`` with these arguments (the module first) means.
+
+        Raises:
+            TypeError: the fork's own function would not take them either.
+            UserError: an argument was given that the swap knows nothing of.
+        """
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = dict(list(bound.arguments.items())[1:])
+
+        def again(features: list[Tensor]) -> tuple:
+            bound.arguments[self._features] = features
+            return own(*bound.args, **bound.kwargs)
+
+        features, count, ids = (values.pop(name) for name in (self._features, self._count, self._ids))
+        rows = values.pop("attn_mats", None)
+        values.pop("cams", None)
+        known = {name: values.pop(name) for name in _KNOWN if name in values}
+        for name, value in values.items():
+            default = self.signature.parameters[name].default
+            plain = isinstance(value, bool | int | float | str)
+            if value is not default and not (plain and value == default) and value not in ((), {}):
+                raise UserError(
+                    f"the fork calls {self.owner} with {name}={value!r:.60}, which only its own sampler understands; "
+                    "switch that option of the fork off"
+                )
+        return Call(list(features), int(count), ids, again, wants_rows=self.wants_rows, rows=rows, **known)

@@ -1,0 +1,292 @@
+"""``qsattn fork``: a fork's own script with its sampler swapped, or watched."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from qsattn_plugin.cli import main
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.fork_check import Check, Enough
+from qsattn_plugin.fork_run import Binder, account
+from qsattn_plugin.fork_swap import Swap
+from qsattn_plugin.forks import take_over
+from tests import fork_clients as clients
+
+TRAIN = """
+import argparse, os, sys, time
+import helper                                   # beside the script, as `python train.py` finds it
+from models.networks import PatchSampleF        # the name is taken before any module is made
+import torch
+parser = argparse.ArgumentParser()
+parser.add_argument("--netF", choices=["mlp_sample"], default="mlp_sample")
+parser.add_argument("--steps", type=int, default=2)
+parser.add_argument("--end")
+parser.add_argument("--train", type=int, default=0)
+opt = parser.parse_args()
+print("cwd", os.path.basename(os.getcwd()), "argv0", sys.argv[0], __name__)
+torch.manual_seed(0)
+netF = PatchSampleF(use_mlp=True, nc=8)
+for step in range(opt.steps):
+    feats = [torch.randn(1, 8, 6, 6) for _ in range(2)]
+    rows, ids = netF(feats, 16, None)
+    netF(feats, 16, ids)
+    print("step", step, len(rows[0]), float(torch.rand(())))
+optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 0.1)
+for step in range(opt.train):
+    optimizer.step()
+    print("trained", step)
+if opt.end == "error":
+    open("/no/such/file")
+if opt.end == "exit":
+    sys.exit(7)
+if opt.end == "wait":
+    print("waiting", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory) -> Path:
+    """A folder laid out like CUT: train.py, models/networks.py."""
+    folder = tmp_path_factory.mktemp("forks") / "a_fork"
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "__init__.py").touch()
+    (folder / "helper.py").touch()
+    (folder / "models" / "networks.py").write_text(Path(clients.__file__).read_text())
+    (folder / "train.py").write_text(TRAIN)
+    return folder
+
+
+def start(where: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "qsattn_plugin.cli", "fork", *arguments]
+    return subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def inside(fork, monkeypatch) -> Callable[..., Result]:
+    """Run the command in this process, and leave nothing of the fork's in it."""
+    monkeypatch.chdir(fork)
+    monkeypatch.setattr(sys, "path", ["the program's folder", *sys.path])
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+    def forget() -> None:
+        for name in ("helper", "models", "models.networks"):
+            sys.modules.pop(name, None)
+
+    def invoke(*arguments: str) -> Result:
+        forget()
+        return CliRunner().invoke(main, ["fork", *arguments])
+
+    yield invoke
+    forget()
+
+
+def test_a_script_runs_in_its_own_folder_with_its_class_swapped(fork, tmp_path):
+    script = str(fork / "train.py")
+    process = start(tmp_path, "-s", "queries=16", "--", script, "--steps", "3", "--end", "error")
+    out, err = process.communicate(timeout=120)
+    assert re.search(r"^cwd a_fork argv0 \S*train.py __main__$", out, re.M) and out.count("step") == 3
+    assert "qsattn: models.networks.PatchSampleF samples by qsattn_global from here on" in err
+    # The fork's own errors come out as Python shows them, without a frame of ours.
+    trace = err[err.index("Traceback") :].splitlines()
+    assert process.returncode == 1 and trace[-1].startswith("FileNotFoundError: ")
+    assert trace[1].startswith(f'  File "{script}", line ') and "qsattn_plugin" not in err
+
+
+def test_a_ctrl_c_is_a_ctrl_c(fork):
+    process = start(fork, "--", "train.py", "--end", "wait")
+    while "waiting" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.2)  # into the sleep
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and err.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_a_script_that_ends_is_accounted_for(inside):
+    result = inside("--sampler", "random", "--", "train.py")
+    assert result.exit_code == 0
+    assert "qsattn: random chose positions 2 times on maps of 6 x 6, 6 x 6, and was given them 2 times" in result.stderr
+
+
+def test_the_forks_own_exit_code_is_kept(inside):
+    assert inside("train.py", "--end", "exit").exit_code == 7  # without the two dashes, too
+
+
+def test_help_of_the_script_is_no_failure(inside):
+    result = inside("--", "train.py", "--help")
+    assert result.exit_code == 0 and "--netF {mlp_sample}" in result.output
+
+
+def test_a_sampler_that_was_never_called_fails_the_run(inside):
+    result = inside("--", "train.py", "--steps", "0")
+    assert result.exit_code == 1 and "cwd" in result.stdout
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(
+        "Error: the fork's sampler was not swapped: models.networks.PatchSampleF was taken over, but "
+    )
+    assert last.endswith("If it samples by another class, name it with --module and --class")
+
+
+def test_a_training_without_a_swapped_class_ends_in_its_first_steps(inside):
+    result = inside("--class", "PatchSampleX", "--", "train.py", "--train", "50")
+    assert result.exit_code == 1 and "trained 18" in result.stdout and "trained 20" not in result.stdout
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: the fork's sampler was not swapped: no class PatchSampleX of ") and "EagerF" in last
+    assert inside("--", "train.py", "--train", "50").exit_code == 0
+
+
+def test_what_goes_wrong_inside_the_fork_by_our_doing_is_one_line(inside):
+    result = inside("-s", "queries=5", "--", "train.py")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: the fork asks for 16 positions (its --num_patches) and ")
+
+
+def test_check_leaves_the_fork_as_it_is_and_prints_a_table(inside):
+    result = inside("--check", "--steps", "2", "--", "train.py")
+    assert result.exit_code == 0 and "models.networks.PatchSampleF is watched" in result.stderr
+    table = result.stdout
+    assert re.search(r"^0 +8 x 6 x 6 +random +- +-$", table, re.M) and re.search(r"time +[\d.]+ ms +[\d.]+ ms", table)
+    torch.manual_seed(0)
+    clients.PatchSampleF(use_mlp=True, nc=8)([torch.randn(1, 8, 6, 6) for _ in range(2)], 16, None)
+    assert f"step 0 16 {float(torch.rand(()))}" in table  # the script's own random numbers, after the first look
+
+
+def test_a_check_of_a_script_that_ends_too_early_says_so(inside):
+    result = inside("--check", "--steps", "9", "--", "train.py")
+    assert result.exit_code == 1 and "the script ended after 2 of 9 calls of its sampler" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--sampler", "qsattn_globl", "--", "train.py"],
+            "there is no sampler 'qsattn_globl'; did you mean 'qsattn_global'",
+        ),
+        (["-s", "querie=3", "--", "train.py"], "-s querie=3: qsattn_global.querie: there is no such key; did you mean"),
+        (["-s", "scale=big", "--", "train.py"], "-s scale=big: qsattn_global.scale: must be a number, got"),
+        (["-s", "scale", "--", "train.py"], "write an argument as key=value"),
+        (["-s", "queries=0", "--", "train.py"], "queries: must be at least 1, got 0"),
+        (["--", "trian.py"], "there is no script trian.py; did you mean 'train.py'?"),
+        (["--module", "models.network", "--", "train.py"], "did you mean 'models.networks'?"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_runs(inside, arguments, message):
+    result = inside(*arguments)
+    assert result.exit_code == 1
+    assert message in result.output and "cwd" not in result.output and result.output.count("\n") == 1
+
+
+def binder(folder: Path, **settings) -> Binder:
+    return Binder(Swap(), folder, tell=lambda name: None, **settings)
+
+
+def module_of(name: str, **contents) -> types.ModuleType:
+    module = types.ModuleType(name)
+    for key, value in contents.items():
+        value.__module__ = name
+        setattr(module, key, value)
+    return module
+
+
+def sampler(name: str, **more) -> type:
+    """A class called as CUT's sampler is, of another name."""
+
+    def forward(self, feats, num_patches=64, patch_ids=None):
+        return [], []
+
+    return type(name, (nn.Module,), {"forward": forward, "create_mlp": lambda self, feats: None, **more})
+
+
+def test_classes_are_found_by_name_and_by_how_they_are_called(tmp_path):
+    flow = type("PatchSampleFlow", (nn.Module,), {"forward": lambda self, feats, num_patches=1, patch_ids=None: None})
+    other = type("PatchSampleF2", (nn.Module,), {"forward": lambda self, size, feats, num_patches, patch_ids: None})
+    found = binder(tmp_path)
+    found.look_through(
+        module_of("nets", PatchSampleF=sampler("PatchSampleF"), Heads=sampler("Heads"), PatchSampleFlow=flow, Two=other)
+    )
+    assert found.bound == ["nets.PatchSampleF"] and found.others == ["nets.Heads"]
+    named = binder(tmp_path, kind="Heads")
+    named.look_through(module_of("nets", PatchSampleF=sampler("PatchSampleF"), Heads=sampler("Heads")))
+    assert named.bound == ["nets.Heads"]
+
+
+def test_a_class_that_is_not_there_or_is_no_sampler_is_said(tmp_path):
+    (tmp_path / "nets.py").touch()
+    wrong = binder(tmp_path, module="nets", kind="PatchSampleG")
+    with pytest.raises(UserError, match="module nets has no class 'PatchSampleG'; did you mean 'PatchSampleF'"):
+        wrong.look_through(module_of("nets", PatchSampleF=sampler("PatchSampleF")))
+    with pytest.raises(UserError, match="Net is not called as CUT's sampler is: its forward takes"):
+        binder(tmp_path, kind="Net").look_through(
+            module_of("nets", Net=type("Net", (nn.Module,), {"forward": lambda self, x: x}))
+        )
+    never = binder(tmp_path)
+    never.look_through(module_of("nets", Heads=sampler("Heads")))
+    with pytest.raises(UserError, match=r"no class PatchSample... of .* was imported; called .*: nets.Heads"):
+        account(never.instead, never)
+
+
+def test_modules_outside_the_forks_folder_are_left_alone(tmp_path):
+    found = binder(tmp_path)
+    inside = tmp_path / "models" / "networks.py"
+    assert found._wanted("models.networks", str(inside))
+    assert not found._wanted("torch.nn", torch.nn.__file__)
+    assert not found._wanted("x", str(tmp_path / ".venv" / "lib" / "site-packages" / "x.py"))
+    assert not found._wanted("sys", "built-in") and not found._wanted("namespace", None)
+
+
+def watched(module: nn.Module, maps: list[torch.Tensor], check: Check) -> Check:
+    """Have a sampler watched until the check has seen enough."""
+    take_over(module, check)
+    for _ in range(check.steps - 1):
+        module(maps, 64, None)
+    with pytest.raises(Enough):
+        module(maps, 64, None)
+    return check
+
+
+def test_a_check_tells_a_wrong_selection_from_a_right_one():
+    # Features this large saturate the softmax: most entropies round to 0 when they are taken in float32 step by step.
+    maps = [4.0 * torch.randn(1, 32, 24, 24, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    naive = watched(clients.QueryF(), maps, Check(Swap(), steps=1))
+    assert [naive.layers[i]["how"] for i in (0, 1)] == ["random", "attention"]
+    assert naive.layers[1]["own"][0] < 0.5 and naive.layers[1]["ours"][0] > 0.99
+    assert all(time > 0 and memory > 0 for costs in naive.costs.values() for time, memory in costs)
+
+    mild = watched(clients.QueryF(), [0.05 * m for m in maps], Check(Swap(), steps=1))
+    assert mild.layers[1]["own"][0] > 0.95  # where nothing saturates, what one writes down is right
+    row = mild.table().splitlines()[2].split()
+    assert row[:6] == ["1", "32", "x", "24", "x", "24"] and row[6] == "attention"
+
+
+def test_a_check_understands_samplers_that_tell_their_positions():
+    class Strongest(clients.PatchSampleF):
+        def draw(self, feat, num_patches):
+            return feat.flatten(2).norm(dim=1)[0].sort(descending=True).indices[:num_patches]
+
+    maps = [torch.randn(1, 8, 12, 12, generator=torch.Generator().manual_seed(1))]
+    check = watched(Strongest(), maps, Check(Swap("qsattn_global", significance="norm"), steps=2))
+    assert check.layers[0]["how"] == "positions" and check.layers[0]["own"] == [1.0, 1.0]
+
+
+def test_help_of_the_command_needs_no_torch():
+    program = (
+        "import sys; from qsattn_plugin.cli import main\n"
+        "try: main(['fork', '--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.endswith("False\n"), done.stderr
