@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 
-@click.command("show", short_help="Show one part's arguments and size.")
+@click.command("show", short_help="Show one part's arguments and size, or a published model's card.")
 @click.argument("part", metavar="KIND/NAME")
 @click.option("--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the count.")
 def command(part: str, size: int) -> None:
-    """Show what the part KIND/NAME is, its arguments, and for networks the parameters, multiply-adds and taps."""
+    """Show what the part KIND/NAME is, its arguments, and for networks the parameters, multiply-adds and taps.
+
+    pretrained/NAME shows a published model: how it was trained, on what, and what it scores.
+    """
     from qsattn_plugin.errors import UserError
     from qsattn_plugin.registry import find
     from qsattn_plugin.registry.docs import argument_docs
@@ -20,6 +25,9 @@ def command(part: str, size: int) -> None:
     kind, slash, name = part.partition("/")
     if not slash:
         raise UserError(f"write KIND/NAME, for example generator/resnet_9blocks; got {part!r}")
+    if kind == "pretrained":
+        _published(name)
+        return
     found = find(kind, name)
     click.echo(f"{found.kind}/{found.name}: {found.summary}")
     if found.tags:
@@ -33,6 +41,29 @@ def command(part: str, size: int) -> None:
             click.echo(click.wrap_text(docs[argument.name], 96, "      ", "      "))
     if found.kind in ("generator", "discriminator"):
         _network(found, size)
+
+
+def _published(name: str) -> None:
+    from qsattn_plugin.registry.pretrained import find
+    from qsattn_plugin.registry.yaml_lines import write
+
+    entry = find(name)
+    weights = entry.file or entry.url or "not published yet"
+    generator = {"type": entry.generator, **entry.arguments}
+    known = {"summary": entry.summary, "generator": generator, "weights": weights, "sha256": entry.sha256, **entry.card}
+    click.echo(f"pretrained/{name}")
+    _lines(known, write)
+
+
+def _lines(known: dict[str, Any], write: Callable[[Any], str], indent: str = "") -> None:
+    """Echo as YAML, a line a key, down to where it fits on one line."""
+    for key, value in known.items():
+        line = f"{indent}{key}: {write(value)}"
+        if isinstance(value, dict) and len(line) > 100:
+            click.echo(f"{indent}{key}:")
+            _lines(value, write, indent + "  ")
+        else:
+            click.echo(line)
 
 
 def _network(part: object, size: int) -> None:

@@ -176,7 +176,7 @@ def test_mistakes_are_answered_in_words(workplace, args, message):
 
 def test_a_model_that_is_none_is_named(workplace, trained):
     Image.new("RGB", (32, 32)).save(workplace / "a.png")
-    assert "there is no run or file 'x'" in refused("translate", "a.png", "-m", "x", "-o", "out")
+    assert "there is no run, file or published model 'x'" in refused("translate", "a.png", "-m", "x", "-o", "out")
     (workplace / "w.safetensors").write_bytes(b"junk")
     assert "is damaged" in refused("translate", "a.png", "-m", "w.safetensors", "-o", "out")
     qsattn("build", "toy", *SETTINGS)

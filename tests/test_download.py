@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qsattn_plugin.data.download import DownloadFailed, _SafeRedirects, download
+from qsattn_plugin.download import DownloadFailed, _SafeRedirects, download
 from tests.web import Site, sha, site
 
 __all__ = ["site"]

@@ -1,10 +1,12 @@
-"""torch.hub from a bare checkout: few packages, no network, weights from a file."""
+"""torch.hub from a bare checkout: few packages, no installation, no network, weights that are checked."""
 
 from __future__ import annotations
 
 import runpy
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,33 +23,88 @@ from tests.conftest import TINY
 ROOT = Path(__file__).parents[1]
 
 
-def hub(**arguments):
-    return torch.hub.load(str(ROOT), "qsattn_generator", source="local", **arguments)
+def hub(entry: str = "qsattn_generator", **arguments):
+    return torch.hub.load(str(ROOT), entry, source="local", **arguments)
 
 
-def test_only_entries_are_public():
-    # torch.hub.list shows what is callable and begins with no underscore; it takes no local folder, so by hand:
-    names = runpy.run_path(str(ROOT / "hubconf.py"))
-    entries = [name for name, value in names.items() if callable(value) and not name.startswith("_")]
-    assert entries == ["qsattn_generator"]
-    assert all("Args:" in names[entry].__doc__ for entry in entries)
-    assert names["dependencies"] == ["torch", "PIL", "yaml", "safetensors"]
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """What torch.hub downloads, without what no entry needs."""
+    copy = tmp_path / "checkout"
+    for folder in ("qsattn_plugin", "registry"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "hubconf.py", copy)
+    return copy
 
 
-def test_needs_few_packages(tmp_path):
-    program = f"""
-import sys
+#: A process that has torch, pillow, pyyaml and safetensors, but neither this package, its other needs nor a network.
+#: `python -S` reads no .pth files, so that an editable installation of the package is not found.
+BARE = """
+import socket, sys, warnings
+def refuse(*args, **kwargs):
+    raise OSError("there is no network here")
+socket.socket.connect = socket.create_connection = refuse
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("timm", "kornia", "pydantic", "click", "torchvision"):
-            raise ImportError(f"{{name}} is not here")
+            raise ImportError(f"{name} is not here")
 sys.meta_path.insert(0, Refuse())
+sys.path += %r
+warnings.simplefilter("error", UserWarning)
 import torch
-model = torch.hub.load({str(ROOT)!r}, "qsattn_generator", source="local", type="resnet_4blocks", width=2)
-print(tuple(model(torch.zeros(1, 3, 32, 32)).shape))
+from PIL import Image
+checkout = %r
+def load(entry, **arguments):
+    return torch.hub.load(checkout, entry, source="local", **arguments)
 """
-    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout == "(1, 3, 32, 32)\n", done.stderr
+
+
+def bare(checkout: Path, program: str) -> subprocess.CompletedProcess:
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    command = [sys.executable, "-S", "-P", "-c", BARE % (packages, str(checkout)) + program]
+    return subprocess.run(command, cwd=checkout.parent, capture_output=True, text=True)
+
+
+def test_only_entries_are_public_and_their_help_reads_well():
+    # torch.hub.list shows what is callable and begins with no underscore, torch.hub.help its docstring; neither takes a
+    # local folder, so by hand:
+    names = runpy.run_path(str(ROOT / "hubconf.py"))
+    entries = [name for name, value in names.items() if callable(value) and not name.startswith("_")]
+    assert {"qsattn_toy", "qsattn_horse2zebra", "qsattn_generator"} <= set(entries)
+    assert all(entry.startswith("qsattn_") for entry in entries)
+    for entry in entries:
+        text = names[entry].__doc__
+        assert "Args:" in text and "Returns:" in text and "torch.hub.load(" in text
+    assert names["dependencies"] == ["torch", "PIL", "yaml", "safetensors"]
+
+
+def test_a_bare_checkout_without_network_translates_and_refuses_tampered_weights(checkout):
+    assert "ModuleNotFoundError" in bare(checkout, "import qsattn_plugin").stderr
+    program = """
+model = load("qsattn_toy")
+picture = Image.radial_gradient("L").resize((70, 45)).convert("RGB")
+print(model.translate(picture).size, model.training, next(model.parameters()).dtype)
+again = load("qsattn_toy", device="cpu", progress=False)
+x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+print(torch.equal(model(x), again(x)), torch.equal(model(x), load("qsattn_toy", pretrained=False)(x)))
+print(tuple(load("qsattn_generator", type="resnet_4blocks", width=2)(x).shape))
+"""
+    done = bare(checkout, program)
+    assert done.stdout == "(70, 45) False torch.float32\nTrue False\n(1, 3, 32, 32)\n", done.stderr
+    file = next((checkout / "registry" / "weights").glob("toy*"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    done = bare(checkout, 'load("qsattn_toy")')
+    assert "UserError" in done.stderr and "is not the file that was published" in done.stderr
+
+
+def test_another_copy_of_the_package_is_noticed(checkout):
+    with pytest.warns(UserWarning, match=r"has imported qsattn_plugin .* already"):
+        torch.hub.load(str(checkout), "qsattn_generator", source="local", type="resnet_4blocks", width=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        hub(type="resnet_4blocks", width=2)
 
 
 def test_a_trained_run_loads_and_translates(workplace):

@@ -54,6 +54,8 @@ def test_the_wheel_holds_every_module_and_recipe_and_no_general_names(wheel):
         assert expected in names
     for recipe in (ROOT / "registry" / "recipes").glob("*.yaml"):
         assert f"qsattn_plugin/registry/recipes/{recipe.name}" in names
+    for data in (ROOT / "registry" / "pretrained.yaml", *(ROOT / "registry" / "weights").iterdir()):
+        assert f"qsattn_plugin/{data.relative_to(ROOT)}" in names
     for name in ("report_page.html", "report.css", "report_charts.js", "report_films.js"):
         assert f"qsattn_plugin/training/{name}" in names
 
@@ -124,9 +126,22 @@ FLOORS = [
     {"qsattn_plugin.registry"},
     {
         f"qsattn_plugin.{m}"
-        for m in ("attention", "log_form", "routes", "losses", "storage", "checkpoints", "devices", "distances")
+        for m in (
+            "attention",
+            "log_form",
+            "routes",
+            "losses",
+            "storage",
+            "checkpoints",
+            "devices",
+            "distances",
+            "download",
+        )
     },
     {f"qsattn_plugin.{m}" for m in ("significance", "point_samplers", "samplers", "projection")},
+    {"qsattn_plugin.fork_ids", "qsattn_plugin.fork_calls"},
+    {"qsattn_plugin.fork_swap", "qsattn_plugin.fork_module", "qsattn_plugin.forks"},
+    {"qsattn_plugin.fork_run", "qsattn_plugin.fork_check"},
     {"qsattn_plugin.registry.*"},
     {"qsattn_plugin.data", "qsattn_plugin.data.*"},
     {"qsattn_plugin.translation", "qsattn_plugin.translation.*"},

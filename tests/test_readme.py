@@ -47,11 +47,13 @@ def test_each_swap_is_one_line_of_a_recipe(line, tmp_path):
 
 def test_the_python_runs(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))  # what the example registers goes again
     names: dict = {}
     for block in blocks:
         exec(block, names)
+    assert names["zebra"].size == (70, 50) and names["batch"].shape == (1, 3, 64, 64)
     assert names["anchors"][0].shape == names["positives"][0].shape == (1, 256, 256)
     image = names["torch"].zeros(1, 3, 2, 2)
     assert float(names["Darker"](by=0.5)(image, None).max()) == -0.5
@@ -60,7 +62,7 @@ def test_the_python_runs(monkeypatch):
 def test_a_small_recipe_with_the_example_part_builds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))
-    (tmp_path / "darker.py").write_text("import torch\n" + re.findall(r"```python\n(.*?)```", README, re.S)[1])
+    (tmp_path / "darker.py").write_text("import torch\n" + re.findall(r"```python\n(.*?)```", README, re.S)[-1])
     text = "extends: toy\nimport: [./darker.py]\naugmentations: [{type: darker, by: 0.2}]\n"
     (tmp_path / "mine.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "mine.yaml")

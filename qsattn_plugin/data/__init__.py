@@ -8,7 +8,7 @@
 ``batches``         which images, and which crops of them, a step sees
 ``seeding``         one seed for each purpose, mixed from integers
 ``toy*``            the drawn horses and zebras: the dataset part, its drawing, its score
-``public``          a public data set, step by step: ``catalogue``, ``download``, ``unpack``, ``cityscapes``
+``public``          a public data set, step by step: ``catalogue``, ``unpack``, ``cityscapes``
 ``export``          a data set's pictures written as files
 ``parallel``        a function over many items on a few threads
 ==================  ====================================================================================

@@ -12,10 +12,10 @@ from typing import NamedTuple
 from qsattn_plugin.data import SPLITS
 from qsattn_plugin.data.catalogue import PublicSet
 from qsattn_plugin.data.cityscapes import prepare
-from qsattn_plugin.data.download import DownloadFailed, checksum, download
 from qsattn_plugin.data.images import UnreadableImage, find_images, read_image
 from qsattn_plugin.data.parallel import each
 from qsattn_plugin.data.unpack import unpack
+from qsattn_plugin.download import DownloadFailed, checksum, download
 from qsattn_plugin.errors import UserError
 
 __all__ = ["Got", "get_public_set"]

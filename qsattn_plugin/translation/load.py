@@ -1,4 +1,4 @@
-"""From a run folder or a file to a generator that translates pictures."""
+"""From a run folder, a file or a published name to a generator that translates pictures."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from qsattn_plugin.checkpoints import Checkpoints
 from qsattn_plugin.data.images import from_tensor, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create
+from qsattn_plugin.registry.pretrained import entries, find, weights
 from qsattn_plugin.storage import DamagedFile, load_tensors
-from qsattn_plugin.translation.apply import translate
+from qsattn_plugin.translation.apply import translate, with_alpha
 
 
 class Translator(nn.Module):
@@ -61,17 +62,8 @@ class Translator(nn.Module):
                 batch.append(to_float(to_channels(picture, self.channels)))
             images = torch.stack(batch).to(weights.device, weights.dtype)
             for result in translate(self.generator, images):
-                out.append(_with_alpha(from_tensor(result.cpu()), pictures[len(out)]))
+                out.append(with_alpha(from_tensor(result.cpu()), pictures[len(out)]))
         return out
-
-
-def _with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
-    """Give the translation the source's transparency, unless the model translated that too."""
-    if "A" not in source.getbands() or "A" in result.getbands():
-        return result
-    result = result.copy()
-    result.putalpha(source.getchannel("A"))
-    return result
 
 
 def load(model: str | Path, device: torch.device | str = "cpu", name: str | None = None) -> Translator:
@@ -79,7 +71,8 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
 
     Args:
         model: a run folder (its newest whole checkpoint) or a name below ``runs/``, with ``@best`` behind it for the
-            weights with the best score instead, or a checkpoint or weights file.
+            weights with the best score instead, or a checkpoint or weights file, or the name of a published model,
+            such as "toy", where no run or file has that name.
         device: where to put it.
         name: which generator, where a method trains several ("forward", "backward"); the main one without it.
 
@@ -98,13 +91,33 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     # The weights are about to be replaced: what the constructor draws must not disturb anybody's random numbers.
     with torch.random.fork_rng(devices=[]):
         generator = create("generator", spec["type"], **spec["arguments"])
-    weights, _ = load_tensors(path, spec["prefix"])
+    tensors, _ = load_tensors(path, spec["prefix"])
     try:
-        generator.load_state_dict(weights)
+        generator.load_state_dict(tensors)
     except RuntimeError as error:
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
     generator.requires_grad_(False)
     return Translator(generator, spec["arguments"]["in_channels"], document).eval().to(device)
+
+
+def published(
+    name: str, pretrained: bool = True, progress: bool = True, device: torch.device | str = "cpu"
+) -> Translator:
+    """Load a published model, whatever runs and files there are: what ``torch.hub.load`` calls.
+
+    Args:
+        name: in the index, see ``qsattn list pretrained``.
+        pretrained: with its weights; else its generator as it is drawn.
+        progress: show a download's on stderr.
+        device: where to put it.
+
+    Raises:
+        UserError: there is no such model, it has no weights yet, or they cannot be had.
+    """
+    entry = find(name)
+    if not pretrained:
+        return fresh(entry.generator, **entry.arguments).to(device)
+    return load(weights(entry, progress), device)
 
 
 def fresh(type: str, **arguments: Any) -> Translator:
@@ -122,7 +135,7 @@ def fresh(type: str, **arguments: Any) -> Translator:
 
 
 def find_weights(model: str | Path) -> Path:
-    """Return the file with a model's weights: the file itself, or the newest whole checkpoint of a run.
+    """Return the file with a model's weights: the file itself, the newest whole checkpoint of a run, a published one's.
 
     ``RUN@best`` is the checkpoint with the best score of that run.
 
@@ -145,5 +158,7 @@ def find_weights(model: str | Path) -> Path:
             if newest is not None:
                 return newest
             raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`")
-    runs = [path.parent.name for path in Path("runs").glob("*/recipe.yaml")]
-    raise UserError(f"there is no run or file {str(model)!r}{nearest(model.name, runs)}")
+    if str(model) in (known := entries()) and not best:
+        return weights(known[str(model)])
+    names = [*(path.parent.name for path in Path("runs").glob("*/recipe.yaml")), *known]
+    raise UserError(f"there is no run, file or published model {str(model)!r}{nearest(model.name, names)}")

@@ -1,0 +1,71 @@
+"""From a trained run to a published file: the generator alone, in half precision.
+
+    python -m qsattn_plugin.translation.publish RUN -o registry/weights/NAME.safetensors
+
+prints what the index of published models (``registry/pretrained.yaml``) needs to know.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from qsattn_plugin.download import checksum
+from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.translation.load import load
+
+_PREFIX = "generator/"
+
+
+class Published(NamedTuple):
+    """What :func:`publish` wrote: SHA-256, bytes, and what half precision changes on random images in [-1, 1]."""
+
+    sha256: str
+    size: int
+    largest: float
+    mean: float
+
+
+def publish(model: str | Path, out: Path, generator: str | None = None) -> Published:
+    """Write a model's generator, float16, with the recipe that trained it.
+
+    Args:
+        model: as for :func:`qsattn_plugin.translation.load.load`.
+        out: a safetensors file.
+        generator: which one, where a method trains several.
+
+    Raises:
+        UserError: there is no such model.
+        WriteFailed: the file could not be written.
+    """
+    translator = load(model, name=generator)
+    document = translator.document
+    spec = document["generators"][generator or next(iter(document["generators"]))]
+    state = translator.generator.state_dict()
+    tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
+    kept = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
+    described = {"forward": {"type": spec["type"], "arguments": spec["arguments"], "prefix": _PREFIX}}
+    save_tensors(out, tensors, {"kind": "weights", "generators": described, **kept})
+    images = torch.rand(1, translator.channels, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        apart = (load(out)(images) - translator(images)).abs()
+    return Published(checksum(out), out.stat().st_size, apart.max().item(), apart.mean().item())
+
+
+def main() -> None:
+    """Publish what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a run, RUN@best, or a weights file")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--generator")
+    given = parser.parse_args()
+    done = publish(given.model, given.out, given.generator)
+    print(f"sha256: {done.sha256}\nbytes: {done.size:,}")
+    print(f"half precision changes random images by {done.mean:.2g} in the mean, {done.largest:.2g} at most, of 2")
+
+
+if __name__ == "__main__":
+    main()

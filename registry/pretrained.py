@@ -1,0 +1,164 @@
+"""Published weights: an index of them, and a checked file for each.
+
+    entry = find("toy")
+    path = weights(entry)      # lies in the package, or is downloaded once; its SHA-256 is compared every time
+
+``pretrained.yaml`` says for each what it is, how it was trained and what it scores; ``weights/`` holds the files.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qsattn_plugin.download import DownloadFailed, checksum, download
+from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.registry.yaml_lines import Node, Place, parse
+
+__all__ = ["INDEX", "Entry", "entries", "find", "weights"]
+
+#: The index; its ``file`` entries lie in ``weights/`` beside it.
+INDEX = Path(__file__).parent / "pretrained.yaml"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One published model.
+
+    Attributes:
+        name: what it is asked for by.
+        summary: one line.
+        generator: registered name of its generator.
+        arguments: the generator's own, all that differ from its defaults.
+        sha256: of the weights, in hexadecimal; None while there are none.
+        file: name below ``registry/weights/``, for what is small enough to lie in the package.
+        url: where the weights are, for what is not.
+        card: everything else: recipe, licence, data, training, scores and how they were taken.
+    """
+
+    name: str
+    summary: str
+    generator: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+    file: str | None = None
+    url: str | None = None
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to load."""
+        return self.sha256 is not None
+
+
+def entries(index: Path = INDEX) -> dict[str, Entry]:
+    """Return every published model by name, in the index's order.
+
+    Raises:
+        UserError: the index is not there or not what it should be.
+    """
+    try:
+        found = _plain(parse(index.read_text(encoding="utf-8"), Place(str(index))))
+        own = set(Entry.__dataclass_fields__) - {"card"}
+        return {
+            name: Entry(
+                name,
+                **{key: value for key, value in given.items() if key in own},
+                card={key: value for key, value in given.items() if key not in own},
+            )
+            for name, given in found.items()
+        }
+    except (OSError, TypeError, AttributeError) as error:
+        raise UserError(f"the index of published models cannot be read: {index}: {error}") from error
+
+
+def _plain(node: Node) -> Any:
+    """A node's value without its places."""
+    if isinstance(node.value, dict):
+        return {key: _plain(value) for key, value in node.value.items()}
+    return [_plain(value) for value in node.value] if isinstance(node.value, list) else node.value
+
+
+def find(name: str, index: Path = INDEX) -> Entry:
+    """Return a published model.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = entries(index)
+    if name not in known:
+        raise UserError(f"no model {name!r} is published{nearest(name, known)} ({', '.join(known)})")
+    return known[name]
+
+
+def weights(entry: Entry, progress: bool = True, folder: Path | None = None) -> Path:
+    """Return the file with a model's weights, its checksum compared.
+
+    What does not lie in the package is downloaded into torch.hub's own cache, once; an interrupted download carries on,
+    and is never taken for a whole file.
+
+    Args:
+        entry: what :func:`find` returned.
+        progress: show a download's on stderr.
+        folder: where downloads go; ``torch.hub.get_dir()/checkpoints`` without it.
+
+    Raises:
+        UserError: there are no weights yet, the file is missing or is not the one that was published.
+        DownloadFailed: it is not here and cannot be had; says where to put it by hand.
+    """
+    if entry.sha256 is None:
+        raise UserError(
+            f"the weights of {entry.name} are not published yet; pretrained=False gives its generator untrained, and "
+            f"`qsattn build {entry.card.get('recipe', entry.name)}` trains one"
+        )
+    if entry.file is not None:
+        path = INDEX.parent / "weights" / entry.file
+        if not path.is_file():
+            raise UserError(f"{path} is missing from this installation of qsattn-plugin; install it again")
+    else:
+        path = (folder or _hub_folder()) / f"qsattn_{entry.name}-{entry.sha256[:8]}.safetensors"
+        if not path.is_file():
+            _fetch(entry, path, progress)
+    if checksum(path) != entry.sha256:
+        remedy = "install qsattn-plugin again" if entry.file is not None else "delete it, and it is downloaded again"
+        raise UserError(f"{path} is not the file that was published (its SHA-256 differs); {remedy}")
+    return path
+
+
+def _hub_folder() -> Path:
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def _fetch(entry: Entry, path: Path, progress: bool) -> None:
+    assert entry.url is not None
+    try:
+        download(entry.url, path, entry.sha256, _bar(entry.name) if progress else lambda done, total: None)
+    except DownloadFailed as error:
+        raise DownloadFailed(
+            f"the weights of {entry.name} are not on this machine: {error}. Without a network, bring {entry.url} here "
+            f"by other means and put it at {path}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _bar(name: str) -> Callable[[int, int | None], None]:
+    """A download's progress, in one line of stderr that is written over."""
+    shown = -1
+
+    def show(done: int, total: int | None) -> None:
+        nonlocal shown
+        share = 100 * done // total if total else done >> 20
+        if share != shown:
+            shown = share
+            end = "\n" if done == total else ""
+            sys.stderr.write(f"\rdownloading {name}: {share}{' %' if total else ' MiB'}{end}")
+            sys.stderr.flush()
+
+    return show

@@ -1,0 +1,139 @@
+"""The index of published models, and their weights: in the package, or downloaded once and checked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import qsattn_plugin
+from qsattn_plugin.download import DownloadFailed
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry import create
+from qsattn_plugin.registry.pretrained import INDEX, Entry, entries, find, weights
+from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
+from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.run import Run
+from qsattn_plugin.translation.load import published
+from qsattn_plugin.translation.publish import publish
+from tests.conftest import TINY
+from tests.web import sha, site
+
+__all__ = ["site"]
+
+CONTENT = bytes(i * 13 % 251 for i in range(100_000))
+
+
+@pytest.mark.parametrize("entry", entries().values(), ids=list(entries()))
+def test_an_entry_is_complete(entry):
+    assert entry.summary.endswith(".")
+    assert {"recipe", "licence", "data"} <= set(entry.card)
+    assert entry.card["recipe"] in shipped_recipes()
+    generator = create("generator", entry.generator, **entry.arguments)
+    if not entry.has_weights:
+        with pytest.raises(UserError, match=r"not published yet; pretrained=False .* `qsattn build"):
+            published(entry.name)
+        assert published(entry.name, pretrained=False)(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+        return
+    assert {"training", "scores"} <= set(entry.card)
+    path = weights(entry)
+    assert path.stat().st_size <= 25e6
+    tensors, document = load_tensors(path)
+    assert all(t.dtype in (torch.float16, torch.float32) for t in tensors.values())
+    (described,) = document["generators"].values()
+    assert described["type"] == entry.generator
+    # What the file says of its generator and what the index says build the same network.
+    twin = create("generator", described["type"], **described["arguments"])
+    assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in generator.state_dict().items()}
+    x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    assert torch.equal(published(entry.name)(x), qsattn_plugin.load(path)(x))
+
+
+def test_every_file_of_weights_is_in_the_index():
+    named = {entry.file for entry in entries().values()} - {None}
+    assert {path.name for path in (INDEX.parent / "weights").glob("*.safetensors")} == named
+
+
+def test_a_published_name_is_a_model_where_no_run_has_that_name(workplace):
+    assert qsattn_plugin.load("toy").channels == 3
+    (workplace / "runs" / "toy").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        qsattn_plugin.load("toy")
+    assert published("toy").channels == 3
+    with pytest.raises(UserError, match="no run, file or published model 'horse2zebr'; did you mean 'horse2zebra'"):
+        qsattn_plugin.load("horse2zebr")
+    with pytest.raises(UserError, match="no model 'tory' is published; did you mean 'toy'"):
+        find("tory")
+
+
+@pytest.fixture
+def remote(site) -> Entry:
+    site.files["/w.safetensors"] = CONTENT
+    return Entry("far", "Far away.", "resnet_4blocks", sha256=sha(CONTENT), url=f"{site.url}/w.safetensors")
+
+
+def test_a_download_happens_once_and_is_checked_every_time(site, remote, tmp_path, capsys):
+    path = weights(remote, folder=tmp_path)
+    assert path.read_bytes() == CONTENT and path.parent == tmp_path
+    assert "downloading far: 100 %" in capsys.readouterr().err
+    assert weights(remote, folder=tmp_path) == path
+    assert len(site.requests) == 1
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(UserError, match="is not the file that was published .* delete it, and it is downloaded again"):
+        weights(remote, folder=tmp_path)
+    path.unlink()
+    weights(remote, progress=False, folder=tmp_path)
+    assert len(site.requests) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_downloads_go_to_the_hubs_own_cache(site, remote, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    name = f"qsattn_far-{hashlib.sha256(CONTENT).hexdigest()[:8]}.safetensors"
+    assert weights(remote, progress=False) == tmp_path / "hub" / "checkpoints" / name
+
+
+def test_what_did_not_arrive_whole_is_never_used(site, remote, tmp_path):
+    site.statuses = [404]
+    with pytest.raises(DownloadFailed, match=r"weights of far are not on this machine: .*404.* put it at "):
+        weights(remote, progress=False, folder=tmp_path)
+    with pytest.raises(DownloadFailed, match="has the wrong checksum"):
+        weights(replace(remote, sha256="0" * 64), progress=False, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_network_the_way_by_hand_is_said(tmp_path):
+    # A name that no resolver knows (RFC 6761): as without a network.
+    entry = Entry("far", "Far away.", "resnet_4blocks", sha256=sha(CONTENT), url="https://weights.invalid/w")
+    with pytest.raises(DownloadFailed) as caught:
+        weights(entry, progress=False, folder=tmp_path)
+    expected = tmp_path / f"qsattn_far-{sha(CONTENT)[:8]}.safetensors"
+    assert f"Without a network, bring https://weights.invalid/w here by other means and put it at {expected}" in str(
+        caught.value
+    )
+    expected.write_bytes(CONTENT)
+    assert weights(entry, folder=tmp_path) == expected
+
+
+def test_a_broken_index_is_named(tmp_path: Path):
+    (tmp_path / "index.yaml").write_text("toy: {summary: A toy.}")
+    with pytest.raises(UserError, match=r"index of published models cannot be read: .*index\.yaml.*generator"):
+        entries(tmp_path / "index.yaml")
+
+
+def test_publishing_a_run_keeps_what_the_generator_does(workplace):
+    run = Run.create(load_recipe("toy", (*TINY, "train.steps=1", "train.ema=0.9")), workplace / "run")
+    fit(run)
+    done = publish(run.folder, workplace / "out" / "w.safetensors")
+    assert (
+        done.size == (workplace / "out" / "w.safetensors").stat().st_size < run.checkpoints.path(1).stat().st_size / 4
+    )
+    small, whole = qsattn_plugin.load(workplace / "out" / "w.safetensors"), qsattn_plugin.load(run.folder)
+    assert small.document["recipe"] == whole.document["recipe"] and small.document["step"] == 1
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    # Half precision has 11 bits; weights rounded to those move a few layers' output by some thousandths at most.
+    assert 0 < (small(x) - whole(x)).abs().max() < 1e-2
