@@ -18,6 +18,7 @@ from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
 from qsattn_plugin.registry.lean import ReflectionPad, in_a_row
+from qsattn_plugin.registry.primitives import Primitive, Skip
 
 
 class Tap(NamedTuple):
@@ -98,6 +99,10 @@ class TappedGenerator(nn.Module):
             return features
         return (x, features) if wanted else x
 
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs, for :mod:`qsattn_plugin.registry.primitives`."""
+        return list(self.model)
+
 
 class ResnetBlock(nn.Module):
     """Two 3 x 3 convolutions and a skip connection; reflection padding (Johnson et al. 2016)."""
@@ -121,6 +126,10 @@ class ResnetBlock(nn.Module):
         for _, layer in in_a_row(self.conv_block):
             inner = layer(inner)
         return x + inner
+
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs."""
+        return [Skip.FORK, *self.conv_block, Skip.ADD]
 
 
 class ResnetGenerator(TappedGenerator):

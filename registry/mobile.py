@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import Tap, TappedGenerator
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
+from qsattn_plugin.registry.primitives import Primitive, Skip
 
 
 def _depthwise(channels: int, stride: int = 1) -> list[nn.Module]:
@@ -38,6 +39,10 @@ class MobileBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_block(x)
+
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs."""
+        return [Skip.FORK, *self.conv_block, Skip.ADD]
 
 
 @register("generator", "mobile_resnet_9blocks", tags=("resnet", "mobile", "small"))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import Tap, TappedGenerator
 from qsattn_plugin.registry.layers import Init, Norm, initialise, normalisation
+from qsattn_plugin.registry.primitives import Primitive, Skip
 
 
 class UnetBlock(nn.Module):
@@ -45,6 +46,14 @@ class UnetBlock(nn.Module):
     def up(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to double of both sides."""
         return self.model[self.steps_down + (self.inner is not None) :](x)
+
+    def primitives(self) -> list[Primitive]:
+        """What the generator's walk runs of this block and of those inside it."""
+        layers = list(self.model)
+        down, up = layers[: self.steps_down], layers[self.steps_down + (self.inner is not None) :]
+        if self.inner is None:
+            return [*down, *up]
+        return [*down, Skip.FORK, *self.inner.primitives(), Skip.CONCATENATE, *up]
 
 
 class UnetGenerator(TappedGenerator):
@@ -143,6 +152,10 @@ class UnetGenerator(TappedGenerator):
         if encode_only:
             return features
         return (out, features) if wanted else out
+
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs."""
+        return self.model.primitives()
 
 
 def _at_size(use: str) -> str:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 #: The smallest side that generators get: below it, instance norm has too few positions at the deepest layers.
 _LEAST = 16
 
 
-def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
-    """Pad (B, C, H, W) on the right and below, by reflection, to sides that the generator takes."""
+def padding_for(
+    generator: nn.Module | None, size: tuple[int, int]
+) -> list[tuple[tuple[int, int, int, int], Literal["reflect", "replicate"]]]:
+    """Return the paddings, (left, right, top, bottom) and mode, that bring (height, width) to sides a generator takes.
+
+    Only the right and the lower side are padded, by reflection where the picture has as much to reflect.
+    """
     multiple = getattr(generator, "multiple", 4)
     least = -(-_LEAST // multiple) * multiple
-    height, width = images.shape[-2:]
-    right, below = (max(-(-side // multiple) * multiple, least) - side for side in (width, height))
-    for pad, side in (((0, right, 0, 0), width), ((0, 0, 0, below), height)):
-        if any(pad):  # reflection cannot invent more than there is
-            images = F.pad(images, pad, mode="reflect" if max(pad) < side else "replicate")
+    found = []
+    for axis, side in ((1, size[1]), (0, size[0])):
+        missing = max(-(-side // multiple) * multiple, least) - side
+        if missing:
+            sides = (0, missing, 0, 0) if axis else (0, 0, 0, missing)
+            found.append((sides, "reflect" if missing < side else "replicate"))
+    return found
+
+
+def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
+    """Pad (B, C, H, W) on the right and below to sides that the generator takes."""
+    for sides, mode in padding_for(generator, images.shape[-2:]):
+        images = F.pad(images, sides, mode=mode)
     return images
 
 
@@ -27,3 +43,12 @@ def translate(generator: nn.Module, images: Tensor) -> Tensor:
     """Translate (B, C, H, W) in [-1, 1] to the same size, whatever it is."""
     height, width = images.shape[-2:]
     return generator(pad_for(generator, images))[..., :height, :width].clamp(-1, 1)
+
+
+def with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
+    """Give the translation the source's transparency, unless the model translated that too."""
+    if "A" not in source.getbands() or "A" in result.getbands():
+        return result
+    result = result.copy()
+    result.putalpha(source.getchannel("A"))
+    return result

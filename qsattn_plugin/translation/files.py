@@ -1,110 +1,111 @@
-"""Translating files and folders: everything that can be read, nothing overwritten by accident, bad files named."""
+"""Which files become which: pictures among files, folders and patterns, and where each translation goes."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import itertools
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
-
-from qsattn_plugin.data.images import UnreadableImage, find_images, read_image, write_image
+from qsattn_plugin.data.images import EXTENSIONS, find_images, show
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.translation.load import Translator
 
-_BATCH = 8
-
-
-@dataclass
-class Report:
-    """What became of the inputs."""
-
-    written: list[Path] = field(default_factory=list)
-    skipped: list[Path] = field(default_factory=list)
-    failed: list[tuple[Path, str]] = field(default_factory=list)
+#: Kinds that a translation is written in as its source is; all others become PNGs.
+_KEPT = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def plan(inputs: Iterable[Path | str], out: Path) -> list[tuple[Path, Path]]:
-    """Return (source, destination) for every picture among the inputs.
+    """Return (source, destination) for every picture among the inputs, the same for the same inputs.
 
-    Files, folders (all pictures below them, their structure kept) and glob patterns. Destinations are PNGs, except for
-    JPEG and WebP sources, which keep their format; two sources that would get the same name get their own.
+    Files, folders (all pictures below them, their structure kept) and glob patterns (the structure below the part
+    without wildcards kept). A file that is named twice counts once. Where the output folder lies inside an input
+    folder, what is in it is no input. Destinations are PNGs, except for JPEG and WebP sources, which keep their format;
+    two sources that would get the same name get their own.
 
     Raises:
-        UserError: an input is not there, or a destination would be an input.
+        UserError: an input is not there, or a destination is one of the inputs, by whatever name.
     """
-    pairs: list[tuple[Path, Path]] = []
+    pairs: dict[str, tuple[Path, Path]] = {}
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            pairs += [(p, out / p.relative_to(path)) for p in find_images(path)]
-        elif path.exists():
-            pairs.append((path, out / path.name))
-        elif glob.has_magic(str(given)) and (found := sorted(glob.glob(str(given), recursive=True))):
-            pairs += plan(found, out)
-        else:
-            raise UserError(f"there is no file or folder {given}")
-    named: list[tuple[Path, Path]] = []
+        for source, below in _find(given, out):
+            pairs.setdefault(os.path.abspath(source), (source, out / below))
+    inputs_by_file = {_identity(source) for source, _ in pairs.values()}
     taken: set[Path] = set()
-    sources = {source.resolve() for source, _ in pairs}
-    for source, target in pairs:
-        if target.suffix.lower() not in (".jpg", ".jpeg", ".png", ".webp"):
-            target = target.with_suffix(".png")
-        number = 2
-        base = target
+    named: list[tuple[Path, Path]] = []
+    for source, base in pairs.values():
+        if base.suffix.lower() not in _KEPT:
+            base = base.with_suffix(".png")
+        target, number = base, 2
         while target in taken:
-            target = base.with_stem(f"{base.stem}-{number}")
-            number += 1
+            target, number = base.with_stem(f"{base.stem}-{number}"), number + 1
         taken.add(target)
-        if target.resolve() in sources:
-            raise UserError(f"{target} is one of the inputs and would be overwritten; choose another output folder")
+        # By device and number, not by name: links, and file systems that do not tell capitals from small letters.
+        if target.exists() and _identity(target) in inputs_by_file:
+            raise UserError(
+                f"{show(target)} is one of the inputs and would be overwritten; choose another output folder"
+            )
         named.append((source, target))
     return named
 
 
-def translate_files(
-    translator: Translator,
-    pairs: Iterable[tuple[Path, Path]],
-    overwrite: bool = False,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Report:
-    """Translate the pictures of a :func:`plan`; each comes out at its own size.
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
-    What is there already is skipped, unless ``overwrite``. A picture that cannot be read is noted and passed over.
-    ``progress`` is called with how many pictures are dealt with.
+
+def _find(given: Path | str, out: Path) -> list[tuple[Path, Path]]:
+    """Return the pictures of one input, each with its path below the output folder."""
+    path = Path(given)
+    if path.is_dir():
+        return _below(path, find_images(path), out)
+    if path.exists():
+        return [(path, Path(path.name))]
+    if not glob.has_magic(str(given)):
+        raise UserError(f"there is no file or folder {show(given)}")
+    pictures: list[Path] = []
+    for match in map(Path, sorted(glob.glob(str(given), recursive=True))):
+        if match.is_dir():
+            with contextlib.suppress(UserError):  # it holds no picture: others may
+                pictures += find_images(match)
+        elif match.suffix.lower() in EXTENSIONS:
+            pictures.append(match)
+    if not pictures:
+        raise UserError(f"there is no picture at {show(given)}")
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    return _below(Path(*plain), pictures, out)
+
+
+def _below(folder: Path, pictures: list[Path], out: Path) -> list[tuple[Path, Path]]:
+    """Return pictures with their paths below a folder, without those in the output folder if that lies there, too."""
+    out = out.resolve()
+    if folder.resolve() in out.parents:
+        pictures = [p for p in pictures if not p.parent.resolve().is_relative_to(out)]
+    return [(p, p.relative_to(folder)) for p in pictures]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return (i, n) from "i/n".
+
+    Raises:
+        ValueError: it does not say so, or i is none of 1 to n.
     """
-    report = Report()
-    done = 0
-    for batch in _batches(pairs, overwrite, report):
-        results = translator.translate([picture for _, _, picture in batch])
-        for (_, target, _), result in zip(batch, results, strict=True):
-            write_image(result, target)
-            report.written.append(target)
-        now = len(report.written) + len(report.skipped) + len(report.failed)
-        progress(now - done)
-        done = now
-    progress(len(report.written) + len(report.skipped) + len(report.failed) - done)
-    return report
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"{text!r} is no shard; the first of four is 1/4, the last is 4/4")
+    return int(found[1]), int(found[2])
 
 
-def _batches(
-    pairs: Iterable[tuple[Path, Path]], overwrite: bool, report: Report
-) -> Iterator[list[tuple[Path, Path, Image.Image]]]:
-    """Read pictures and hand neighbours of equal size over together."""
-    batch: list[tuple[Path, Path, Image.Image]] = []
-    for source, target in pairs:
-        if target.exists() and not overwrite:
-            report.skipped.append(target)
-            continue
-        try:
-            picture = read_image(source)
-        except UnreadableImage as error:
-            report.failed.append((source, str(error)))
-            continue
-        if batch and (len(batch) == _BATCH or batch[0][2].size != picture.size):
-            yield batch
-            batch = []
-        batch.append((source, target, picture))
-    if batch:
-        yield batch
+def parse_size(text: str) -> int | tuple[int, int]:
+    """Return the shorter side from "256", or (width, height) from "640x480".
+
+    Raises:
+        ValueError: it says neither.
+    """
+    found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
+    sides = [int(side) for side in (found.groups() if found else ()) if side]
+    if not sides or min(sides) < 1:
+        raise ValueError(f"{text!r} is no size; write 256 for the shorter side, or 640x480")
+    return (sides[0], sides[1]) if len(sides) == 2 else sides[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -11,12 +12,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qsattn_plugin.checkpoints import Checkpoints
-from qsattn_plugin.data.images import from_tensor, to_channels, to_float
+from qsattn_plugin.data.images import as_pil, from_tensor, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.pretrained import entries, find, weights
 from qsattn_plugin.storage import DamagedFile, load_tensors
 from qsattn_plugin.translation.apply import translate, with_alpha
+from qsattn_plugin.translation.tiled import TILE, CannotTile, is_large, translate_tiled
+
+#: Pixels of the pictures that share a batch: sixteen of 256 x 256.
+_TOGETHER = 1 << 20
 
 
 class Translator(nn.Module):
@@ -39,31 +44,56 @@ class Translator(nn.Module):
         return self.generator(images)
 
     @overload
-    def translate(self, pictures: Image.Image) -> Image.Image: ...
+    def translate(self, pictures: Image.Image, tile: int | None = None) -> Image.Image: ...
 
     @overload
-    def translate(self, pictures: Sequence[Image.Image]) -> list[Image.Image]: ...
+    def translate(self, pictures: Sequence[Image.Image], tile: int | None = None) -> list[Image.Image]: ...
 
-    def translate(self, pictures: Image.Image | Sequence[Image.Image]) -> Image.Image | list[Image.Image]:
+    def translate(
+        self, pictures: Image.Image | Sequence[Image.Image], tile: int | None = None
+    ) -> Image.Image | list[Image.Image]:
         """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
 
-        Neighbours of equal size in a list share a batch.
+        Neighbours of equal size in a list share a batch. Large pictures are translated in tiles, with the same result
+        in less memory, where the generator says what it is made of.
+
+        Args:
+            pictures: one, or a list.
+            tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0 translates
+                all whole. Without it, tiles of 512 pixels for pictures of more than 1024 x 1024.
+
+        Raises:
+            CannotTile: tiles were asked for, and the generator cannot work in tiles.
+            UserError: the disk is too full for the feature maps of a large picture.
         """
         if isinstance(pictures, Image.Image):
-            return self.translate([pictures])[0]
-        weights = next(self.generator.parameters())
+            return self.translate([pictures], tile)[0]
         out: list[Image.Image] = []
         while len(out) < len(pictures):
-            size = pictures[len(out)].size
-            batch = []
-            for picture in pictures[len(out) :]:
-                if picture.size != size:
-                    break
-                batch.append(to_float(to_channels(picture, self.channels)))
-            images = torch.stack(batch).to(weights.device, weights.dtype)
-            for result in translate(self.generator, images):
-                out.append(with_alpha(from_tensor(result.cpu()), pictures[len(out)]))
+            first = pictures[len(out)]
+            if is_large(first.size, tile):
+                out.append(self._in_tiles(first, tile))
+                continue
+            alike = itertools.takewhile(lambda p, size=first.size: p.size == size, pictures[len(out) :])
+            out += self._whole(list(itertools.islice(alike, max(1, _TOGETHER // (first.width * first.height)))))
         return out
+
+    def _whole(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        """Translate pictures of one size in one batch."""
+        weights = next(self.generator.parameters())
+        images = torch.stack([to_float(to_channels(picture, self.channels)) for picture in pictures])
+        results = translate(self.generator, images.to(weights.device, weights.dtype)).cpu()
+        return [with_alpha(from_tensor(r), picture) for r, picture in zip(results, pictures, strict=True)]
+
+    def _in_tiles(self, picture: Image.Image, tile: int | None) -> Image.Image:
+        """Translate a large picture."""
+        try:
+            pixels = translate_tiled(self.generator, to_channels(picture, self.channels), tile or TILE)
+        except CannotTile:
+            if tile is not None:
+                raise
+            return self._whole([picture])[0]
+        return with_alpha(as_pil(pixels), picture)
 
 
 def load(model: str | Path, device: torch.device | str = "cpu", name: str | None = None) -> Translator:
