@@ -71,7 +71,15 @@ def fork(tmp_path_factory) -> Path:
 
 def start(where: Path, *arguments: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "qsattn_plugin.cli", "fork", *arguments]
-    return subprocess.Popen(command, cwd=where, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=where,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What runs the tests in the background may ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 @pytest.fixture
