@@ -74,11 +74,16 @@ class InstanceNorm(nn.InstanceNorm2d):
 
     PyTorch's CPU kernel for the backward pass of batch norm, which instance norm is made of, reads a gradient with the
     channels side by side (what a product of a transposed map leaves) as if it lay like the input. 2.15 is silently and
-    entirely wrong there, for instance norm at batch size 1.
+    entirely wrong there, for instance norm at batch size 1. And on the CPU its forward pass is slow, see
+    :func:`~qsattn_plugin.registry.lean.channel_norm`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _laid_out(super().forward(x))
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or self.affine or self.track_running_stats:
+            return _laid_out(super().forward(x))
+        if x.ndim != 4 or x.shape[-2:].numel() == 1:
+            return _laid_out(super().forward(x))
+        return _laid_out(F.group_norm(x, x.shape[1], eps=self.eps))
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ReflectionPad", "blur_down", "in_a_row", "norm_act"]
+__all__ = ["ReflectionPad", "blur_down", "channel_norm", "in_a_row", "norm_act"]
 
 
 def _plain() -> bool:
@@ -69,11 +69,35 @@ def blur_down(x: Tensor, filt: Tensor) -> Tensor:
     return _blur(x, filt) if _plain() else _Blur.apply(x, filt)
 
 
+def channel_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the instance norm of (B, C, H, W), with each channel's mean and 1 / deviation, both (B * C,).
+
+    By group norm's kernel with one channel a group: on the CPU it sums in vectors, where batch norm's takes three to six
+    times as long for the same numbers.
+    """
+    b, c, h, w = x.shape
+    out, mean, inverse = torch.native_group_norm(x, None, None, b, c, h * w, c, eps)
+    return out, mean.view(-1), inverse.view(-1)
+
+
+def _act_backward(grad: Tensor, centred: Tensor, slope: float) -> Tensor:
+    """The gradient of a ReLU, plain or leaky, of what ``centred`` has the sign of; overwrites it if it may."""
+    ops = torch.ops.aten
+    if torch.is_grad_enabled():  # for the slope of a slope
+        return ops.leaky_relu_backward(grad, centred, slope, False)
+    if slope:
+        return ops.leaky_relu_backward.grad_input(grad, centred, slope, False, grad_input=centred)
+    return ops.threshold_backward.grad_input(grad, centred, 0, grad_input=centred)
+
+
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, slope: float) -> Tensor:
-        maps = x.reshape(1, -1, *x.shape[2:])
-        out, mean, inverse = torch.native_batch_norm(maps, None, None, None, None, True, 0.0, eps)
+        if x.device.type == "cpu":
+            out, mean, inverse = channel_norm(x, eps)
+        else:
+            maps = x.reshape(1, -1, *x.shape[2:])
+            out, mean, inverse = torch.native_batch_norm(maps, None, None, None, None, True, 0.0, eps)
         ctx.save_for_backward(x, mean, inverse)
         ctx.eps, ctx.slope = eps, slope
         out = F.relu_(out) if slope == 0 else F.leaky_relu_(out, slope)
@@ -84,8 +108,7 @@ class _NormAct(torch.autograd.Function):
         x, mean, inverse = ctx.saved_tensors
         maps = x.reshape(1, -1, *x.shape[2:])
         # Laid out as the norm's input: on the CPU, batch norm's backward pass takes that for granted.
-        inner = grad.reshape(maps.shape).contiguous()
-        inner = torch.where(maps > mean[:, None, None], inner, ctx.slope * inner if ctx.slope else 0.0)
+        inner = _act_backward(grad.reshape(maps.shape).contiguous(), maps - mean[:, None, None], ctx.slope)
         wanted = [True, False, False]
         found = torch.ops.aten.native_batch_norm_backward(
             inner, maps, None, None, None, mean, inverse, True, ctx.eps, wanted
