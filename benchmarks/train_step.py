@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -173,6 +174,19 @@ def in_a_process(**case: Any) -> dict[str, Any] | None:
     raise RuntimeError(done.stderr)
 
 
+def in_rounds(cases: list[dict[str, Any]], rounds: int) -> list[dict[str, Any] | None]:
+    """Run cases one after the other, all of them so many times, and return the medians of each.
+
+    A process can be 10 % slower than the next one of the same case, and a machine than itself a minute ago.
+    """
+    found: list[list[dict[str, Any] | None]] = [[] for _ in cases]
+    for _ in range(rounds):
+        for case, got in zip(cases, found, strict=True):
+            if None not in got:
+                got.append(in_a_process(**case))
+    return [None if None in got else {k: statistics.median(g[k] for g in got) for k in got[0]} for got in found]
+
+
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
@@ -221,12 +235,15 @@ def steps_table(given: argparse.Namespace, common: dict[str, Any]) -> None:
     for device in given.devices:
         for size in given.sizes if device == "cpu" else [256]:
             one = {"size": size, "device": device, **common}
-            base = in_a_process(form="reference", batch=1, precision="fp32", **one)
-            row([device, f"{size} px", "reference", "fp32", 1], base, 1, None)
+            cases = [{"form": "reference", "batch": 1, "precision": "fp32", **one}]
             for precision in ("fp32",) if device == "cpu" else ("fp32", "bf16"):
                 for batch in given.batches or ((1,) if device == "cpu" else (1, 4, 8)):
-                    got = in_a_process(form="our step", batch=batch, precision=precision, **one)
-                    row([device, f"{size} px", "ours", precision, batch], got, batch, base and {**base, "batch": 1})
+                    cases.append({"form": "our step", "batch": batch, "precision": precision, **one})
+            base, *others = in_rounds(cases, given.rounds)
+            row([device, f"{size} px", "reference", "fp32", 1], base, 1, None)
+            for case, got in zip(cases[1:], others, strict=True):
+                head = [device, f"{size} px", "ours", case["precision"], case["batch"]]
+                row(head, got, case["batch"], base and {**base, "batch": 1})
 
 
 def measures_table(given: argparse.Namespace, common: dict[str, Any]) -> None:
@@ -234,11 +251,10 @@ def measures_table(given: argparse.Namespace, common: dict[str, Any]) -> None:
     table("device", "image", "", *FIGURES, "images/s to ours", "by CPU time", "memory to ours")
     for device in given.devices:
         for size in given.sizes if device == "cpu" else [256]:
-            base = None
-            for form in given.measures:
-                got = in_a_process(form=form, size=size, device=device, batch=1, precision="fp32", **common)
-                row([device, f"{size} px", form], got, 1, base)
-                base = base or got
+            one = {"size": size, "device": device, "batch": 1, "precision": "fp32", **common}
+            found = in_rounds([{"form": form, **one} for form in given.measures], given.rounds)
+            for form, got in zip(given.measures, found, strict=True):
+                row([device, f"{size} px", form], got, 1, None if got is found[0] else found[0])
 
 
 def main() -> None:
@@ -246,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=3, help="after the one that warms up")
+    parser.add_argument("--rounds", type=int, default=3, help="processes a row, whose medians are shown")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256], help="images' sides on the CPU")
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of our step; 1, and 4 and 8 on CUDA")
     parser.add_argument("--devices", nargs="+", default=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
