@@ -32,6 +32,12 @@ TINY = (
 )
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Refuse an archive's bytes as a test's name: they may hold the time they were made at, and workers disagree."""
+    if isinstance(val, bytes) and val.startswith((b"PK", b"\x1f\x8b")):
+        raise pytest.UsageError(f"{argname}: give this archive a name, pytest.param(..., id=...)")
+
+
 @pytest.fixture
 def real_pictures() -> Path:
     """The folder of the real horse2zebra set; skips where it is absent."""

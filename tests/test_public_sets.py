@@ -117,7 +117,10 @@ def test_a_set_that_is_not_whole_or_not_readable_leaves_nothing(workplace, publi
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"broken" * 99, "neither a zip nor a tar"), (zipped({"../../evil.jpg": picture(1)}), "leads out of the folder")],
+    [
+        pytest.param(b"broken" * 99, "neither a zip nor a tar", id="broken"),
+        pytest.param(zipped({"../../evil.jpg": picture(1)}), "leads out of the folder", id="evil"),
+    ],
 )
 def test_a_published_archive_that_is_bad_is_refused(workplace, published, content, message):
     published("cat2dog", content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.server
 import io
@@ -113,8 +114,9 @@ def zipped(members: dict[str, bytes], **attributes: int) -> bytes:
 
 
 def tarred(members: dict[str, bytes | tarfile.TarInfo], mode: str = "w:gz") -> bytes:
+    """A tar archive, compressed or not; the same bytes whenever it is made (gzip would write the time into them)."""
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode) as file:
+    with tarfile.open(fileobj=out, mode=mode.removesuffix(":gz")) as file:
         for name, content in members.items():
             if isinstance(content, tarfile.TarInfo):
                 file.addfile(content)
@@ -122,4 +124,4 @@ def tarred(members: dict[str, bytes | tarfile.TarInfo], mode: str = "w:gz") -> b
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 file.addfile(info, io.BytesIO(content))
-    return out.getvalue()
+    return gzip.compress(out.getvalue(), mtime=0) if mode.endswith(":gz") else out.getvalue()
