@@ -59,6 +59,7 @@ BUILTIN: dict[str, tuple[str, ...]] = {
         "qsattn_plugin.registry.generators",
         "qsattn_plugin.registry.unet",
         "qsattn_plugin.registry.mobile",
+        "qsattn_plugin.registry.swift",
     ),
     "discriminator": ("qsattn_plugin.registry.discriminators", "qsattn_plugin.registry.timm_parts"),
     "encoder": ("qsattn_plugin.registry.encoders", "qsattn_plugin.registry.timm_parts"),

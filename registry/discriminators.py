@@ -24,6 +24,8 @@ class PatchGAN(nn.Module):
         init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
         init_gain: the scale of that draw.
         in_channels: channels of the images; a recipe takes them from ``data.channels``.
+        shrink: look at the image so many times smaller (means over squares of pixels), which makes patches as many
+            times as large for a fraction of the arithmetic, and blind to what only single pixels tell.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class PatchGAN(nn.Module):
         init: Init = "xavier",
         init_gain: float = 0.02,
         in_channels: int = 3,
+        shrink: int = 1,
     ):
         super().__init__()
-        for name, value in (("layers", layers), ("width", width)):
+        for name, value in (("layers", layers), ("width", width), ("shrink", shrink)):
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
+        self.shrink = shrink
         make_norm = normalisation(norm)
         bias = norm != "batch"
         model: list[nn.Module] = []
@@ -59,6 +63,7 @@ class PatchGAN(nn.Module):
         initialise(self, init, init_gain)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
         for _, layer in in_a_row(self.model):
             x = layer(x)
         return x

@@ -9,7 +9,7 @@ Every generator offers its layers as *taps*, the places where a contrastive loss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -88,16 +88,26 @@ class TappedGenerator(nn.Module):
             The image; (image, list of features) with ``taps``; the list alone with ``encode_only``.
         """
         wanted = [tap.index for tap in self.find_taps(taps)] if len(taps) else []
-        features = []
-        for index, layer in in_a_row(self.model, wanted):
-            if encode_only and len(features) == len(wanted):
-                break
-            x = layer(x)
-            if index in wanted:
-                features.append(x)
+        features: list[Tensor] = []
+        out = x
+        if not encode_only or wanted:
+            for index, out in self._walk(x, wanted):
+                if index in wanted:
+                    features.append(out)
+                    if encode_only and len(features) == len(wanted):
+                        break
         if encode_only:
             return features
-        return (x, features) if wanted else x
+        return (out, features) if wanted else out
+
+    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield the outputs of the layers in order, with the layers' indices; what nobody asks for is not computed.
+
+        Only those that are ``wanted`` and the last one have to be there.
+        """
+        for index, layer in in_a_row(self.model, wanted):
+            x = layer(x)
+            yield index, x
 
     def primitives(self) -> list[Primitive]:
         """What :meth:`forward` runs, for :mod:`qsattn_plugin.registry.primitives`."""

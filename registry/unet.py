@@ -10,7 +10,7 @@ Taps of a U-Net with n levels, from the picture inwards and out again:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -114,44 +114,31 @@ class UnetGenerator(TappedGenerator):
             name = f"up_{j}" if k else "output"
             self.taps.append(Tap(self.levels + j, name, channels[k - 1] if k else out_channels, 2**k))
 
-    def _walk(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield the features at every tap in order; what nobody asks for is not computed."""
+    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
             height, width = x.shape[-2:]
             raise ValueError(
                 f"this U-Net halves images {self.levels} times: sides must be multiples of {self.multiple}, "
                 f"got {height} x {width}"
             )
-        yield x
+        index = 0
+        yield index, x
         blocks, skips = [], []
         block: UnetBlock | None = self.model
         while block is not None:
             x = block.down(x)
-            yield x
+            index += 1
+            yield index, x
             blocks.append(block)
             skips.append(x)
             block = block.inner
         skips.pop()
         for block in reversed(blocks):
             x = block.up(x)
-            yield x
+            index += 1
+            yield index, x
             if skips:
                 x = torch.cat([skips.pop(), x], 1)
-
-    def forward(self, x: Tensor, taps: Sequence[int | str] = (), encode_only: bool = False):
-        """Translate (B, C, H, W) in [-1, 1]; as :meth:`TappedGenerator.forward`."""
-        wanted = [tap.index for tap in self.find_taps(taps)] if len(taps) else []
-        last = max(wanted, default=-1) if encode_only else len(self.taps) - 1
-        features = []
-        if last >= 0:
-            for index, out in enumerate(self._walk(x)):
-                if index in wanted:
-                    features.append(out)
-                if index == last:
-                    break
-        if encode_only:
-            return features
-        return (out, features) if wanted else out
 
     def primitives(self) -> list[Primitive]:
         """What :meth:`forward` runs."""

@@ -108,6 +108,37 @@ def test_mobile_resnet_takes_a_seventh_of_the_arithmetic(antialias):
     assert taken["mobile_resnet_9blocks"] * 7 <= taken["resnet_9blocks"]
 
 
+def test_swift_resnet_begins_with_a_small_change_of_the_picture():
+    x = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    torch.manual_seed(0)
+    painter = create("generator", "swift_resnet_6blocks", width=16)
+    change = painter(x) - x
+    assert 1e-3 < change.abs().mean() < 0.2
+    assert painter(x).abs().max() <= 1
+    torch.manual_seed(0)
+    plain = create("generator", "swift_resnet_6blocks", width=16, residual=False)
+    assert (plain(x) - x).abs().mean() > 0.3, "without the picture nothing of it is there yet"
+    with pytest.raises(ValueError, match="residual: 1 channels come in and 3 go out"):
+        create("generator", "swift_resnet_6blocks", residual=True, in_channels=1)
+
+
+def test_a_patchgan_that_shrinks_what_it_sees_judges_larger_patches():
+    def patch(**arguments: object) -> int:
+        torch.manual_seed(0)
+        judge = create("discriminator", "patchgan", width=4, norm="none", antialias=False, **arguments)
+        x = torch.zeros(1, 3, 256, 256, requires_grad=True)
+        scores = judge(x)
+        scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
+        rows = x.grad[0].abs().sum(dim=(0, 2)).nonzero()
+        return int(rows.max() - rows.min()) + 1
+
+    assert patch() == 70  # Isola et al. 2017
+    assert patch(shrink=2) == 140
+    assert patch(shrink=2, layers=2) == 68
+    with pytest.raises(ValueError, match="shrink: must be at least 1, got 0"):
+        create("discriminator", "patchgan", shrink=0)
+
+
 def test_describe_counts_what_convolutions_do():
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), Downsample(8), nn.ConvTranspose2d(8, 2, 4, stride=2, padding=1), nn.ReLU()

@@ -55,6 +55,8 @@ CASES = [
     ("resnet_4blocks", {"norm": "none", **PLAIN}, (131, 102)),
     ("mobile_resnet_9blocks", {}, (131, 102)),
     ("mobile_resnet_9blocks", PLAIN, (103, 131)),
+    ("swift_resnet_6blocks", {}, (131, 102)),
+    ("swift_resnet_6blocks", {"norm": "instance", "residual": False}, (103, 131)),
     ("unet_64", {}, (203, 131)),
     ("unet_256", {"width": 4}, (300, 203)),
     ("unet_64", {"norm": "batch", "init_gain": 0.5}, (64, 260)),
@@ -193,7 +195,7 @@ def test_the_disk_s_limit_is_kept_and_changes_nothing(a_pixel, tmp_path):
     assert not list(tmp_path.iterdir()) and not job.spill.maps
 
 
-@pytest.mark.parametrize("name", ["resnet_9blocks", "mobile_resnet_9blocks", "unet_256"])
+@pytest.mark.parametrize("name", ["resnet_9blocks", "mobile_resnet_9blocks", "swift_resnet_6blocks", "unet_256"])
 def test_the_plan_for_4096_pixels(name):
     """Within 5 GB of disk; no step of a tile holds more than 350 MB; and little is computed twice."""
     with torch.device("meta"):

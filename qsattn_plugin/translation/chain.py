@@ -38,7 +38,7 @@ def steps_of(layer: nn.Module) -> list[Step]:
     kind = type(layer)
     if kind in (nn.Identity, nn.Dropout, nn.Dropout2d) and not (layer.training and kind is not nn.Identity):
         return []
-    if kind in (nn.ReLU, nn.LeakyReLU, nn.Tanh):
+    if kind in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Hardtanh):
         return [Activation(layer)]
     if kind in (nn.InstanceNorm2d, nn.BatchNorm2d, InstanceNorm, BatchNorm):
         return [Normalise(layer)]

@@ -79,15 +79,18 @@ class Step:
 
 
 class Activation(Step):
-    """ReLU, leaky ReLU or tanh."""
+    """ReLU, leaky ReLU, tanh or its straight form."""
 
     def __init__(self, layer: nn.Module):
-        self.slope = {nn.ReLU: 0.0, nn.LeakyReLU: getattr(layer, "negative_slope", 0.0)}.get(type(layer))
+        self.layer = layer
 
     def run(self, x, have, want, size, owned):
-        if self.slope is None:
+        if isinstance(self.layer, nn.Tanh):
             return x.tanh_() if owned else x.tanh()
-        return F.leaky_relu(x, self.slope, inplace=owned) if self.slope else F.relu(x, inplace=owned)
+        if isinstance(self.layer, nn.Hardtanh):
+            return F.hardtanh(x, self.layer.min_val, self.layer.max_val, inplace=owned)
+        slope = getattr(self.layer, "negative_slope", 0.0)
+        return F.leaky_relu(x, slope, inplace=owned) if slope else F.relu(x, inplace=owned)
 
 
 class Normalise(Step):
