@@ -44,6 +44,8 @@ class PatchGAN(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
         self.shrink = shrink
+        # The last two convolutions take a pixel each, and a score map must have one left.
+        self.smallest = 3 * 2**layers * shrink
         make_norm = normalisation(norm)
         bias = norm != "batch"
         model: list[nn.Module] = []
@@ -63,6 +65,11 @@ class PatchGAN(nn.Module):
         initialise(self, init, init_gain)
 
     def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < self.smallest:
+            raise ValueError(
+                f"layers: this PatchGAN needs images of at least {self.smallest} pixels a side, "
+                f"got {tuple(x.shape[-2:])}; take fewer layers, or shrink less"
+            )
         x = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
         for _, layer in in_a_row(self.model):
             x = layer(x)

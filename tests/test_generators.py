@@ -135,6 +135,13 @@ def test_a_patchgan_that_shrinks_what_it_sees_judges_larger_patches():
     assert patch() == 70  # Isola et al. 2017
     assert patch(shrink=2) == 140
     assert patch(shrink=2, layers=2) == 68
+    with pytest.raises(
+        ValueError, match="at least 48 pixels a side, got \\(47, 64\\); take fewer layers, or shrink less"
+    ):
+        create("discriminator", "patchgan", shrink=2)(torch.zeros(1, 3, 47, 64))
+    for arguments in ({}, {"shrink": 2, "antialias": False}, {"layers": 2}):
+        judge = create("discriminator", "patchgan", width=2, **arguments)
+        assert judge(torch.zeros(2, 3, judge.smallest, judge.smallest)).shape == (2, 1, 1, 1)
     with pytest.raises(ValueError, match="shrink: must be at least 1, got 0"):
         create("discriminator", "patchgan", shrink=0)
 
