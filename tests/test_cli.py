@@ -159,6 +159,11 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
             ["build", "toy", "-s", "sampler.taps=[17]"],
             "-s sampler.taps=[17]: sampler.taps: the sampler is to attend to tap 17",
         ),
+        (
+            ["build", "toy", "-s", "discriminator.layers=5"],
+            "data.crop: layers: this PatchGAN needs images of at least 96",
+        ),
+        (["build", "toy", "-s", "generator=unet_128"], "data.crop: this U-Net halves images 7 times"),
         (["build", "horse2zebra"], "datasets/horse2zebra"),
         (["fit"], "no run was built here yet"),
         (["fit", "nothing"], "nothing is not a run"),

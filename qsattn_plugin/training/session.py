@@ -31,10 +31,10 @@ class RecipeParts:
         self.channels = recipe.data.channels
 
     def generator(self) -> nn.Module:
-        return self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
+        return self._sized(self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels))
 
     def discriminator(self) -> nn.Module:
-        return self.recipe.build("discriminator", in_channels=self.channels)
+        return self._sized(self.recipe.build("discriminator", in_channels=self.channels))
 
     def encoder(self, generator: nn.Module) -> nn.Module:
         return self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
@@ -49,6 +49,19 @@ class RecipeParts:
         except UserError as error:
             raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
         return sampler
+
+    def _sized(self, network: nn.Module) -> nn.Module:
+        """Return the network, having asked it whether it takes images of the size that it will be trained with."""
+        data = self.recipe.data
+        if "crop" in data.preprocess:
+            ghost = copy.deepcopy(network).to("meta")  # shapes alone: nothing is computed
+            try:
+                ghost(torch.empty(2, self.channels, data.crop, data.crop, device="meta"))
+            except ValueError as error:
+                raise self.recipe.error("data.crop", str(error)) from error
+            except Exception:
+                pass  # somebody's part that cannot work on shapes alone; it has its say at the first step
+        return network
 
 
 def augmentations(recipe: Recipe, section: str) -> Augmentations:
