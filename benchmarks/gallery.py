@@ -1,0 +1,51 @@
+"""A picture of what models make of the first pictures of a folder, failures included: for the model cards.
+
+    python benchmarks/gallery.py -m horse2zebra --pictures datasets/horse2zebra/testA -o docs/images/horse2zebra.png
+
+Rows of eight: the pictures as they are, and below them their translations, a row a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from qsattn_plugin import load
+
+ROW = 8
+GAP = 2
+
+
+def gallery(rows: list[list[Image.Image]], side: int) -> Image.Image:
+    """Return rows of pictures as bands of eight columns: all rows of the first eight pictures, then of the next."""
+    columns = min(ROW, len(rows[0]))
+    bands = -(-len(rows[0]) // ROW)
+    step = side + GAP
+    height = bands * (len(rows) * step + 3 * GAP) - 4 * GAP
+    sheet = Image.new("RGB", (columns * step - GAP, height), "white")
+    for r, row in enumerate(rows):
+        for k, picture in enumerate(row):
+            band, column = divmod(k, ROW)
+            at = (column * step, band * (len(rows) * step + 3 * GAP) + r * step)
+            sheet.paste(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS), at)
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-m", "--models", nargs="+", required=True, help="runs, weights files or published names")
+    parser.add_argument("--pictures", type=Path, required=True, help="a folder; its first pictures by name are taken")
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--side", type=int, default=160, help="pixels of a picture in the sheet")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    files = sorted(p for p in args.pictures.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[: args.count]
+    pictures = [Image.open(path).convert("RGB") for path in files]
+    rows = [pictures, *(load(model).eval().translate(pictures) for model in args.models)]
+    gallery(rows, args.side).save(args.output)
+
+
+if __name__ == "__main__":
+    main()
