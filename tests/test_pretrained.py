@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +46,7 @@ def test_an_entry_is_complete(entry):
     assert path.stat().st_size <= 25e6
     tensors, document = load_tensors(path)
     assert all(t.dtype in (torch.float16, torch.float32) for t in tensors.values())
+    assert not any(word.startswith(("/", "~")) for word in re.findall(r'"([^"]*)"', json.dumps(document))), "a path"
     (described,) = document["generators"].values()
     assert described["type"] == entry.generator
     # What the file says of its generator and what the index says build the same network.
@@ -51,6 +54,11 @@ def test_an_entry_is_complete(entry):
     assert {k: v.shape for k, v in twin.state_dict().items()} == {k: v.shape for k, v in generator.state_dict().items()}
     x = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
     assert torch.equal(published(entry.name)(x), qsattn_plugin.load(path)(x))
+
+
+def test_weights_that_are_not_published_yet_are_said_to_be_missing():
+    with pytest.raises(UserError, match=r"weights of later are not published yet; .* `qsattn build slow` trains one"):
+        weights(Entry("later", "Not yet.", "resnet_4blocks", card={"recipe": "slow"}))
 
 
 def test_every_file_of_weights_is_in_the_index():

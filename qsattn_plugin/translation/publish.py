@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,12 +47,22 @@ def publish(model: str | Path, out: Path, generator: str | None = None) -> Publi
     state = translator.generator.state_dict()
     tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     kept = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
+    kept["recipe"] = _without_folders(kept.get("recipe"))
     described = {"forward": {"type": spec["type"], "arguments": spec["arguments"], "prefix": _PREFIX}}
     save_tensors(out, tensors, {"kind": "weights", "generators": described, **kept})
     images = torch.rand(1, translator.channels, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         apart = (load(out)(images) - translator(images)).abs()
     return Published(checksum(out), out.stat().st_size, apart.max().item(), apart.mean().item())
+
+
+def _without_folders(value: Any) -> Any:
+    """A recipe's plain data in which a path that begins at the root of somebody's machine is its last part alone."""
+    if isinstance(value, dict):
+        return {key: _without_folders(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(below) for below in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def main() -> None:
