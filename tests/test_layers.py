@@ -118,3 +118,20 @@ def test_lean_layers_keep_no_image():
         out = run(LEAN["norm and relu"][0].float(), x)
     assert [t.numel() for t in kept if t.numel() > 3] == [x.numel()]
     assert all(t.data_ptr() != out.data_ptr() for t in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (2, 3)], ids=str)
+def test_a_blurs_gradient_in_half_precision_is_that_of_the_blur(size, dtype):
+    layer, _ = LEAN["blur"]
+    g = torch.Generator().manual_seed(0)
+    # Small whole numbers, whose sums of sixteenths half precision holds exactly.
+    small = tuple(-(-n // 2) for n in size)
+    x, upstream = (torch.randint(-1, 2, (2, 3, *s), generator=g) for s in (size, small))
+    found = []
+    for kind in (torch.float64, dtype):
+        image, back = x.to(kind).requires_grad_(), upstream.to(kind).requires_grad_()
+        (slope,) = torch.autograd.grad(layer.to(kind)(image), image, back, create_graph=True)
+        (second,) = torch.autograd.grad(slope, back, torch.ones_like(slope))
+        found.append((slope.double(), second.double()))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
