@@ -20,6 +20,7 @@ from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
+from qsattn_plugin.training.session import Session
 from qsattn_plugin.translation.load import published
 from qsattn_plugin.translation.publish import publish
 from tests.conftest import TINY
@@ -143,5 +144,8 @@ def test_publishing_a_run_keeps_what_the_generator_does(workplace):
     small, whole = qsattn_plugin.load(workplace / "out" / "w.safetensors"), qsattn_plugin.load(run.folder)
     assert small.document["recipe"] == whole.document["recipe"] and small.document["step"] == 1
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    again = Session(load_recipe("toy", (*TINY, f"train.init_from={workplace / 'out' / 'w.safetensors'}")))
+    begun, published = again.method.generator.state_dict(), small.generator.state_dict()
+    assert all(torch.equal(begun[key], published[key]) for key in published)
     # Half precision has 11 bits; weights rounded to those move a few layers' output by some thousandths at most.
     assert 0 < (small(x) - whole(x)).abs().max() < 1e-2

@@ -163,14 +163,17 @@ class Session:
         self.step = document["step"]
 
     def warm_start(self, path: Path) -> None:
-        """Take the weights of another training's checkpoint; optimizers start anew.
+        """Take the weights of another training's checkpoint, or of a published file; optimizers start anew.
 
         The generators must fit whole; of the other networks, what agrees in name and shape is taken.
 
         Raises:
             UserError: there is no such file, or its generator is not the recipe's.
         """
-        tensors, _ = load_tensors(path, "model/")
+        everything, document = load_tensors(path)
+        tensors = {key.removeprefix("model/"): t for key, t in everything.items() if key.startswith("model/")}
+        if not tensors:  # a published file holds generators alone
+            tensors = self._published_in(everything, document)
         mine = self.method.state_dict()
         fits = {k: t for k, t in tensors.items() if k in mine and mine[k].shape == t.shape}
         lacking = [k for k in mine if k.startswith("generator") and k not in fits]
@@ -182,6 +185,20 @@ class Session:
                 f"{lacking[0]}, {tuple(mine[lacking[0]].shape)} here and {there}",
             )
         self.method.load_state_dict(fits, strict=False)
+
+    def _published_in(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return a published file's generators, their tensors named as the method names them."""
+        names = {id(module): name for name, module in self.method.named_modules()}
+        found = {}
+        for name, network in self.method.published().items():
+            prefix = document.get("generators", {}).get(name, {}).get("prefix")
+            if prefix is not None:
+                found |= {
+                    f"{names[id(network)]}.{key.removeprefix(prefix)}": tensor
+                    for key, tensor in tensors.items()
+                    if key.startswith(prefix)
+                }
+        return found
 
 
 def describe_generator(recipe: Recipe) -> dict[str, Any]:
