@@ -52,6 +52,17 @@ def train(recipe, folder) -> None:
     assert all(math.isfinite(v) for each in found for v in each.values())
 
 
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith("_cut")])
+def test_the_baseline_differs_in_where_it_looks_alone(name):
+    """Another method drops what was said about the first one's objective, and another sampler its arguments."""
+    ours, baseline = (load_recipe(n).to_dict() for n in (name.removesuffix("_cut"), name))
+    assert ours["sampler"].pop("type") == "qsattn_global" and baseline["sampler"].pop("type") == "random"
+    assert {"queries": 256, **ours["sampler"]}["queries"] == {"queries": 256, **baseline["sampler"]}["queries"]
+    for recipe in (ours, baseline):
+        del recipe["name"], recipe["method"], recipe["sampler"]
+    assert baseline == ours
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_trains(name, pictures, monkeypatch, tmp_path):
     monkeypatch.chdir(pictures)
