@@ -165,7 +165,8 @@ class Train(Section):
         compile: Let torch.compile fuse the networks; the first steps take minutes.
         seed: Every random draw of the run follows from it.
         ema: Decay of the averaged generator a step; 0 switches averaging off.
-        init_from: Checkpoint or weights file to start from.
+        init_from: Checkpoint or weights file to start from. A checkpoint brings its discriminator; from a file without
+            one, a trained generator forgets much within some hundred steps.
         device: auto takes what the machine has; or a torch device such as cpu, cuda:1 or mps.
         log_every: Steps between two lines of the log.
     """
