@@ -170,10 +170,9 @@ class Session:
         Raises:
             UserError: there is no such file, or its generator is not the recipe's.
         """
-        everything, document = load_tensors(path)
-        tensors = {key.removeprefix("model/"): t for key, t in everything.items() if key.startswith("model/")}
+        tensors, _ = load_tensors(path, "model/")
         if not tensors:  # a published file holds generators alone
-            tensors = self._published_in(everything, document)
+            tensors = self._published_in(*load_tensors(path))
         mine = self.method.state_dict()
         fits = {k: t for k, t in tensors.items() if k in mine and mine[k].shape == t.shape}
         lacking = [k for k in mine if k.startswith("generator") and k not in fits]
