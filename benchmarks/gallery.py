@@ -54,6 +54,7 @@ def maps(files: list[Path], models: list[str], side: int) -> Image.Image:
 
 
 def main() -> None:
+    """Draw what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--models", nargs="+", required=True, help="runs, weights files or published names")
     parser.add_argument("--pictures", type=Path, required=True, help="a folder; its first pictures by name are taken")
