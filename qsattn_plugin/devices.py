@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from qsattn_plugin.errors import UserError
 
@@ -23,3 +24,13 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a backend
         raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device; the host does not wait for what the device has still to do.
+
+    To the CPU it does wait: the numbers could be read before they are there.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()  # from pageable memory the copy may wait, whatever is asked of it
+    return tensor.to(device, non_blocking=device.type != "cpu")

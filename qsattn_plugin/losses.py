@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from qsattn_plugin.devices import send
 from qsattn_plugin.registry import register
 
 
@@ -176,7 +177,7 @@ class WGANGP(AdversarialLoss):
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
         device = generator.device if generator is not None else real.device
-        share = torch.rand(len(real), 1, 1, 1, generator=generator, device=device).to(real.device)
+        share = send(torch.rand(len(real), 1, 1, 1, generator=generator, device=device), real.device)
         # In float32, also under autocast: squares of small gradients leave the range of half precision. And with plain
         # attention: fused kernels have no second derivative.
         with torch.autocast(real.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):

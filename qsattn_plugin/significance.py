@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qsattn_plugin.attention import GlobalAttention, LocalAttention
+from qsattn_plugin.devices import send
 from qsattn_plugin.log_form import wide
 from qsattn_plugin.registry import register
 
@@ -61,4 +62,4 @@ def uniform(features: Tensor, generator: torch.Generator | None = None) -> Tenso
     """
     shape = (features.shape[0], features.shape[2] * features.shape[3])
     device = features.device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device).to(features.device, non_blocking=True)
+    return send(torch.rand(shape, generator=generator, device=device), features.device)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qsattn_plugin.devices import pick_device
+from qsattn_plugin.devices import pick_device, send
 from qsattn_plugin.errors import UserError
 
 __all__ = ["Elsewhere", "PeerLost", "World", "world"]
@@ -113,7 +113,7 @@ class World:
             # Which parameters have a gradient rides along: the optimizer passes over those that no rank has one for.
             found = torch.tensor([p.grad is not None for p in group], dtype=group[0].dtype)
             complete = bool(found.all())
-            flat = torch.cat([_flat(gradients), found.to(group[0].device, non_blocking=True)])
+            flat = torch.cat([_flat(gradients), send(found, group[0].device)])
             dist.all_reduce(flat, group=self._gradients)
             # Read only by a rank that lacks one: it makes the host wait for the device.
             anywhere = [True] * len(group) if complete else (flat[-len(group) :] > 0).tolist()

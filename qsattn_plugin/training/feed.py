@@ -13,6 +13,7 @@ from qsattn_plugin.data.images import to_float
 from qsattn_plugin.data.preprocess import Preprocess
 from qsattn_plugin.data.seeding import mix
 from qsattn_plugin.data.store import Store
+from qsattn_plugin.devices import send
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.session import augmentations
 
@@ -76,10 +77,7 @@ class Feed:
         images = self.batches.batch(step)
         batch = {}
         for number, letter in enumerate("AB"):
-            pixels = images[letter]
-            if self.device.type == "cuda":
-                pixels = pixels.pin_memory()
-            x = to_float(pixels.to(self.device, non_blocking=True))
+            x = to_float(send(images[letter], self.device))
             if len(self.augment):
                 draws = torch.Generator().manual_seed(mix(self.seed, _AUGMENT, step, self.rank, number))
                 x = self.augment(x, draws)
