@@ -96,7 +96,7 @@ def main() -> None:
     """Unpaired image-to-image translation with query-selected attention.
 
     \b
-    qsattn build toy && qsattn fit                 train the toy model in five minutes
+    qsattn build toy && qsattn fit                 train the toy model in about five minutes
     qsattn translate photos/ -m toy -o out/        translate with it
     """
 
