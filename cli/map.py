@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -40,11 +41,13 @@ def command(
     """Draw, for each IMAGE (file, folder or pattern) and tap: the image, its entropy as a heat map (warm is small
     entropy), and the selected queries; side by side as a PNG, with the numbers as JSON beside it.
 
-    Without --sampler the model's own is used where it selects by attention, otherwise qsattn_global.
+    Without --sampler the model's own is used where it selects by attention, otherwise qsattn_global. Pictures that
+    cannot be read are listed at the end; the exit code is then 1.
     """
     from qsattn_plugin.devices import pick_device
     from qsattn_plugin.evaluation.mapping import draw_maps
 
+    failed: list[tuple[Path, str]] = []
     written = draw_maps(
         images,
         model,
@@ -55,7 +58,12 @@ def command(
         scale=scale,
         size=size,
         device=pick_device(device),
+        failed=failed,
     )
     for path, numbers in written:
         entropy = json.loads(numbers.read_text(encoding="utf-8"))["entropy_quantiles"]
         click.echo(f"{path}  entropy {entropy['0%']:.3g} to {entropy['100%']:.3g} nats, median {entropy['50%']:.3g}")
+    for _, reason in failed:
+        click.echo(f"not drawn: {reason}", err=True)
+    if failed:
+        sys.exit(1)

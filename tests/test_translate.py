@@ -97,6 +97,28 @@ def test_folders_and_patterns_keep_their_structure(workplace):
         plan(["in", "in/x.png"], Path("out"))
 
 
+def test_pictures_that_differ_in_their_ending_alone(workplace):
+    for name in ("in/a.bmp", "in/a.png", "in/a.tif", "in/b.bmp", "in/b.tif"):
+        photo(name)
+    names = planned("in")
+    assert names["in/a.png"] == "a.png", "whose name it is, wherever it comes in the list"
+    assert [names[f"in/{n}"] for n in ("a.bmp", "a.tif", "b.bmp", "b.tif")] == [
+        "a.bmp.png",
+        "a.tif.png",
+        "b.png",
+        "b.tif.png",
+    ]
+    Path("in/a.bmp").unlink()
+    assert planned("in")["in/a.png"] == "a.png"
+
+
+def test_patterns_do_not_follow_links_in_a_circle(workplace):
+    photo("in/a.png")
+    photo("in/deep/a.png")
+    Path("in/loop").symlink_to(".")
+    assert planned("in/**/a.png") == {"in/a.png": "a.png", "in/deep/a.png": "deep/a.png"}
+
+
 def test_the_output_folder_inside_an_input_folder_is_no_input(workplace):
     photo("a.png")
     photo("sub/b.png")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from qsattn_plugin.data.images import read_image, to_channels, to_float, write_image
+from qsattn_plugin.data.images import UnreadableImage, read_image, to_channels, to_float, write_image
 from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
@@ -30,6 +30,7 @@ def draw_maps(
     scale: Scale = "rank",
     size: int | None = None,
     device: torch.device | str = "cpu",
+    failed: list[tuple[Path, str]] | None = None,
 ) -> list[tuple[Path, Path]]:
     """Write ``NAME-tap-T.png`` and ``.json`` for every picture and tap; return their paths.
 
@@ -43,6 +44,7 @@ def draw_maps(
         scale: how entropies become colours, see :meth:`~qsattn_plugin.evaluation.maps.EntropyMap.warmth`.
         size: the shorter side in pixels to which pictures are resized first.
         device: where to compute.
+        failed: is given (picture, reason) for every picture that cannot be read; without it, the first one raises.
 
     Raises:
         UserError: no such picture, model, tap or sampler.
@@ -50,17 +52,28 @@ def draw_maps(
     source = feature_source(model, taps, device)
     chooser = choose_sampler(source, sampler, options or {})
     written = []
-    for path, target in plan(images, out):
-        picture = read_image(path)
+
+    def places(target: Path) -> list[Path]:
+        return [target.with_name(f"{target.stem}-tap-{tap}.png") for tap in map(str, source.taps)]
+
+    for path, target in plan(images, out, kept=(), files=places):
+        try:
+            picture = read_image(path)
+        except UnreadableImage as error:
+            if failed is None:
+                raise
+            failed.append((path, str(error)))
+            continue
         if size is not None:
             factor = size / min(picture.size)
             picture = picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.BICUBIC)
         image = to_float(to_channels(picture, source.channels))
-        features = source.features(pad_for(source.generator, image[None].to(device)))
-        for tap in map(str, source.taps):
+        padded = pad_for(source.generator, image[None].to(device))
+        features = source.features(padded)
+        for tap, place in zip(map(str, source.taps), places(target), strict=True):
             maps, stride = features[tap]
-            found = entropy_map(image, maps, chooser, stride, torch.Generator().manual_seed(0))
-            place = target.with_name(f"{target.stem}-tap-{tap}.png")
+            draws = torch.Generator().manual_seed(0)
+            found = entropy_map(image, maps, chooser, stride, draws, tuple(padded.shape[-2:]))
             write_image(found.draw(scale), place)
             numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **found.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")

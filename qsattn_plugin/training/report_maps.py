@@ -47,12 +47,14 @@ def draw_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[
     try:
         for image in images[:IMAGES]:
             image = to_float(image)
-            features = source.features(pad_for(generator, image[None].to(session.device)))
+            padded = pad_for(generator, image[None].to(session.device))
+            features = source.features(padded)
             flags = sampler.attentive([f for f, _ in features.values()], list(features))
             for attends, (tap, (found, stride)) in zip(flags, features.items(), strict=True):
                 if attends:
                     # The maps' random draws, where a sampler has any, are its own: training must not notice.
-                    seen = entropy_map(image, found, chooser, stride, torch.Generator().manual_seed(0))
+                    draws = torch.Generator().manual_seed(0)
+                    seen = entropy_map(image, found, chooser, stride, draws, tuple(padded.shape[-2:]))
                     sheets.setdefault(tap, []).append(seen.draw())
     finally:
         for network, mode in modes.items():

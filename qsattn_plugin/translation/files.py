@@ -7,48 +7,71 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from qsattn_plugin.data.images import EXTENSIONS, find_images, show
 from qsattn_plugin.errors import UserError
 
 #: Kinds that a translation is written in as its source is; all others become PNGs.
-_KEPT = (".jpg", ".jpeg", ".png", ".webp")
+KEPT = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def plan(inputs: Iterable[Path | str], out: Path) -> list[tuple[Path, Path]]:
+def plan(
+    inputs: Iterable[Path | str],
+    out: Path,
+    kept: Collection[str] = KEPT,
+    files: Callable[[Path], Iterable[Path]] = lambda target: (target,),
+) -> list[tuple[Path, Path]]:
     """Return (source, destination) for every picture among the inputs, the same for the same inputs.
 
     Files, folders (all pictures below them, their structure kept) and glob patterns (the structure below the part
     without wildcards kept). A file that is named twice counts once. Where the output folder lies inside an input
-    folder, what is in it is no input. Destinations are PNGs, except for JPEG and WebP sources, which keep their format;
-    two sources that would get the same name get their own.
+    folder, what is in it is no input. Destinations are PNGs, except for sources of the ``kept`` kinds. Of two sources
+    that would get the same name, the one whose name it is has it; ``photo.bmp`` then becomes ``photo.bmp.png``, and
+    others are numbered.
+
+    Args:
+        inputs: what is to be found.
+        out: the output folder.
+        kept: endings whose format is kept.
+        files: destination to the files that will be written for it.
 
     Raises:
-        UserError: an input is not there, or a destination is one of the inputs, by whatever name.
+        UserError: an input is not there, or a file to be written is one of the inputs, by whatever name.
     """
     pairs: dict[str, tuple[Path, Path]] = {}
     for given in inputs:
         for source, below in _find(given, out):
             pairs.setdefault(os.path.abspath(source), (source, out / below))
-    inputs_by_file = {_identity(source) for source, _ in pairs.values()}
-    taken: set[Path] = set()
-    named: list[tuple[Path, Path]] = []
-    for source, base in pairs.values():
-        if base.suffix.lower() not in _KEPT:
-            base = base.with_suffix(".png")
-        target, number = base, 2
-        while target in taken:
-            target, number = base.with_stem(f"{base.stem}-{number}"), number + 1
-        taken.add(target)
-        # By device and number, not by name: links, and file systems that do not tell capitals from small letters.
-        if target.exists() and _identity(target) in inputs_by_file:
-            raise UserError(
-                f"{show(target)} is one of the inputs and would be overwritten; choose another output folder"
-            )
-        named.append((source, target))
+    targets = _named({key: base for key, (_, base) in pairs.items()}, kept)
+    named = [(source, targets[key]) for key, (source, _) in pairs.items()]
+    sources = {_identity(source) for source, _ in named}
+    for _, target in named:
+        for file in files(target):
+            # By device and number, not by name: links, and file systems that do not tell capitals from small letters.
+            if file.exists() and _identity(file) in sources:
+                raise UserError(
+                    f"{show(file)} is one of the inputs and would be overwritten; choose another output folder"
+                )
     return named
+
+
+def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
+    """Return each source's destination, by the same keys; those that keep their name come first."""
+    found: dict[str, Path] = {}
+    taken: set[Path] = set()
+    stays = {key: base.suffix.lower() in kept for key, base in bases.items()}
+    for key, base in sorted(bases.items(), key=lambda item: not stays[item[0]]):  # sorting keeps the order otherwise
+        target = base if stays[key] else base.with_suffix(".png")
+        if target in taken and not stays[key]:
+            base = target = base.with_name(f"{base.name}.png")
+        number = 2
+        while target in taken:
+            target, number = base.with_stem(f"{base.stem}-{number}").with_suffix(target.suffix), number + 1
+        taken.add(target)
+        found[key] = target
+    return found
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -66,7 +89,7 @@ def _find(given: Path | str, out: Path) -> list[tuple[Path, Path]]:
     if not glob.has_magic(str(given)):
         raise UserError(f"there is no file or folder {show(given)}")
     pictures: list[Path] = []
-    for match in map(Path, sorted(glob.glob(str(given), recursive=True))):
+    for match in _without_loops(sorted(glob.glob(str(given), recursive=True))):
         if match.is_dir():
             with contextlib.suppress(UserError):  # it holds no picture: others may
                 pictures += find_images(match)
@@ -76,6 +99,16 @@ def _find(given: Path | str, out: Path) -> list[tuple[Path, Path]]:
         raise UserError(f"there is no picture at {show(given)}")
     plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
     return _below(Path(*plain), pictures, out)
+
+
+def _without_loops(matches: list[str]) -> list[Path]:
+    """Return the matches in order, each file once: ``**`` goes through links to folders above, again and again."""
+    first: dict[tuple[str, str], str] = {}
+    for match in sorted(matches, key=lambda m: (len(Path(m).parts), m)):
+        folder, name = os.path.split(match)
+        first.setdefault((os.path.realpath(folder), name), match)
+    found = set(first.values())
+    return [Path(match) for match in matches if match in found]
 
 
 def _below(folder: Path, pictures: list[Path], out: Path) -> list[tuple[Path, Path]]:

@@ -1,0 +1,91 @@
+"""Entropy maps: where a position lies in the picture, also in a padded one, and what is written for which file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from qsattn_plugin.cli import main
+from qsattn_plugin.evaluation.maps import EntropyMap
+
+
+def seen(height: int, width: int, padded: tuple[int, int], cells: tuple[int, int], stride: int) -> EntropyMap:
+    """A map whose entropy grows row by row, with a query at every position."""
+    values = torch.arange(float(cells[0] * cells[1])).view(cells)
+    queries = torch.stack(torch.meshgrid(*map(torch.arange, cells), indexing="ij"), dim=-1).view(-1, 2)
+    return EntropyMap(torch.zeros(3, height, width), values, queries, stride, padded)
+
+
+@pytest.mark.parametrize(
+    ("size", "padded", "cells", "first"),
+    [
+        ((64, 64), (64, 64), (8, 8), (4.0, 4.0)),
+        ((60, 50), (64, 56), (8, 7), (4.0, 4.0)),  # padding lies on the right and below: nothing moves
+        ((64, 64), (64, 64), (10, 10), (0.0, 0.0)),  # an encoder's own padding lies all around
+        ((60, 50), (64, 56), (10, 9), (0.0, 0.0)),
+    ],
+)
+def test_positions_lie_where_the_encoder_saw_them(size, padded, cells, first):
+    found = seen(*size, padded, cells, 8)
+    centres = found.centres()
+    assert centres[0] == first
+    row, column = 3, 4
+    around = [(n * 8 - p) / 2 for n, p in zip(cells, padded, strict=True)]
+    expected = ((column + 0.5) * 8 - around[1], (row + 0.5) * 8 - around[0])
+    assert centres[row * cells[1] + column] == expected
+    assert centres[-1] == (
+        min(size[1] - 1, (cells[1] - 0.5) * 8 - around[1]),
+        min(size[0] - 1, (cells[0] - 0.5) * 8 - around[0]),
+    )
+    # The heat map's border between the two halves of the rows lies at the same place.
+    half = cells[0] // 2
+    split = EntropyMap(
+        found.image, (torch.arange(cells[0]) < half).double()[:, None].expand(cells), found.queries, 8, padded
+    )
+    sheet = split.draw("linear")
+    factor = sheet.height // size[0]
+    middle = sheet.crop((size[1] * factor + 4, 0, 2 * size[1] * factor + 4, sheet.height)).convert("RGB")
+    blue = [middle.getpixel((10, y))[2] - middle.getpixel((10, y))[0] for y in range(sheet.height)]
+    crossing = next(y for y in range(sheet.height) if blue[y] < 0)  # cold above, warm below
+    assert abs(crossing / factor - (half * 8 - around[0])) < 8 / 2
+
+
+def test_a_picture_that_has_to_be_padded(workplace):
+    Image.effect_noise((50, 62), 60).convert("RGB").save("a.png")
+    assert maps("a.png").exit_code == 0
+    numbers = json.loads(Path("maps/a-tap-15.json").read_text())
+    assert numbers["image_size"] == [50, 62] and numbers["shape"] == [16, 13]
+    for (row, column), (x, y) in zip(numbers["queries"], numbers["query_pixels"], strict=True):
+        assert (x, y) == (min(49, (column + 0.5) * 4), min(61, (row + 0.5) * 4))
+
+
+def maps(*arguments: str, out: str = "maps"):
+    return CliRunner().invoke(main, ["map", *arguments, "-m", "toy", "--tap", "15", "--queries", "9", "-o", out])
+
+
+def test_every_picture_gets_its_own_files(workplace):
+    for number, ending in enumerate(("jpg", "png", "bmp")):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(f"a.{ending}")
+    done = maps("a.jpg", "a.png", "a.bmp")
+    assert done.exit_code == 0, done.output
+    assert sorted(p.name for p in Path("maps").glob("*.png")) == [
+        "a-tap-15.png",
+        "a.bmp-tap-15.png",
+        "a.png-tap-15.png",
+    ]
+    assert maps("a.jpg", out=".").exit_code == 0, "a-tap-15.png beside a.jpg is no input"
+    refused = maps("a.png", "a-tap-15.png", out=".")
+    assert refused.exit_code == 1 and "a-tap-15.png is one of the inputs" in refused.output
+
+
+def test_a_picture_that_cannot_be_read_is_passed_over(workplace):
+    Path("a.png").write_bytes(b"no picture")
+    Image.new("RGB", (32, 32)).save("b.png")
+    done = maps("a.png", "b.png")
+    assert done.exit_code == 1 and "not drawn: a.png: not a picture" in done.output
+    assert [p.name for p in Path("maps").glob("*.png")] == ["b-tap-15.png"]
