@@ -35,6 +35,10 @@ class Checkpoints:
         """Return where the checkpoint of ``step`` lies or would lie."""
         return self.folder / f"step-{step:09d}.safetensors"
 
+    def files(self) -> list[Path]:
+        """Return all that there are: those by step, and the best."""
+        return [*map(self.path, self.steps()), *([self.best] if self.best.exists() else [])]
+
     @staticmethod
     def step_of(path: Path) -> int:
         """Return the step that a checkpoint's file name says."""

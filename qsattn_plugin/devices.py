@@ -34,3 +34,9 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()  # from pageable memory the copy may wait, whatever is asked of it
     return tensor.to(device, non_blocking=device.type != "cpu")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that memory was too small, the CPU's or a device's."""
+    known = any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
+    return known or isinstance(error, (MemoryError, torch.OutOfMemoryError))

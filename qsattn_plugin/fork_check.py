@@ -200,6 +200,8 @@ def _cost(run: Callable, features: list[Tensor]) -> tuple[float, float | None]:
         memory = (torch.cuda.max_memory_allocated(device) - before) / 1e6
     elif device.type == "cpu":
         memory = _profiled(step)
+    if cuda:  # what is still under way is not of the call that is timed
+        torch.cuda.synchronize(device)
     begin = time.perf_counter()
     step()
     if cuda:

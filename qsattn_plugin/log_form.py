@@ -47,12 +47,12 @@ def full_precision(device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if torch.amp.is_autocast_available(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
+        for backend in (cuda, cpu.matmul):  # the older setting, put back, would set both alike
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
         try:
             setting = torch.get_float32_matmul_precision()
         except RuntimeError:  # set through the newer settings alone, of which the older know nothing
-            for backend in (cuda, cpu.matmul):
-                stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-                backend.fp32_precision = "ieee"
+            cuda.fp32_precision = cpu.matmul.fp32_precision = "ieee"
         else:
             if setting != "highest":
                 stack.callback(torch.set_float32_matmul_precision, setting)

@@ -24,6 +24,8 @@ class ProjectionHeads(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
+        if init_gain < 0:
+            raise ValueError(f"init_gain: must be at least 0, got {init_gain}")
         self.count = len(channels)
         for index, c in enumerate(channels):
             mlp = nn.Sequential(nn.Linear(c, width), nn.ReLU(), nn.Linear(width, width))

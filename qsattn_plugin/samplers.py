@@ -11,6 +11,7 @@ Samplers have no parameters and keep no state.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -24,12 +25,16 @@ from qsattn_plugin.registry import PartError, find, register
 from qsattn_plugin.routes import OwnRoute, PointRoute, Route
 from qsattn_plugin.significance import uniform
 
-__all__ = ["GridSampler", "MixtureSampler", "QSAttnSampler", "RandomSampler", "Sampler"]
+__all__ = ["AttendsNowhere", "GridSampler", "MixtureSampler", "QSAttnSampler", "RandomSampler", "Sampler"]
 
 #: Without ``taps``, maps of at most this many positions are attended to: the reference's two deepest at 256 x 256.
 POSITIONS = 64 * 64
 
 Taps = tuple[int | str, ...] | Literal["all"] | None
+
+
+class AttendsNowhere(UserWarning):
+    """Query-selected attention that looks at no layer, as all are larger than it was told to look at."""
 
 
 class QSAttnSampler(Sampler):
@@ -95,7 +100,16 @@ class QSAttnSampler(Sampler):
 
     def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
         if self.taps is None:
-            return [f.shape[-2] * f.shape[-1] <= self.positions for f in features]
+            found = [f.shape[-2] * f.shape[-1] <= self.positions for f in features]
+            if features and not any(found):
+                smallest = min(f.shape[-2] * f.shape[-1] for f in features)
+                warnings.warn(
+                    f"no feature map has at most {self.positions} positions (the smallest has {smallest}): all queries "
+                    f"are random, which is CUT. Name the sampler's taps, or set its positions",
+                    AttendsNowhere,
+                    stacklevel=2,
+                )
+            return found
         if self.taps == "all":
             return [True] * len(features)
         wanted = [str(t) for t in self.taps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import kornia.augmentation as K
+import torch
 from torch import Tensor
 
 from qsattn_plugin.registry import register
@@ -13,7 +14,8 @@ from qsattn_plugin.registry.augmentations import Augmentation, check_share
 class Colour(Augmentation):
     """Changes brightness, contrast, saturation and hue, in random order, each image by itself.
 
-    Grey images have brightness and contrast alone. Values that leave [-1, 1] are cut off.
+    Grey images have brightness and contrast alone, and a channel of transparency stays as it is. Values that leave
+    [-1, 1] are cut off.
 
     Args:
         brightness: factors from 1 - brightness to 1 + brightness.
@@ -37,7 +39,7 @@ class Colour(Augmentation):
         super().__init__(K.ColorJitter(brightness, contrast, saturation, hue, p=check_share("p", p)))
 
     def _apply_kornia(self, x: Tensor, params: dict[str, Tensor] | None) -> Tensor:
-        grey = x.shape[1] == 1
-        unit = ((x + 1) / 2).clamp(0, 1)
-        out = super()._apply_kornia(unit.expand(-1, 3, -1, -1) if grey else unit, params)
-        return out[:, : x.shape[1]].clamp(0, 1) * 2 - 1
+        colours = 1 if x.shape[1] < 3 else 3
+        unit = ((x[:, :colours] + 1) / 2).clamp(0, 1)
+        out = super()._apply_kornia(unit.expand(-1, 3, -1, -1), params)
+        return torch.cat([out[:, :colours].clamp(0, 1) * 2 - 1, x[:, colours:]], dim=1)

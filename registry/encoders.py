@@ -22,6 +22,8 @@ class GeneratorEncoder(nn.Module):
 
     def __init__(self, taps: tuple[int | str, ...] | None = None, generator: nn.Module | None = None):
         super().__init__()
+        if taps is not None and not taps:
+            raise ValueError("taps: must name at least one layer")
         found = generator.find_taps(taps) if generator is not None else []
         #: Tap indices, shallow to deep: the names that a sampler's ``taps`` refer to.
         self.taps: list[int] = [tap.index for tap in found]

@@ -106,8 +106,8 @@ def training(here: World, folder: Path) -> dict[str, Any]:
     sessions: list[Session] = []
 
     class Kept(Session):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             sessions.append(self)
 
     loop.Session = Kept

@@ -193,6 +193,21 @@ def test_matrix_products_stay_float32_and_the_setting_is_left_as_it_was(setting)
         torch.set_float32_matmul_precision(before)
 
 
+def test_precisions_that_were_set_backend_by_backend_are_left_as_they_were():
+    matmul, mkldnn, before = (
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.matmul,
+        torch.backends.cuda.matmul.allow_tf32,
+    )
+    try:
+        matmul.allow_tf32 = True
+        found = matmul.fp32_precision, mkldnn.fp32_precision
+        row_entropy(normal(1, 64, 30, s=0.5))
+        assert (matmul.fp32_precision, mkldnn.fp32_precision) == found
+    finally:
+        matmul.allow_tf32 = before
+
+
 def test_each_image_is_as_in_a_batch_of_one_and_every_call_is_alike():
     features = normal(3, 500, 24, s=0.4)
     together = row_entropy(features)

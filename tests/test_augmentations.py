@@ -188,3 +188,13 @@ def test_a_list_is_applied_in_order_from_one_generator():
 def test_values_out_of_range_are_refused(name, arguments):
     with pytest.raises(ValueError, match=f"^{next(iter(arguments))}: "):
         create("augmentation", name, **arguments)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_colours_change_and_transparency_does_not(channels):
+    x = images(channels=channels)
+    out = build("colour")(x, seeded())
+    assert torch.equal(out[:, -1], x[:, -1])
+    colours = images(channels=channels)[:, :-1]
+    assert torch.equal(out[:, :-1], build("colour")(colours, seeded()))
+    assert not torch.equal(out[:, :-1], colours)

@@ -263,6 +263,7 @@ def test_what_looks_at_the_whole_batch_is_refused(settings, message):
 )
 def test_devices_that_ranks_cannot_share(monkeypatch, name, picked, there, message):
     monkeypatch.setattr(distributed, "pick_device", lambda name: torch.device(picked))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: picked != "mps")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -272,12 +273,14 @@ def test_devices_that_ranks_cannot_share(monkeypatch, name, picked, there, messa
 
 def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
     chosen = []
-    monkeypatch.setattr(distributed, "pick_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr(distributed, "pick_device", lambda name: pytest.fail("would put something on the first GPU"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("LOCAL_RANK", "1")  # of the second machine, say
-    assert World(3, 4).device("auto") == torch.device("cuda:1")
-    assert chosen == [torch.device("cuda:1")]
+    for name in ("auto", "cuda"):
+        assert World(3, 4).device(name) == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1")] * 2
 
 
 def test_processes_are_not_started_by_one_of_several(monkeypatch):

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.training.cut import QSAttn
 from qsattn_plugin.training.loop import LossIsNotFinite, Watch, fit
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
@@ -165,6 +168,99 @@ def test_init_from_takes_weights_and_nothing_else(workplace, ema):
     assert session.method.optimizer_state() == {}
     with pytest.raises(UserError, match="the generator in .* does not fit the recipe's"):
         Session(load_recipe("toy", (*TINY, f"train.init_from={path}", "generator.width=5")))
+
+
+def test_a_training_that_began_with_other_weights_goes_on_without_them(workplace):
+    first = build(workplace / "first", "train.steps=1")
+    fit(first)
+    start = first.checkpoints.path(1)
+    second = build(workplace / "second", f"train.init_from={start}")
+    fit(second, max_steps=1)
+    start.unlink()
+    fit(second)
+    assert second.checkpoints.steps()[-1] == 4
+    with pytest.raises(UserError, match="first"):
+        fit(build(workplace / "third", f"train.init_from={start}"))
+
+
+def test_overwriting_never_removes_the_weights_to_start_from(workplace):
+    run = build(workplace / "run", "train.steps=1")
+    fit(run)
+    settings = (*TINY, f"train.init_from={run.checkpoints.path(1)}")
+    with pytest.raises(UserError, match=r"train\.init_from: .*--overwrite would remove; choose another folder"):
+        Run.create(load_recipe("toy", settings), workplace / "run", overwrite=True)
+    assert run.checkpoints.steps() == [1]
+
+
+def test_a_run_goes_on_in_another_precision(workplace):
+    fit(build(workplace / "run"), max_steps=1)
+    recipe = workplace / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("precision: fp32", "precision: fp16"))
+    run = Run.open(workplace / "run")
+    assert run.recipe.train.precision == "fp16"
+    fit(run)
+    assert run.checkpoints.steps()[-1] == 4
+
+
+def test_weights_that_are_no_numbers_are_not_saved(workplace, monkeypatch):
+    run = build(workplace / "run", "checkpoint={every: 1, keep: 1}")
+    fit(run, max_steps=1)
+    before = run.checkpoints.path(1).read_bytes()
+
+    def spoil(method, batch, draws, observe=False):
+        with torch.no_grad():
+            method.heads.mlp_0[0].weight[0, 0] = torch.nan
+        return {"NCE": torch.zeros(())}
+
+    monkeypatch.setattr(QSAttn, "step", spoil)
+    with pytest.raises(LossIsNotFinite, match=r"the first is heads\.mlp_0\.0"):
+        fit(run)
+    assert run.checkpoints.path(1).read_bytes() == before
+
+
+def test_memory_that_is_too_small_is_said_in_words(workplace, monkeypatch):
+    run = build(workplace / "run")
+
+    def fails(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(QSAttn, "step", fails)
+    with pytest.raises(UserError, match=r"smaller train\.batch_size .*\nnothing is saved yet"):
+        fit(run)
+
+
+def test_parts_that_draw_from_the_global_generator_draw_the_same_in_every_run(workplace, monkeypatch):
+    """A dropout, say, of somebody's own generator; also in a run that was interrupted."""
+
+    def noisy(self, x, *arguments, **options):
+        return forward(self, torch.nn.functional.dropout(x, 0.5), *arguments, **options)
+
+    forward, ends = Resnet4Blocks.forward, []
+    monkeypatch.setattr(Resnet4Blocks, "forward", noisy)
+    for name, stops in (("whole", (None,)), ("parts", (2, None))):
+        run = build(workplace / name)
+        for stop in stops:
+            torch.rand(5)  # whatever was drawn before
+            fit(run, max_steps=stop)
+        ends.append(run.checkpoints.path(4).read_bytes())
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("side", [45, 68])
+@pytest.mark.parametrize("name", ["swift_resnet_6blocks", "unet_64"])
+def test_pictures_that_are_seen_whole_get_sides_that_the_generator_takes(workplace, name, side):
+    for folder in ("trainA", "trainB"):
+        picture = Image.new("RGB", (side, side + 3), (50, 90, 20))
+        (workplace / "data" / folder).mkdir(parents=True)
+        picture.save(workplace / "data" / folder / "a.png")
+    settings = ("data={type: folders, root: data, preprocess: none}", f"generator={{type: {name}, width: 4}}")
+    recipe = load_recipe("horse2zebra", (*[s for s in TINY if not s.startswith(("data", "generator"))], *settings))
+    fit(Run.create(recipe, workplace / "run"), max_steps=1)
+
+
+def test_crops_that_the_generator_cannot_take_are_refused_when_a_run_is_built():
+    with pytest.raises(UserError, match=r"data\.crop: swift_resnet_6blocks takes multiples of 8 pixels, got 36"):
+        Session(load_recipe("toy", (*TINY, "data.size=36", "data.crop=36", "generator=swift_resnet_6blocks")))
 
 
 def test_the_rate_falls_linearly_to_zero_over_the_second_half(workplace):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create, list_parts, register
 from qsattn_plugin.registry import find as find_part
-from qsattn_plugin.samplers import QSAttnSampler, RandomSampler
+from qsattn_plugin.samplers import AttendsNowhere, QSAttnSampler, RandomSampler
 from tests import equations
 from tests.test_attention import Watch
 
@@ -260,3 +262,12 @@ def test_choosing_and_routing_compiles_without_a_graph_break(name):
         return
     for got, expected in zip(compiled(source, target), step(source, target), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+def test_attention_that_would_look_nowhere_says_so():
+    maps = [torch.randn(1, 4, 12, 12), torch.randn(1, 4, 9, 9)]
+    with pytest.warns(AttendsNowhere, match=r"at most 50 positions \(the smallest has 81\).* set its positions"):
+        create("sampler", "qsattn_global", positions=50).choose(maps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        create("sampler", "qsattn_global", positions=81).choose(maps)

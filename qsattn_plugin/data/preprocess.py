@@ -46,13 +46,15 @@ class Preprocess:
     ============================  ===========================================  ===================
 
     As in CUT, ``scale_shortside`` enlarges small pictures and leaves larger ones alone, and pictures that are seen
-    whole get sides rounded to a multiple of 4, which two halvings ask for. Unlike in CUT, a picture that is too small
-    for the crop is enlarged just enough for it with its proportions kept (CUT stretches or fails).
+    whole get sides rounded to a multiple of 4, which two halvings ask for, or of what the generator takes. Unlike in
+    CUT, a picture that is too small for the crop is enlarged just enough for it with its proportions kept (CUT
+    stretches or fails).
 
     Args:
         mode: one of the table's.
         resize: pixels; not used by ``crop`` and ``none``.
         crop: side of the square crop in pixels, a multiple of 4; not used by the modes without ``crop`` in their name.
+        multiple: of what sides are that are seen whole.
         centre: take the crop from the middle in the call itself, for evaluation; see :meth:`for_test`.
 
     Raises:
@@ -62,6 +64,7 @@ class Preprocess:
     mode: Mode = "resize_and_crop"
     resize: int = 286
     crop: int = 256
+    multiple: int = 4
     centre: bool = False
 
     def __post_init__(self):
@@ -99,10 +102,14 @@ class Preprocess:
         elif self.mode.startswith("scale_shortside") and min(w, h) < self.resize:
             w, h = (round(side * self.resize / min(width, height)) for side in (w, h))
         if self.crop_size is None:
-            return _round4(w), _round4(h)
+            return self._rounded(w), self._rounded(h)
         if (short := min(w, h)) < self.crop:
             w, h = (max(self.crop, round(side * self.crop / short)) for side in (w, h))
         return w, h
+
+    def _rounded(self, side: int) -> int:
+        """Round to the nearest multiple, at least once that; halves go to the even multiple, as in CUT."""
+        return max(self.multiple, round(side / self.multiple) * self.multiple)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Do the part that is the same at every step.
@@ -130,8 +137,3 @@ class Preprocess:
             top, left = (h - self.crop) // 2, (w - self.crop) // 2
             image = image[:, top : top + self.crop, left : left + self.crop]
         return image.contiguous()
-
-
-def _round4(side: int) -> int:
-    """Round to the nearest multiple of 4, at least 4; halves go to the even multiple, as in CUT."""
-    return max(4, round(side / 4) * 4)

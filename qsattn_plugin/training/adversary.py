@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qsattn_plugin.losses import AdversarialLoss
 from qsattn_plugin.registry import PartError, create
@@ -44,7 +46,9 @@ class Adversary:
         real, fake = self.augment(real, draws), self.augment(fake.detach(), draws)
         if self.r1:
             real = real.detach().requires_grad_()
-        scores = self.discriminator(real)
+        # With plain attention: fused kernels have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH) if self.r1 else contextlib.nullcontext():
+            scores = self.discriminator(real)
         on_real, on_fake = self.loss.discriminator(scores, self.discriminator(fake))
         log[f"D_real{of}"], log[f"D_fake{of}"] = on_real.detach(), on_fake.detach()
         total = 0.5 * (on_real + on_fake)
@@ -53,12 +57,21 @@ class Adversary:
             log[f"D_penalty{of}"] = penalty.detach()
             total = total + penalty
         if self.r1:
-            maps = scores if isinstance(scores, (list, tuple)) else [scores]
-            (slope,) = torch.autograd.grad(sum(m.float().sum() for m in maps), real, create_graph=True)
-            penalty = slope.float().square().flatten(1).sum(dim=1).mean()
+            penalty = self._squared_slope(real, scores)
             log[f"D_R1{of}"] = penalty.detach()
             total = total + 0.5 * self.r1 * penalty
         return total
+
+    def _squared_slope(self, real: Tensor, scores: Tensor | Sequence[Tensor]) -> Tensor:
+        """Return the mean over images of the scores' squared slope, from scores that were computed where they can."""
+        device = real.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
+            # Norms' second derivatives leave float16's range; bfloat16 has float32's.
+            with torch.autocast(device, enabled=False), sdpa_kernel(SDPBackend.MATH):
+                scores = self.discriminator(real.float())
+        maps = scores if isinstance(scores, (list, tuple)) else [scores]
+        (slope,) = torch.autograd.grad(sum(m.float().sum() for m in maps), real, create_graph=True)
+        return slope.float().square().flatten(1).sum(dim=1).mean()
 
     def fooled_by(self, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], of: str = "") -> Tensor:
         """Return the generator's objective."""

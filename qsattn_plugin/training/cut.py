@@ -33,6 +33,7 @@ class CUT(Method):
         identity_l1: weight of the L1 distance of G(y) to y; CUT's single-image training has it.
         temperature: the contrastive loss's.
         negatives: "internal" or "batch", see the objective ``patchnce``.
+        detach_positives: let no gradient through the positives, as CUT does.
         head_width: features of the projection heads.
         head_gain: scale of the heads' Xavier draw.
         r1: weight of the R1 penalty on the discriminator's slope at real images; 0 leaves it out.
@@ -53,6 +54,7 @@ class CUT(Method):
         identity_l1: float = 0.0,
         temperature: float = 0.07,
         negatives: Literal["internal", "batch"] = "internal",
+        detach_positives: bool = True,
         head_width: int = 256,
         head_gain: float = 0.02,
         r1: float = 0.0,
@@ -61,13 +63,15 @@ class CUT(Method):
         super().__init__()
         if not gan_weight and not nce_weight:
             raise ValueError("gan_weight: 0, and nce_weight too: nothing is left that moves the generator")
+        if head_gain < 0:
+            raise ValueError(f"head_gain: must be at least 0, got {head_gain}")
         self.generator = parts.generator()
         self.discriminator = parts.discriminator()
         self.encoder = parts.encoder(self.generator)
         self.heads = ProjectionHeads(self.encoder.channels, head_width, head_gain)
         self.sampler = parts.sampler(self.encoder.taps)
         self.adversary = Adversary(self.discriminator, adversarial_loss(gan), parts.augmentation(), r1)
-        self.nce = PatchNCE(temperature, negatives)
+        self.nce = PatchNCE(temperature, negatives, detach_positives)
         self.gan_weight = gan_weight
         self.nce_weight = nce_weight
         self.identity = identity

@@ -65,12 +65,15 @@ class World:
         Raises:
             UserError: there is none for each rank.
         """
-        device = pick_device(name)
-        if self.size == 1 or device.type == "cpu":
-            return device
-        if device.type != "cuda":
+        if self.size == 1:
+            return pick_device(name)
+        # Before anything is put on a GPU: each process would make itself at home on the first one as well.
+        if not (torch.cuda.is_available() and (name == "auto" or name.partition(":")[0] == "cuda")):
+            device = pick_device(name)
+            if device.type == "cpu":
+                return device
             raise UserError(f"several processes train on CPUs or CUDA GPUs, not on {device.type}; set train.device=cpu")
-        if device.index is not None:
+        if ":" in name:
             raise UserError(f"train.device={name} is one GPU, but {self.size} processes train; set it to cuda or auto")
         here, number = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", self.rank))
         if number >= here:

@@ -32,6 +32,7 @@ class Feed:
         progress: called as ``progress(what, done, total)`` while images are decoded.
         rank: this process's number.
         world: how many processes share a step; each of them decodes and keeps all images.
+        multiple: of what the sides are of images that are seen whole: what the generator takes.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Feed:
         progress: Callable[[str, int, int], None] | None = None,
         rank: int = 0,
         world: int = 1,
+        multiple: int = 4,
     ):
         data = recipe.data
         self.seed = recipe.train.seed
@@ -48,7 +50,7 @@ class Feed:
         self.device = device
         self.direction = data.direction
         self.dataset = recipe.build("data", channels=data.channels)
-        prepare = Preprocess(data.preprocess, data.resize, data.crop)
+        prepare = Preprocess(data.preprocess, data.resize, data.crop, multiple)
         self._prepare_test = prepare.for_test()
         self.stores: dict[str, Store] = {}
         for letter, domain in zip("AB", self.domains, strict=True):

@@ -10,8 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.devices import out_of_memory
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import WriteFailed, replacing
 from qsattn_plugin.training.best import Best
 from qsattn_plugin.training.distributed import World, check, world
@@ -23,9 +27,12 @@ from qsattn_plugin.training.progress import Pace, Progress, summarise_losses
 from qsattn_plugin.training.report import refresh_report
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.training.watch import LossIsNotFinite, Watch
+from qsattn_plugin.training.watch import LossIsNotFinite, Watch, check_weights
 
 __all__ = ["Interrupted", "LossIsNotFinite", "Progress", "Watch", "fit", "summarise_losses"]
+
+#: What a seed is for, mixed in beside step and rank; see feed.py for the others.
+_GLOBAL = 102
 
 
 def fit(
@@ -72,6 +79,14 @@ def fit(
             return loop.run(max_steps, time_limit)
         except WriteFailed as error:
             raise WriteFailed(f"{error}\n{loop.way_back()}") from error
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise UserError(
+                f"the memory of {loop.session.device} is too small for a step of this recipe: take a smaller "
+                f"train.batch_size (with train.accumulate for the same step), data.crop or generator.width\n"
+                f"{loop.way_back()}"
+            ) from error
 
 
 class _Loop:
@@ -83,13 +98,15 @@ class _Loop:
         self.run_folder, self.report, self.world = run, report, here
         recipe = self.recipe = run.recipe
         with here.together():
-            self.session = Session(recipe, here.device(recipe.train.device))
+            self.session = Session(recipe, here.device(recipe.train.device), warm=newest is None)
             check(self.session.method, here)
             if newest is not None:
                 self.session.restore(newest, here.rank)
             if here.main:
                 run.tidy(self.session.step)
-            self.feed = Feed(recipe, self.session.device, self._decoding, here.rank, here.size)
+            generators = self.session.method.published().values()
+            multiple = math.lcm(4, *(getattr(generator, "multiple", 4) for generator in generators))
+            self.feed = Feed(recipe, self.session.device, self._decoding, here.rank, here.size, multiple)
             self.evaluation = Evaluation(recipe, self.feed) if here.main else None
         here.join(self.session.method, self.session.device)
         self.session.method.world = here
@@ -147,6 +164,8 @@ class _Loop:
     def _step(self, observe: bool) -> dict[str, Tensor]:
         session = self.session
         session.method.set_rate(session.rate_factor())
+        # For parts of others that draw from PyTorch's global generators, such as dropout.
+        torch.manual_seed(mix(self.recipe.train.seed, _GLOBAL, session.step, self.world.rank))
         batch, draws = self.feed.step(session.step)
         losses = session.method.step(batch, draws, observe=observe)
         for average in session.averages.values():
@@ -171,6 +190,7 @@ class _Loop:
             return
         with self.world.together():
             self.watch.check()
+            check_weights(self.session.step, self.session.method.state_dict())
         with self.pace.paused():
             memories = self.world.collect(self.session.method.memory())
             with self.world.together():

@@ -58,6 +58,12 @@ class Run:
                     f"{run.folder} holds {holds}; carry on with "
                     f"`qsattn fit {run.folder}`, choose another folder with --run, or replace it with --overwrite"
                 )
+            start = recipe.train.init_from
+            if start is not None and start.resolve() in {path.resolve() for path in run.checkpoints.files()}:
+                raise recipe.error(
+                    "train.init_from",
+                    f"{start} is a checkpoint that --overwrite would remove; choose another folder with --run",
+                )
             with run.lock():
                 run._clear()
         write_text(run.folder / "recipe.yaml", recipe.to_yaml())
@@ -87,9 +93,8 @@ class Run:
         return cls(path, load_recipe(path / "recipe.yaml"))
 
     def _clear(self) -> None:
-        for step in self.checkpoints.steps():
-            self.checkpoints.path(step).unlink()
-        self.checkpoints.best.unlink(missing_ok=True)
+        for file in self.checkpoints.files():
+            file.unlink()
         for picture in (*self.grids.glob("*.png"), *self.maps.glob("*.png")):
             picture.unlink()
         for file in (self.folder / "metrics.jsonl", self.report):

@@ -31,7 +31,12 @@ class RecipeParts:
         self.channels = recipe.data.channels
 
     def generator(self) -> nn.Module:
-        return self._sized(self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels))
+        network = self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
+        data, multiple = self.recipe.data, getattr(network, "multiple", 1)
+        if "crop" in data.preprocess and data.crop % multiple:
+            name = self.recipe.generator.type
+            raise self.recipe.error("data.crop", f"{name} takes multiples of {multiple} pixels, got {data.crop}")
+        return self._sized(network)
 
     def discriminator(self) -> nn.Module:
         return self._sized(self.recipe.build("discriminator", in_channels=self.channels))
@@ -75,16 +80,17 @@ class Session:
     Args:
         recipe: what to build.
         device: where; ``train.device`` without it.
+        warm: take over weights where the recipe says so (``train.init_from``); not needed before :meth:`restore`.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device | None = None):
+    def __init__(self, recipe: Recipe, device: torch.device | None = None, warm: bool = True):
         self.recipe = recipe
         self.device = device or pick_device(recipe.train.device)
         with torch.random.fork_rng(devices=[]):
             # Weights are drawn on the CPU whatever the device, so that a seed means the same network everywhere.
             torch.random.default_generator.manual_seed(mix(recipe.train.seed, _NETWORKS))
             self.method = recipe.build("method", parts=RecipeParts(recipe))
-        if recipe.train.init_from is not None:
+        if warm and recipe.train.init_from is not None:
             self.warm_start(recipe.train.init_from)
         self.method.start(recipe.train, self.device)
         decay = recipe.train.ema
@@ -156,7 +162,8 @@ class Session:
         _load(self.method, by_room["model"], path)
         self.method.load_optimizer_state(by_room["optimizer"])
         self.method.load_memory(by_room[_memory(rank)])
-        self.method.scaler.load_state_dict(document["scaler"])
+        if document["scaler"]:  # it is empty where the precision was another
+            self.method.scaler.load_state_dict(document["scaler"])
         for name, ema in self.averages.items():
             mine = {k.removeprefix(f"{name}/"): t for k, t in by_room["ema"].items() if k.startswith(f"{name}/")}
             _load(ema.average, mine, path)
@@ -175,7 +182,9 @@ class Session:
             tensors = self._published_in(*load_tensors(path))
         mine = self.method.state_dict()
         fits = {k: t for k, t in tensors.items() if k in mine and mine[k].shape == t.shape}
-        lacking = [k for k in mine if k.startswith("generator") and k not in fits]
+        published = {id(network) for network in self.method.published().values()}
+        wanted = tuple(f"{name}." for name, module in self.method.named_modules() if id(module) in published)
+        lacking = [k for k in mine if k.startswith(wanted) and k not in fits]
         if lacking:
             there = f"{tuple(tensors[lacking[0]].shape)} there" if lacking[0] in tensors else "not there"
             raise self.recipe.error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -56,3 +57,19 @@ class Watch:
                 f"the loss {names} became NaN or infinite at step {first:.0f}{where}. The last checkpoint is from "
                 f"before it: go on from there with a smaller train.lr or train.precision=fp32"
             )
+
+
+def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not all finite: a checkpoint of them would push out those that one can go on from.
+
+    Raises:
+        LossIsNotFinite: naming the first such tensor.
+    """
+    floating = {name: t for name, t in weights.items() if t.is_floating_point()}
+    bad = torch.stack([~t.isfinite().all() for t in floating.values()]).cpu().tolist()  # read once, not tensor by tensor
+    names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
+    if names:
+        raise LossIsNotFinite(
+            f"{len(names)} of {len(bad)} weights became NaN or infinite up to step {step}, the first is {names[0]}. "
+            f"The last checkpoint is from before it: go on from there with a smaller train.lr"
+        )

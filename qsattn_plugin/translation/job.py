@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, as_pil, read_image, show, to_channels, write_image
+from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.apply import with_alpha
 from qsattn_plugin.translation.load import Translator
@@ -161,7 +161,7 @@ class _Job:
         try:
             results = self._results(tasks, progress)
         except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(tasks) > 1:
                 for task in tasks:
@@ -220,8 +220,3 @@ def _resized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
         shorter = min(picture.size)
         size = tuple(max(1, round(side * size / shorter)) for side in picture.size)
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    known = any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
-    return known or isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -1,0 +1,41 @@
+"""Penalties on the discriminator's slope: in every precision, and with networks whose fast kernels have no slope."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.training.session import Session
+from tests.conftest import TINY
+from tests.test_gradients import draws, pictures
+
+DISCRIMINATORS = {
+    "patchgan": "discriminator={type: patchgan, width: 4, layers: 2, norm: instance}",
+    "vit": "discriminator={type: timm, model: test_vit, taps: [0], pretrained: false}",
+}
+
+
+def step(*settings: str):
+    session = Session(load_recipe("toy", (*TINY, "method=cut", "objective.identity=false", *settings)))
+    method = session.method
+    if method.dtype is torch.float16:
+        method.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # not the first guess, which skips some steps
+    before = [p.clone() for p in method.discriminator.parameters() if p.requires_grad]
+    log = method.step(pictures(dtype=torch.float32), draws())
+    after = [p for p in method.discriminator.parameters() if p.requires_grad]
+    return log, [(a - b).abs().sum() for a, b in zip(after, before, strict=True)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("discriminator", DISCRIMINATORS)
+@pytest.mark.parametrize(("penalty", "name"), [("objective.r1=1.0", "D_R1"), ("objective.gan=wgan-gp", "D_penalty")])
+def test_a_penalty_is_finite_and_teaches(penalty, name, discriminator, precision):
+    log, changes = step(penalty, DISCRIMINATORS[discriminator], f"train.precision={precision}")
+    assert all(value.isfinite() for value in log.values())
+    assert log[name] > 0
+    assert all(change.isfinite() for change in changes)
+    assert sum(change > 0 for change in changes) > len(changes) / 2
+    expected, _ = step(penalty, DISCRIMINATORS[discriminator])
+    # bfloat16 rounds at 4e-3 in every layer, and slopes are sums over all of them.
+    assert log[name].item() == pytest.approx(expected[name].item(), rel=0.2)
