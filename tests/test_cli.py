@@ -163,7 +163,7 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
             ["build", "toy", "-s", "discriminator.layers=5"],
             "data.crop: layers: this PatchGAN needs images of at least 96",
         ),
-        (["build", "toy", "-s", "generator=unet_128"], "data.crop: this U-Net halves images 7 times"),
+        (["build", "toy", "-s", "generator=unet_128"], "data.crop: unet_128 takes multiples of 128 pixels, got 64"),
         (["build", "horse2zebra"], "datasets/horse2zebra"),
         (["fit"], "no run was built here yet"),
         (["fit", "nothing"], "nothing is not a run"),

@@ -219,7 +219,7 @@ def test_a_model_needs_a_source_and_must_not_overwrite_it(workplace, sets, train
     assert "is a model: it needs --source" in refused("evaluate", trained, "--real", "b")
     args = (trained, "--source", "a", "--real", "b", "--metrics", "swd", "--device", "cpu")
     before = Path("a/00.png").read_bytes()
-    assert "a/00.png is one of the pictures to translate" in refused("evaluate", *args, "--keep", "a")
+    assert "a/00.png is one of the given pictures" in refused("evaluate", *args, "--keep", "a")
     assert Path("a/00.png").read_bytes() == before
 
 

@@ -46,13 +46,13 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.create_connection = refuse
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("timm", "kornia", "pydantic", "click", "torchvision"):
-            raise ImportError(f"{name} is not here")
+        if name.split(".")[0] in ("timm", "kornia", "pydantic", "click", "torchvision", "numpy"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
 sys.path += %r
-warnings.simplefilter("error", UserWarning)
-import torch
+import torch  # warns that numpy is not there
 from PIL import Image
+warnings.simplefilter("error", UserWarning)
 checkout = %r
 def load(entry, **arguments):
     return torch.hub.load(checkout, entry, source="local", **arguments)

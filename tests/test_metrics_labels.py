@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qsattn_plugin.evaluation.labels import CLASSES, LabelMaps, compare_labels, confusion, label_scores, scene
+from qsattn_plugin.evaluation.labels import (
+    CLASSES,
+    LabelMaps,
+    compare_labels,
+    confusion,
+    label_scores,
+    of_kind,
+    scene,
+)
 from qsattn_plugin.evaluation.pictures import Pictures
 from qsattn_plugin.evaluation.scoring import Evaluation
 from tests.metric_parts import folder, greys
@@ -78,3 +86,17 @@ def test_label_files_are_paired_by_scene_and_resized_to_the_truth(tmp_path):
     assert [figure.name for figure in scores.figures] == ["pixel_accuracy", "class_accuracy", "miou"]
     assert scores["miou"].settings["predicted_kind"] == "color"
     assert "2 predictions brought" in scores["miou"].resize
+
+
+def test_folders_as_cityscapes_has_them_hold_several_files_of_each_scene(tmp_path):
+    for name in ("a", "b"):
+        greys(tmp_path / "t", {f"{name}_gtFine_labelIds": ids(NUMBERS), f"{name}_gtFine_instanceIds": NUMBERS})
+        folder(tmp_path / "t", [painted(NUMBERS)], names=[f"{name}_gtFine_color"])
+    found = Pictures.find(tmp_path / "t")
+    assert len(found) == 6
+    for kind, ending in (("auto", "labelIds"), ("labelIds", "labelIds"), ("color", "color"), ("trainIds", "")):
+        chosen = of_kind(found, kind)
+        assert len(chosen) == (2 if ending else 6) and all(p.stem.endswith(ending) for p in chosen.paths)
+    assert torch.equal(LabelMaps(of_kind(found, "auto")).read(0), NUMBERS)
+    one = Pictures.find(folder(tmp_path / "one", [painted(NUMBERS)], names=["a_gtFine_color"]))
+    assert of_kind(one, "auto") is one

@@ -69,10 +69,14 @@ def test_every_file_of_weights_is_in_the_index():
 
 def test_a_published_name_is_a_model_where_no_run_has_that_name(workplace):
     assert qsattn_plugin.load("toy").channels == 3
-    (workplace / "runs" / "toy").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no checkpoint yet"):
+    (workplace / "toy").mkdir()  # a folder of pictures, say
+    assert qsattn_plugin.load("toy").channels == 3
+    with pytest.raises(UserError, match="toy is a folder, but of no run"):
+        qsattn_plugin.load("./toy")
+    (workplace / "runs" / "toy" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds no checkpoint yet.*; the published model .* is pretrained/toy"):
         qsattn_plugin.load("toy")
-    assert published("toy").channels == 3
+    assert published("toy").channels == qsattn_plugin.load("pretrained/toy").channels == 3
     with pytest.raises(UserError, match="no run, file or published model 'horse2zebr'; did you mean 'horse2zebra'"):
         qsattn_plugin.load("horse2zebr")
     with pytest.raises(UserError, match="no model 'tory' is published; did you mean 'toy'"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -88,7 +89,9 @@ def _find(source: Path, kind: str, ending: str, opened: contextlib.ExitStack) ->
     else:
         # The folder may be given itself: leftImg8bit must be in what the pattern sees.
         base = source.resolve().parent
-        listed = ((path.relative_to(base).as_posix(), path.read_bytes) for path in source.resolve().rglob(f"*{ending}"))
+        # Not rglob, which passes over links to folders, where people keep large sets.
+        paths = (Path(top, file) for top, _, files in os.walk(source.resolve(), followlinks=True) for file in files)
+        listed = ((path.relative_to(base).as_posix(), path.read_bytes) for path in paths if path.name.endswith(ending))
     matched = ((pattern.fullmatch(name), read) for name, read in listed)
     return {(found[1], found[2]): read for found, read in matched if found}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -10,7 +11,6 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -24,6 +24,8 @@ __all__ = [
     "check_channels",
     "find_images",
     "from_tensor",
+    "memory_of",
+    "plain",
     "read_image",
     "show",
     "to_channels",
@@ -138,7 +140,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         # Pillow registers formats at the first open, and a second thread may then find its own missing: ask for all.
         Image.init()
         with Image.open(path) as image:
-            return _plain(_upright(image))
+            return plain(image)
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from None
     # Decoders raise nearly anything on damaged input (SyntaxError, struct.error, IndexError, ...): each one means the
@@ -176,28 +178,49 @@ def _upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
+def plain(image: Image.Image) -> Image.Image:
+    """Return any picture as :func:`read_image` gives it: upright, of mode L, LA, RGB or RGBA.
+
+    Raises:
+        UnreadableImage: its values are out of the range of what they could be.
+    """
+    return _plain(_upright(image))
+
+
 def _plain(image: Image.Image) -> Image.Image:
     """Convert any mode to L, LA, RGB or RGBA."""
     if image.mode.startswith(("I", "F")):
-        return _eight_bits(np.asarray(image))
+        return _eight_bits(image)
     if image.mode in ("1", "L", "La", "LA"):
         return image.convert("LA" if image.has_transparency_data else "L")
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
-def _eight_bits(values: np.ndarray) -> Image.Image:
-    """Bring deep greyscale values (H, W) to 0..255 by the rule in :func:`read_image`."""
-    low, high = values.min(), values.max()
-    if np.issubdtype(values.dtype, np.floating):
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Bring deep greyscale to 8 bits by the rule in :func:`read_image`."""
+    floating = image.mode == "F"
+    image = image if image.mode in ("I", "F") else image.convert("I")
+    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32 if floating else torch.int32).double()
+    low, high = values.min().item(), values.max().item()
+    if floating:
         if not (low >= 0 and high <= 255):  # also refuses NaN
             raise UnreadableImage(f"its float values go from {low:g} to {high:g}; wanted are 0 to 1, or 0 to 255")
         scale = 255.0 if high <= 1 else 1.0
     else:
         if low < 0 or high > 65535:
-            raise UnreadableImage(f"its values go from {low} to {high}; wanted are the 0 to 65535 of 16 bits")
+            raise UnreadableImage(f"its values go from {low:.0f} to {high:.0f}; wanted are the 0 to 65535 of 16 bits")
         scale = 1 / 257
-    # Half up, not numpy's half to even; in float64 the quotients by 257 have no ties to argue about.
-    return Image.fromarray(np.floor(values.astype(np.float64) * scale + 0.5).astype(np.uint8))
+    # Half up, not half to even; in float64 the quotients by 257 have no ties to argue about.
+    pixels = (values * scale + 0.5).floor_().to(torch.uint8)
+    return Image.frombytes("L", image.size, bytes(memory_of(pixels)))
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous tensor on the CPU, to read and to write, for as long as the tensor is kept.
+
+    Without numpy, which torch.hub's users may not have.
+    """
+    return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
 def to_channels(image: Image.Image, channels: int) -> Tensor:
@@ -216,8 +239,8 @@ def to_channels(image: Image.Image, channels: int) -> Tensor:
     """
     mode = _MODES[check_channels(channels)]
     image = image if image.mode == mode else image.convert(mode)
-    pixels = np.array(image)  # a copy: the tensor may be written to
-    return torch.from_numpy(pixels).reshape(image.height, image.width, channels).permute(2, 0, 1).contiguous()
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.view(image.height, image.width, channels).permute(2, 0, 1).contiguous()
 
 
 def as_pil(pixels: Tensor) -> Image.Image:
@@ -229,8 +252,8 @@ def as_pil(pixels: Tensor) -> Image.Image:
     if pixels.dtype != torch.uint8 or pixels.dim() != 3:
         raise ValueError(f"pixels: must be uint8 (C, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
     channels = check_channels(pixels.shape[0])
-    array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-    return Image.fromarray(array[:, :, 0] if channels == 1 else array)
+    lines = pixels.permute(1, 2, 0).contiguous().cpu()
+    return Image.frombytes(_MODES[channels], (lines.shape[1], lines.shape[0]), bytes(memory_of(lines)))
 
 
 def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -261,8 +284,8 @@ def from_tensor(image: Tensor) -> Image.Image:
 def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Write a picture in the format that the file's ending names, whole or not at all.
 
-    Missing folders are made. JPEG is written at quality 95 with full colour resolution. Formats without alpha get the
-    colours alone.
+    Missing folders are made. JPEG is written at quality 95 with full colour resolution, WebP at 95. Formats without
+    alpha get the colours alone.
 
     Args:
         image: what :func:`from_tensor` or :func:`read_image` gave.
@@ -280,8 +303,9 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
         )
     if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
         image = image.convert(image.mode[:-1])
-    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
-    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")  # hidden: find_images leaves it out
+    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+    # Hidden, so that find_images leaves it out; short, as the name itself may be as long as names can be.
+    part = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:

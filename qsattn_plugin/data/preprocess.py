@@ -23,7 +23,7 @@ Mode = Literal[
 ]
 
 #: No resize makes a picture with more pixels than this; only pictures much longer than wide come near it.
-_MOST_PIXELS = 1 << 27
+MOST_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Preprocess:
         channels, height, width = image.shape
         w, h = self.size(width, height)
         if (w, h) != (width, height):
-            if w * h > _MOST_PIXELS:
+            if w * h > MOST_PIXELS:
                 raise UnreadableImage(
                     f"{width} x {height} pixels would have to become {w} x {h}: cut it to shape first"
                 )

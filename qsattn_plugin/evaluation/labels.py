@@ -66,6 +66,25 @@ def scene(name: str) -> str:
     return _ENDINGS.sub("", name)
 
 
+#: What Cityscapes' own folders hold of every scene, by kind; instances are not scored.
+_CITYSCAPES = {"labelIds": "_labelIds", "trainIds": "_labelTrainIds", "color": "_color", "instances": "_instanceIds"}
+
+
+def of_kind(pictures: Pictures, kind: Kind) -> Pictures:
+    """Return those of a folder's files that hold label maps of a kind, where it holds several files of each scene.
+
+    "auto" takes ``*_labelIds`` before ``*_labelTrainIds`` before ``*_color``, as Cityscapes' gtFine has them.
+    """
+    by_kind = {
+        name: tuple(path for path in pictures.paths if path.stem.endswith(ending))
+        for name, ending in _CITYSCAPES.items()
+    }
+    if sum(map(bool, by_kind.values())) < 2:
+        return pictures
+    chosen = by_kind[next(name for name in by_kind if by_kind[name])] if kind == "auto" else by_kind[kind]
+    return Pictures(pictures.folder, chosen, pictures.size) if chosen else pictures
+
+
 class LabelMaps:
     """A folder of label maps as numbers of classes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,20 +117,32 @@ def _by_key(pictures: Pictures, key: Callable[[str], str]) -> dict[str, int]:
 
 
 def translate_pictures(
-    translator: Translator, source: Pictures, out: Path, done: Callable[[int], None] = lambda count: None, most: int = 8
+    translator: Translator,
+    source: Pictures,
+    out: Path,
+    done: Callable[[int], None] = lambda count: None,
+    most: int = 8,
+    others: Iterable[Path] = (),
 ) -> Pictures:
     """Translate pictures at their own size (or ``source.size``) into PNGs below ``out``; return those.
 
+    Args:
+        translator: translates.
+        source: what is translated.
+        out: the folder.
+        done: called with how many more are done.
+        most: how many at once.
+        others: files beside the sources that are never written over.
+
     Raises:
-        UserError: a picture cannot be read or written, or would get the name of another or of a source.
+        UserError: a picture cannot be read or written, or would get the name of another or of what is to stay.
     """
     names = list(_by_key(source, lambda name: name))
-    inputs = {path.resolve() for path in source.paths}
+    stays = {(found.st_dev, found.st_ino) for found in (path.stat() for path in (*source.paths, *others))}
     for target in (out / f"{name}.png" for name in names):
-        if target.resolve() in inputs:
-            raise UserError(
-                f"{show(target)} is one of the pictures to translate; choose another folder to keep them in"
-            )
+        # By device and number: links, and file systems that do not tell capitals from small letters.
+        if target.exists() and ((found := target.stat()).st_dev, found.st_ino) in stays:
+            raise UserError(f"{show(target)} is one of the given pictures; keep translations in another folder")
     written: list[Path] = []
     for batch in source.batches(most, done):
         pictures = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in batch]

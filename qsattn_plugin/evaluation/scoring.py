@@ -20,9 +20,10 @@ from qsattn_plugin.evaluation import distributions, pairs
 from qsattn_plugin.evaluation.features import Extractor, load_extractor
 from qsattn_plugin.evaluation.fidelity import USUAL, Inception, Lpips
 from qsattn_plugin.evaluation.figures import Figure, Scores
-from qsattn_plugin.evaluation.labels import KINDS, Kind, LabelMaps, scene
+from qsattn_plugin.evaluation.labels import KINDS, Kind, LabelMaps, of_kind, scene
 from qsattn_plugin.evaluation.pictures import Pictures, partners, translate_pictures
-from qsattn_plugin.translation.load import Translator, load
+from qsattn_plugin.registry.pretrained import entries
+from qsattn_plugin.translation.load import Translator, is_run, load
 
 #: Metric -> what it is, and the folders that it needs beside the scored pictures.
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -115,6 +116,9 @@ class Evaluation:
             for name in ("real", "source", "masks", "labels", "predicted")
             if getattr(self, name) is not None
         }
+        for name, kind in (("labels", self.label_kind), ("predicted", self.predicted_kind)):
+            if name in folders:
+                folders[name] = of_kind(folders[name], kind)
         given = Pictures.find(self.source if translator else self.scored, self.size, self.first)
         self._match(given, folders, metrics)
         extractor = self._extractor() if {"fid", "kid"} & set(metrics) else None
@@ -124,7 +128,8 @@ class Evaluation:
             if translator is not None:
                 out = self.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qsattn-scores-")))
                 with stage("translating", len(given)) as done:
-                    given = translate_pictures(translator, given, out, done, self.batch)
+                    others = [path for pictures in folders.values() for path in pictures.paths]
+                    given = translate_pictures(translator, given, out, done, self.batch, others)
             self._figures(scores, given, folders, metrics, extractor, lpips, stage)
         order = {name: place for place, name in enumerate(metrics)}
         scores.figures.sort(key=lambda figure: order[_metric_of(figure.name)])
@@ -232,9 +237,17 @@ def _whole(pictures: Pictures) -> Pictures:
 
 
 def _is_folder(scored: str) -> bool:
-    """Tell a folder of pictures from a run's folder and from what is no folder."""
+    """Tell a folder of pictures from a run's folder and from what is no folder.
+
+    Raises:
+        UserError: it is both a folder of pictures and the name of a published model.
+    """
     path = Path(scored)
-    return path.is_dir() and not (path / "checkpoints").is_dir() and not (path / "recipe.yaml").is_file()
+    if not path.is_dir() or is_run(path):
+        return False
+    if scored in entries():
+        raise UserError(f"{scored} is a folder here, and a published model: write ./{scored} or pretrained/{scored}")
+    return True
 
 
 def _metric_of(figure: str) -> str:

@@ -66,7 +66,7 @@ def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
         LossIsNotFinite: naming the first such tensor.
     """
     floating = {name: t for name, t in weights.items() if t.is_floating_point()}
-    bad = torch.stack([~t.isfinite().all() for t in floating.values()]).cpu().tolist()  # read once, not tensor by tensor
+    bad = torch.stack([~t.isfinite().all() for t in floating.values()]).cpu().tolist()  # read once
     names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
     if names:
         raise LossIsNotFinite(

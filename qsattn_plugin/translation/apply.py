@@ -31,6 +31,14 @@ def padding_for(
     return found
 
 
+def padded_size(generator: nn.Module | None, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) as the generator sees them, for a picture's."""
+    width, height = size
+    for (left, right, top, bottom), _ in padding_for(generator, (height, width)):
+        width, height = width + left + right, height + top + bottom
+    return width, height
+
+
 def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
     """Pad (B, C, H, W) on the right and below to sides that the generator takes."""
     for sides, mode in padding_for(generator, images.shape[-2:]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,7 +109,9 @@ def place_of(subject: Subject, format: str, out: Path) -> Path:
     """
     chosen = FORMATS[format]
     if out.is_dir() or not out.suffix or (chosen.name and out.suffix != chosen.suffix):
-        return out / (chosen.name or subject.document["name"] + chosen.suffix)
+        # The name comes from a file, and is to stay in the folder.
+        name = re.sub(r"[^\w.-]+", "_", subject.document["name"]).lstrip(".") or subject.type
+        return out / (chosen.name or name + chosen.suffix)
     return out
 
 

@@ -139,6 +139,6 @@ def parse_size(text: str) -> int | tuple[int, int]:
     """
     found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
     sides = [int(side) for side in (found.groups() if found else ()) if side]
-    if not sides or min(sides) < 1:
+    if not sides or min(sides) < 1 or max(sides) > 1 << 20:
         raise ValueError(f"{text!r} is no size; write 256 for the shorter side, or 640x480")
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]

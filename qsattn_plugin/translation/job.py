@@ -11,9 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, as_pil, read_image, show, to_channels, write_image
+from qsattn_plugin.data.preprocess import MOST_PIXELS
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.translation.apply import with_alpha
+from qsattn_plugin.translation.apply import padded_size, with_alpha
 from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.tiled import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
 
@@ -127,7 +128,8 @@ class _Job:
 
     def _most(self, size: tuple[int, int]) -> int:
         """How many pictures of a size go into a batch."""
-        most = min(self.limit, WHOLE**2) // (size[0] * size[1])
+        width, height = padded_size(self.translator.generator, size)
+        most = min(self.limit, WHOLE**2) // (width * height)
         return max(1, min(self.batch, int(most)))
 
     def _read(self, source: Path, target: Path) -> _Task | None:
@@ -141,7 +143,7 @@ class _Job:
                 picture = read_image(source)
                 return _Task(source, target, _resized(picture, self.size) if self.size else picture)
             except UnreadableImage as error:
-                self._failed(source, str(error))
+                self._failed(source, str(error if error.path else UnreadableImage(error.reason, source)))
             except MemoryError:
                 self._failed(source, f"{show(source)}: not enough memory to read it")
         return None
@@ -179,7 +181,8 @@ class _Job:
         self.progress(len(tasks) - done)
 
     def _results(self, tasks: list[_Task], progress: Callable[[float], None]) -> list[Image.Image]:
-        if not is_large(tasks[0].picture.size, self.given) or not self._can_tile(tasks[0].picture):
+        size = padded_size(self.translator.generator, tasks[0].picture.size)
+        if not is_large(size, self.given) or not self._can_tile(tasks[0].picture):
             return self.translator.translate([task.picture for task in tasks], tile=0)
         results = []
         for task in tasks:
@@ -219,4 +222,6 @@ def _resized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
     if isinstance(size, int):
         shorter = min(picture.size)
         size = tuple(max(1, round(side * size / shorter)) for side in picture.size)
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UnreadableImage(f"{picture.width} x {picture.height} pixels would have to become {size[0]} x {size[1]}")
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)

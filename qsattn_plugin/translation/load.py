@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qsattn_plugin.checkpoints import Checkpoints
-from qsattn_plugin.data.images import as_pil, from_tensor, to_channels, to_float
+from qsattn_plugin.data.images import as_pil, from_tensor, plain, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.registry import create
+from qsattn_plugin.registry import PartError, create
 from qsattn_plugin.registry.pretrained import entries, find, weights
 from qsattn_plugin.storage import DamagedFile, load_tensors
-from qsattn_plugin.translation.apply import translate, with_alpha
+from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
 from qsattn_plugin.translation.tiled import TILE, CannotTile, is_large, translate_tiled
 
 #: Pixels of the pictures that share a batch: sixteen of 256 x 256.
@@ -54,8 +54,9 @@ class Translator(nn.Module):
     ) -> Image.Image | list[Image.Image]:
         """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
 
-        Neighbours of equal size in a list share a batch. Large pictures are translated in tiles, with the same result
-        in less memory, where the generator says what it is made of.
+        A picture that says how it is to be turned (its EXIF orientation) comes out turned. Neighbours of equal size in
+        a list share a batch. Large pictures are translated in tiles, with the same result in less memory, where the
+        generator says what it is made of.
 
         Args:
             pictures: one, or a list.
@@ -65,13 +66,20 @@ class Translator(nn.Module):
         Raises:
             CannotTile: tiles were asked for, and the generator cannot work in tiles.
             UserError: the disk is too full for the feature maps of a large picture.
+            TypeError: something is no PIL image.
         """
         if isinstance(pictures, Image.Image):
             return self.translate([pictures], tile)[0]
+        for picture in pictures:
+            if not isinstance(picture, Image.Image):
+                raise TypeError(
+                    f"pictures: must be PIL images, got {type(picture).__name__}; open it by PIL.Image.open"
+                )
+        pictures = [plain(picture) for picture in pictures]
         out: list[Image.Image] = []
         while len(out) < len(pictures):
             first = pictures[len(out)]
-            if is_large(first.size, tile):
+            if is_large(padded_size(self.generator, first.size), tile):
                 out.append(self._in_tiles(first, tile))
                 continue
             alike = itertools.takewhile(lambda p, size=first.size: p.size == size, pictures[len(out) :])
@@ -111,16 +119,23 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     """
     path = find_weights(model)
     _, document = load_tensors(path, prefix="\0")  # the document alone
-    generators = document.get("generators", {})
-    if not generators:
-        raise DamagedFile(f"{path} holds no generator")
+    generators = _generators(path, document)
     name = name or next(iter(sorted(generators, key=lambda key: key != "forward")))
     if name not in generators:
         raise UserError(f"{path} has no generator {name!r}{nearest(name, generators)} ({', '.join(generators)})")
     spec = generators[name]
+    _import_parts(path, document)
     # The weights are about to be replaced: what the constructor draws must not disturb anybody's random numbers.
-    with torch.random.fork_rng(devices=[]):
-        generator = create("generator", spec["type"], **spec["arguments"])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            generator = create("generator", spec["type"], **spec["arguments"])
+    except PartError as error:
+        if imports := (document.get("recipe") or {}).get("import"):
+            parts = ", ".join(map(str, imports))
+            raise UserError(
+                f"{path}: {error}. It was trained with parts from {parts}: load its run's folder, or import them first"
+            ) from error
+        raise
     tensors, _ = load_tensors(path, spec["prefix"])
     try:
         generator.load_state_dict(tensors)
@@ -128,6 +143,30 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
     generator.requires_grad_(False)
     return Translator(generator, spec["arguments"]["in_channels"], document).eval().to(device)
+
+
+def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what a file says of its generators, by name."""
+    found = document.get("generators") if isinstance(document, dict) else None
+    if not found:
+        raise DamagedFile(f"{path} holds no generator")
+    wanted = {"type": str, "arguments": dict, "prefix": str}
+    whole = isinstance(found, dict) and all(
+        isinstance(spec, dict) and all(isinstance(spec.get(key), kind) for key, kind in wanted.items())
+        for spec in found.values()
+    )
+    if not whole or not all(isinstance(spec["arguments"].get("in_channels"), int) for spec in found.values()):
+        raise DamagedFile(f"{path} does not say what its generators are made of")
+    return found
+
+
+def _import_parts(path: Path, document: dict[str, Any]) -> None:
+    """Import what the recipe of a run imports, where ``path`` is a checkpoint in the run's folder."""
+    recipe = path.parent.parent / "recipe.yaml"
+    if (document.get("recipe") or {}).get("import") and path.parent.name == "checkpoints" and recipe.is_file():
+        from qsattn_plugin.registry.recipe import load_recipe  # not needed by torch.hub, which has no pydantic
+
+        load_recipe(recipe)
 
 
 def published(
@@ -167,28 +206,45 @@ def fresh(type: str, **arguments: Any) -> Translator:
 def find_weights(model: str | Path) -> Path:
     """Return the file with a model's weights: the file itself, the newest whole checkpoint of a run, a published one's.
 
-    ``RUN@best`` is the checkpoint with the best score of that run.
+    ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model, whatever
+    runs there are.
 
     Raises:
         UserError: there is none.
     """
-    path, _, which = str(model).rpartition("@")
+    known, asked = entries(), str(model)
+    kind, _, rest = asked.partition("/")
+    if kind == "pretrained" and rest in known and not Path(model).exists():
+        return weights(known[rest])
+    path, _, which = asked.rpartition("@")
     best = which == "best" and not Path(model).exists()
     model = Path(path if best else model)
     if model.is_file() and not best:
         return model
     for folder in (model, Path("runs") / model):
-        if folder.is_dir() and best:
+        if not is_run(folder):
+            continue
+        if best:
             file = Checkpoints(folder / "checkpoints").best
             if file.is_file():
                 return file
-            raise UserError(f"{folder} has no best weights: no evaluation of it gave a score; {folder} is the newest")
-        if folder.is_dir():
-            newest, _ = Checkpoints(folder / "checkpoints").newest()
-            if newest is not None:
-                return newest
-            raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`")
-    if str(model) in (known := entries()) and not best:
-        return weights(known[str(model)])
+            raise UserError(
+                f"{folder} has no best weights: no evaluation of it gave a score; {folder} is the newest. Pictures of "
+                "your own are scored where evaluate.kid was set before the training began"
+            )
+        newest, _ = Checkpoints(folder / "checkpoints").newest()
+        if newest is not None:
+            return newest
+        other = f"; the published model of that name is pretrained/{asked}" if asked in known else ""
+        raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`{other}")
+    if asked in known and not best:
+        return weights(known[asked])
+    if model.is_dir():
+        raise UserError(f"{asked} is a folder, but of no run: there is neither a recipe.yaml nor checkpoints in it")
     names = [*(path.parent.name for path in Path("runs").glob("*/recipe.yaml")), *known]
     raise UserError(f"there is no run, file or published model {str(model)!r}{nearest(model.name, names)}")
+
+
+def is_run(folder: Path) -> bool:
+    """Tell a run's folder from one of pictures, and from what is no folder."""
+    return folder.is_dir() and ((folder / "checkpoints").is_dir() or (folder / "recipe.yaml").is_file())

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from qsattn_plugin.data.images import memory_of
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.steps import Box
 
@@ -114,7 +115,7 @@ class SpilledMap:
             UserError: the disk is full.
         """
         lines = x[0].permute(1, 2, 0).contiguous().cpu()
-        memory = memoryview(lines.view(torch.uint8).numpy()).cast("B")
+        memory = memory_of(lines)
         try:
             self._rows(box, memory, lambda parts, at: os.pwritev(self.file, parts, at))
         except OSError as error:
@@ -123,6 +124,6 @@ class SpilledMap:
     def read(self, box: Box, device: torch.device) -> Tensor:
         """Read a box of the map as (1, C, h, w), channels last in memory."""
         lines = torch.empty(*(s.stop - s.start for s in box), self.channels, dtype=self.dtype)
-        memory = memoryview(lines.view(torch.uint8).numpy()).cast("B")
+        memory = memory_of(lines)
         self._rows(box, memory, lambda parts, at: os.preadv(self.file, parts, at))
         return lines.to(device).permute(2, 0, 1)[None]
