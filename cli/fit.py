@@ -70,6 +70,11 @@ def _together(run: str | None, nproc: int, max_steps: int | None, time_limit: fl
     """Start this command as several processes, and return the exit code of the whole."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--nproc starts processes, but this one was started as one of several; leave it out")
+    cores = os.cpu_count() or 1
+    if nproc > max(2, cores):
+        raise UserError(
+            f"--nproc {nproc}: this machine has {cores} cores; start at most one process for each GPU or core"
+        )
     from qsattn_plugin.training.launch import launch
 
     command = [sys.executable, "-m", "qsattn_plugin.cli", "fit"]

@@ -72,7 +72,10 @@ class Screen:
         click.echo("\r\x1b[K" + text[: columns - 1], nl=False, err=True)
 
     def _done(self, progress: Progress) -> None:
-        self._line(f"{progress.values['folder']} is finished: {progress.step} steps")
+        self._line(
+            f"{progress.values['folder']} is finished: {progress.step} steps (train.steps in its recipe.yaml; raise it "
+            "to go on)"
+        )
         if "scores" in progress.values:
             self._evaluate(progress)
 
@@ -91,7 +94,10 @@ class Screen:
         if progress.values["finished"]:
             self._line(f"finished at step {progress.step} after {_duration(progress.values['seconds'])}")
         elif not progress.values["signal"]:  # then the command says it as it ends
-            self._line(f"stopped at step {progress.step} of {progress.steps}; `qsattn fit` carries on from here")
+            self._line(
+                f"stopped at step {progress.step} of {progress.steps}; "
+                f"`qsattn fit {progress.values['folder']}` carries on from here"
+            )
 
     def _left(self, progress: Progress) -> str:
         if self._began is None or progress.step <= self._began[1]:

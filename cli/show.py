@@ -16,7 +16,8 @@ import click
 def command(part: str, size: int) -> None:
     """Show what the part KIND/NAME is, its arguments, and for networks the parameters, multiply-adds and taps.
 
-    pretrained/NAME shows a published model: how it was trained, on what, and what it scores.
+    pretrained/NAME shows a published model: how it was trained, on what, and what it scores. recipe/NAME shows a
+    shipped recipe with all that it takes over.
     """
     from qsattn_plugin.errors import UserError
     from qsattn_plugin.registry import find
@@ -27,6 +28,11 @@ def command(part: str, size: int) -> None:
         raise UserError(f"write KIND/NAME, for example generator/resnet_9blocks; got {part!r}")
     if kind == "pretrained":
         _published(name)
+        return
+    if kind == "recipe":
+        from qsattn_plugin.registry.recipe import load_recipe
+
+        click.echo(load_recipe(name).to_yaml(), nl=False)
         return
     found = find(kind, name)
     click.echo(f"{found.kind}/{found.name}: {found.summary}")

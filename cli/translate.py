@@ -95,7 +95,7 @@ def command(
 
             translate_files(translator, pairs, overwrite, progress, tile=tile, batch=batch, size=size, report=report)
     finally:
-        skipped = f", {len(report.skipped)} were there already" if report.skipped else ""
+        skipped = f", {len(report.skipped)} were there already (--overwrite replaces them)" if report.skipped else ""
         click.echo(f"{len(report.written)} pictures written to {out}{skipped}")
         for _, reason in report.failed:
             click.echo(f"not translated: {reason}", err=True)

@@ -117,7 +117,7 @@ class QSAttnSampler(Sampler):
             if name not in taps:
                 raise UserError(
                     f"taps: the sampler is to attend to tap {name}, but the encoder gives the taps "
-                    f"{', '.join(taps)}{nearest(name, taps)}"
+                    f"{', '.join(taps)}{'' if name.isdigit() else nearest(name, taps)}"
                 )
         return [name in wanted for name in taps]
 

@@ -218,10 +218,12 @@ class Checkpoint(Section):
 
     Args:
         every: Steps between two checkpoints.
+        minutes: Minutes after which one is written in between, so that a crash costs no more than that.
         keep: How many of the latest checkpoints stay on disk.
     """
 
     every: int = Field(5000, ge=1)
+    minutes: float = Field(10.0, gt=0)
     keep: int = Field(2, ge=1)
 
 

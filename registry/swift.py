@@ -115,6 +115,11 @@ class SwiftResnet6Blocks(TappedGenerator):
             paint.weight *= 0.1
 
     def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+        if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
+            height, width = x.shape[-2:]
+            raise ValueError(
+                f"this generator takes sides that are multiples of {self.multiple}, got {height} x {width}"
+            )
         picture, stem = x, x
         for index, layer in enumerate(self.model):
             x = layer(x)

@@ -12,6 +12,7 @@ from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.distances import kernel_distance
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
+from qsattn_plugin.training.describe import part_table
 from qsattn_plugin.training.kid import KernelDistanceTo, TimmVectors
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
@@ -211,3 +212,15 @@ def test_recipes_that_say_kid():
     assert (both.evaluate.kid.model, both.evaluate.kid.weights) == ("resnet18", None)
     assert Recipe.from_yaml(both.to_yaml()) == both
     assert Recipe.from_dict(both.to_dict()) == both
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluate.kid=test_convnex", "timm has no model 'test_convnex'; did you mean 'test_convnext'"),
+        ("evaluate.kid={model: test_convnext, weights: nowhere.safetensors}", "there is no file .*nowhere.safetensors"),
+    ],
+)
+def test_a_model_that_is_not_there_is_said_when_a_run_is_built(setting, message):
+    with pytest.raises(UserError, match=rf"evaluate\.kid: {message}"):
+        part_table(load_recipe("toy", (*TINY, setting)))

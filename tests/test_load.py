@@ -79,6 +79,12 @@ def test_a_file_that_describes_its_generator_badly_is_refused_in_words(workplace
         qsattn_plugin.load("w.safetensors")
 
 
+def test_a_forks_checkpoint_has_to_be_imported_first(workplace):
+    torch.save({"x": torch.zeros(1)}, "latest_net_G.pth")
+    with pytest.raises(UserError, match="`qsattn import latest_net_G.pth -o latest_net_G.safetensors` first"):
+        qsattn_plugin.load("latest_net_G.pth")
+
+
 def test_an_export_stays_in_the_folder_that_was_asked_for(workplace):
     tensors, document = load_tensors(ROOT / "registry/weights/toy.safetensors")
     document["recipe"] = {**(document.get("recipe") or {}), "name": "../../escaped"}

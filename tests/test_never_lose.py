@@ -37,6 +37,15 @@ def usual_handlers():
     assert after == [signal.default_int_handler, signal.SIG_DFL], "a handler was left behind"
 
 
+def test_a_checkpoint_is_never_older_than_the_recipe_allows(workplace):
+    run = build(workplace / "run", "checkpoint={every: 1000, minutes: 1e-9, keep: 9}")
+    fit(run, max_steps=3)
+    assert run.checkpoints.steps() == [1, 2, 3]
+    run = build(workplace / "other", "checkpoint={every: 1000, minutes: 60, keep: 9}")
+    fit(run, max_steps=3)
+    assert run.checkpoints.steps() == [3]
+
+
 def raising(number: int, at: int, times: int = 1):
     """A report for `fit` that sends this process a signal at a step."""
 

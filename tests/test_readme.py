@@ -62,7 +62,7 @@ def test_the_python_runs(monkeypatch):
 def test_a_small_recipe_with_the_example_part_builds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))
-    (tmp_path / "darker.py").write_text("import torch\n" + re.findall(r"```python\n(.*?)```", README, re.S)[-1])
+    (tmp_path / "darker.py").write_text(re.findall(r"```python\n(.*?)```", README, re.S)[-1])
     text = "extends: toy\nimport: [./darker.py]\naugmentations: [{type: darker, by: 0.2}]\n"
     (tmp_path / "mine.yaml").write_text(text)
     recipe = load_recipe(tmp_path / "mine.yaml")

@@ -9,9 +9,11 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from qsattn_plugin import storage
 from qsattn_plugin.checkpoints import Checkpoints
+from qsattn_plugin.data.images import write_image
 from qsattn_plugin.errors import UserError
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b/c": torch.tensor([1, 2])}
@@ -81,6 +83,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_checkpoint(tmp_path):
 import resource, signal, sys, torch
 from pathlib import Path
 from qsattn_plugin.checkpoints import Checkpoints
+from qsattn_plugin.data.images import write_image
 from qsattn_plugin.errors import UserError
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)
 checkpoints.save(1, {"w": torch.zeros(1000)}, {})
@@ -123,3 +126,14 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path):
     (tmp_path / ".tmpAbC123").write_bytes(b"half")  # safetensors' own
     checkpoints.save(1, TENSORS, {})
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000001.safetensors"]
+
+
+@pytest.mark.parametrize("letter", ["n", "é", "象"])
+def test_names_may_be_as_long_as_the_file_system_takes(tmp_path, letter):
+    for ending, write in (
+        (".txt", lambda p: storage.write_text(p, "x")),
+        (".png", lambda p: write_image(Image.new("RGB", (4, 4)), p)),
+    ):
+        name = letter * ((255 - len(ending)) // len(letter.encode())) + ending
+        write(tmp_path / name)
+        assert (tmp_path / name).stat().st_size

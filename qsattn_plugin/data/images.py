@@ -304,8 +304,8 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
         image = image.convert(image.mode[:-1])
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
-    # Hidden, so that find_images leaves it out; short, as the name itself may be as long as names can be.
-    part = path.with_name(f".{os.getpid()}-{threading.get_ident()}.part")
+    # Hidden, so that find_images leaves it out; a part of the name, which may be as long as names can be.
+    part = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:

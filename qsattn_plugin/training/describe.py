@@ -6,6 +6,7 @@ from torch import nn
 
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.training.kid import check_kid
 from qsattn_plugin.training.session import Session, augmentations
 
 
@@ -16,6 +17,7 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         UserError: something in the recipe cannot be built.
     """
     session = Session(recipe)
+    check_kid(recipe)
     dataset = recipe.build("data", channels=recipe.data.channels)
     augmentations(recipe, "augmentations")
     rows = [("part", "type", "parameters", "")]

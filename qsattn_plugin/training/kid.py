@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from qsattn_plugin.data.images import to_float
 from qsattn_plugin.distances import kernel_distance
+from qsattn_plugin.errors import nearest
+from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.timm_features import TimmFeatures
 
 
@@ -71,3 +74,21 @@ class KernelDistanceTo:
     def _of(self, images: Iterable[Tensor]) -> Tensor:
         # One at a time: they differ in size, and each is resized to the model's.
         return torch.cat([self.vectors(image[None].to(self.device)).cpu() for image in images])
+
+
+def check_kid(recipe: Recipe) -> None:
+    """See that the model of a recipe's ``evaluate.kid`` exists, without its weights.
+
+    Raises:
+        RecipeError: timm has no such model, or there is no such file.
+    """
+    kid = recipe.evaluate.kid
+    if kid is None:
+        return
+    import timm
+
+    name = kid.model.partition(".")[0]
+    if ":" not in kid.model and not timm.is_model(name):  # with a colon it comes from a hub or a folder
+        raise recipe.error("evaluate.kid", f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    if kid.weights is not None and not Path(kid.weights).is_file():
+        raise recipe.error("evaluate.kid", f"there is no file {kid.weights}")

@@ -6,8 +6,9 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -114,7 +115,7 @@ class _Loop:
         self.watch = Watch()
         self.interrupt = Interrupt()
         self.pace = Pace(self.session.step)
-        self.saved = self.session.step
+        self.saved, self.saved_at = self.session.step, time.monotonic()
         evaluated = here.from_main(run.last("evaluate") if here.main else {})
         self.evaluated: int = evaluated.get("step", 0)
         self.scores: dict[str, float] = evaluated.get("scores", {})
@@ -133,6 +134,7 @@ class _Loop:
         """Step until the recipe's end, a limit or a signal; save and evaluate at the end in any case."""
         session, recipe, steps = self.session, self.recipe, self.recipe.train.steps
         first, began = session.step, time.monotonic()
+        self.saved_at = began
         last = steps if max_steps is None else min(steps, first + max_steps)
         end = math.inf if time_limit is None else began + time_limit
         with self.interrupt:
@@ -145,7 +147,7 @@ class _Loop:
                 losses = self._step(observe=logs)
                 if logs:
                     self._log(losses)
-                if due % recipe.checkpoint.every == 0:
+                if due % recipe.checkpoint.every == 0 or self._long_ago():
                     self.save()
                 if due % recipe.evaluate.every == 0:
                     self.evaluate()
@@ -160,6 +162,11 @@ class _Loop:
         if most > 1:  # 1 is SIGHUP, which is not among those that are waited for
             self.interrupt.signal = signal.Signals(most)
         return most > 0
+
+    def _long_ago(self) -> bool:
+        """Whether the last checkpoint is as old as one may be; rank 0's clock counts."""
+        late = self.world.main and time.monotonic() - self.saved_at >= 60 * self.recipe.checkpoint.minutes
+        return self.world.most(int(late)) > 0
 
     def _step(self, observe: bool) -> dict[str, Tensor]:
         session = self.session
@@ -196,7 +203,7 @@ class _Loop:
             with self.world.together():
                 if self.world.main:
                     self.run_folder.checkpoints.save(self.session.step, *self.session.state(memories))
-        self.saved = self.session.step
+        self.saved, self.saved_at = self.session.step, time.monotonic()
         path = self.run_folder.checkpoints.path(self.saved)
         self.report(Progress("checkpoint", self.saved, self.recipe.train.steps, {"path": str(path)}))
 
@@ -235,7 +242,8 @@ class _Loop:
         step, steps, came = self.session.step, self.recipe.train.steps, self.interrupt.signal
         finished = step >= steps and self.evaluated == step
         with self.world.together():  # the others stay until rank 0 has written everything
-            self._tell("end", seconds=round(seconds, 1), finished=finished, signal=came.name if came else None)
+            folder = {"folder": str(self.run_folder.folder)}  # for the person, not for the log
+            self._tell("end", folder, seconds=round(seconds, 1), finished=finished, signal=came.name if came else None)
             if self.world.main:
                 refresh_report(self.run_folder)
         if came:
@@ -249,10 +257,10 @@ class _Loop:
             return f"nothing is saved yet; `qsattn fit {folder}` begins again"
         return f"step {self.saved} of {steps} is saved; `qsattn fit {folder}` carries on from there"
 
-    def _tell(self, event: str, **values: Any) -> None:
+    def _tell(self, event: str, shown: Mapping[str, Any] = MappingProxyType({}), **values: Any) -> None:
         if self.world.main:
             self.run_folder.log(event, step=self.session.step, **values)
-        self.report(Progress(event, self.session.step, self.recipe.train.steps, values))
+        self.report(Progress(event, self.session.step, self.recipe.train.steps, {**values, **shown}))
 
     def _decoding(self, what: str, done: int, total: int) -> None:
         self.report(Progress("decode", done, total, {"what": what}))

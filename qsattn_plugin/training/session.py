@@ -233,6 +233,10 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
+        lines = str(error).splitlines()[1:]  # the first names the class
+        more = [f"\t... and {len(lines) - 3} more"] if len(lines) > 3 else []
         raise UserError(
-            f"{path} does not fit the recipe beside it; was the recipe changed after training began?\n{error}"
+            "\n".join(
+                [f"{path} does not fit the recipe beside it; was that changed after training began?", *lines[:3], *more]
+            )
         ) from error

@@ -20,6 +20,8 @@ from qsattn_plugin.storage import DamagedFile, load_tensors
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
 from qsattn_plugin.translation.tiled import TILE, CannotTile, is_large, translate_tiled
 
+#: Endings of what other projects write.
+_FOREIGN = (".pth", ".pt", ".bin", ".ckpt")
 #: Pixels of the pictures that share a batch: sixteen of 256 x 256.
 _TOGETHER = 1 << 20
 
@@ -118,7 +120,15 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
         UserError: there is no such model, or nothing in it can translate.
     """
     path = find_weights(model)
-    _, document = load_tensors(path, prefix="\0")  # the document alone
+    try:
+        _, document = load_tensors(path, prefix="\0")  # the document alone
+    except DamagedFile as error:
+        if path.suffix.lower() not in _FOREIGN:
+            raise
+        raise UserError(
+            f"{path} is no weights file of this package; take it over by "
+            f"`qsattn import {path} -o {path.with_suffix('.safetensors')}` first"
+        ) from error
     generators = _generators(path, document)
     name = name or next(iter(sorted(generators, key=lambda key: key != "forward")))
     if name not in generators:
