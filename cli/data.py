@@ -32,7 +32,7 @@ def command(
 
     These are the folders that CUT, CycleGAN and recipes with `data: {type: folders}` read. NAME is `toy`, which is
     drawn (and takes --split and -s), or a public set: `horse2zebra` and `cat2dog` are downloaded, `cityscapes` is
-    prepared from what its makers give you (`qsattn data cityscapes` says how).
+    prepared from what its makers give you (`qsattn data cityscapes --root DIR` says how).
     """
     from qsattn_plugin.data.catalogue import CATALOGUE
     from qsattn_plugin.errors import UserError, nearest
@@ -54,6 +54,7 @@ def command(
 
 def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, ...]) -> None:
     from qsattn_plugin.data.export import write_dataset
+    from qsattn_plugin.data.images import find_images
     from qsattn_plugin.registry.recipe import Recipe
 
     text = f"name: data\ndata: {{type: {json.dumps(name)}}}\ntrain: {{steps: 1}}"
@@ -63,7 +64,9 @@ def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, .
     with click.progressbar(length=total, label=f"writing {name}", file=sys.stderr) as bar:
         written = write_dataset(dataset, root, splits, bar.update)
     for split, count in written.items():
-        click.echo(f"{root / split}: {count} pictures")
+        others = len(find_images(root / split)) - count
+        beside = f", beside {others} from before" if others > 0 else ""
+        click.echo(f"{root / split}: {count} pictures{beside}")
 
 
 def _public(one: PublicSet, root: Path, source: Path | None, url: str | None) -> None:

@@ -65,9 +65,13 @@ class _BlurBack(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, filt: Tensor, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(filt)
         filt = filt.to(grad.dtype)
-        if grad.device.type == "cpu" and grad.dtype in (torch.bfloat16, torch.float16):
+        if grad.device.type != "cpu":  # whose kernels were not measured: PyTorch's own way
+            padded = (*shape[:2], shape[2] + 2, shape[3] + 2)
+            padded = torch.nn.grad.conv2d_input(padded, filt, grad, stride=2, groups=shape[1])
+            return _pad_backward(padded, shape, (1, 1, 1, 1))
+        if grad.dtype in (torch.bfloat16, torch.float16):
             return _spread(grad, filt, shape)
-        # Written as a transposed convolution it is up to twenty times as fast on the CPU as conv2d's input gradient.
+        # Written as a transposed convolution it is up to twenty times as fast as conv2d's input gradient.
         rest = (1 - shape[2] % 2, 1 - shape[3] % 2)
         padded = F.conv_transpose2d(grad, filt, stride=2, groups=shape[1], output_padding=rest)
         return _pad_backward(padded, shape, (1, 1, 1, 1))

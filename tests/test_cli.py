@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -299,3 +300,26 @@ def test_maps_of_a_model_with_a_timm_encoder(workplace):
     assert (numbers["shape"], len(numbers["queries"])) == ([16, 16], 5)
     text = refused("map", "images/testA", "-m", "timm:test_convnext.r160_in1k", "-o", "maps")
     assert "weights" in text  # nothing to download them from: the message names the way with a file
+
+
+def test_what_lies_beside_the_toy_data_is_counted(workplace):
+    (workplace / "d" / "trainA").mkdir(parents=True)
+    (workplace / "d" / "trainA" / "mine.png").write_bytes(b"a picture, by its name")
+    said = qsattn("data", "toy", "--root", "d", "-s", "size=32", "-s", "train=2", "-s", "test=1").output
+    assert "d/trainA: 2 pictures, beside 1 from before" in said.replace("\\", "/")
+    assert "d/trainB: 2 pictures\n" in said.replace("\\", "/")
+
+
+def test_a_run_without_test_pictures_is_told_so(workplace):
+    qsattn("data", "toy", "--root", "d", "-s", "size=32", "-s", "train=2", "-s", "test=1")
+    settings = [*(s for s in TINY if not s.startswith("data.")), "data={type: folders, root: d, resize: 32, crop: 32}"]
+    build = ["build", "toy", "--run", "r", *(part for s in settings for part in ("-s", s))]
+    assert "no pictures in" not in qsattn(*build).output
+    shutil.rmtree(workplace / "d" / "testA")
+    assert "There are no pictures in testA: evaluations will have nothing" in qsattn(*build, "--overwrite").output
+
+
+def test_a_shipped_recipe_can_be_shown():
+    said = qsattn("show", "recipe/horse2zebra_mobile").output
+    assert "name: horse2zebra_mobile" in said and "swift_resnet_6blocks" in said
+    assert "there is no recipe" in refused("show", "recipe/horse")

@@ -105,8 +105,9 @@ class Folders:
             what = "is not a folder" if self.root.exists() else "does not exist"
             return f"the data folder {show(self.root)} {what}{near} (it should hold {', '.join(SPLITS)})"
         there = _folders(self.root)
+        near = nearest(name, [other for other in there if other not in SPLITS])
         return (
-            f"there is no folder {show(self.root / name)}{nearest(name, there)} "
+            f"there is no folder {show(self.root / name)}{near} "
             f"({show(self.root)} holds {'the folders ' + ', '.join(there) if there else 'no folders'})"
         )
 
