@@ -32,7 +32,6 @@ from qsattn_plugin.registry import lean
 from qsattn_plugin.registry.layers import Upsample
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.routes import AttentionRoute
-from qsattn_plugin.training import method as methods
 from qsattn_plugin.training.method import Method
 from qsattn_plugin.training.session import Session
 
@@ -101,9 +100,6 @@ def transposed_upsampling(method: Method) -> None:
             setattr(model, name, TransposedUpsample(layer.filt))
 
 
-#: A row whose change comes before the method is built: the C library cannot be set back.
-GIVEN_BACK = "without: freed memory kept"
-
 #: Row -> (what changes the method, settings).
 MEASURES: dict[str, tuple[Callable[[Method], None] | None, tuple[str, ...]]] = {
     "our step": (None, ()),
@@ -115,7 +111,6 @@ MEASURES: dict[str, tuple[Callable[[Method], None] | None, tuple[str, ...]]] = {
     "without: no graph for the positives": (graph_of_positives, ()),
     "without: no gradients for the judging discriminator": (differentiate_everything, ()),
     "without: upsampling by the bilinear kernel": (transposed_upsampling, ()),
-    GIVEN_BACK: (None, ()),
     "with train.channels_last": (None, ("train.channels_last=true",)),
     "with train.compile": (None, ("train.compile=true",)),
 }
@@ -126,8 +121,6 @@ MEASURES: dict[str, tuple[Callable[[Method], None] | None, tuple[str, ...]]] = {
 def our_step(size: int, device: str, batch: int, precision: str, measure: str) -> Callable[[dict[str, Tensor]], Any]:
     """Return our step, built from the recipe of the papers' horses, with a measure switched off."""
     change, settings = MEASURES[measure]
-    if measure == GIVEN_BACK:
-        methods.keep_freed_memory = lambda: None
     at = (f"data.crop={size}", f"train={{batch_size: {batch}, precision: {precision}, device: {device}}}")
     method = Session(
         load_recipe("horse2zebra", (*at, "train.ema=0", "data.root=/nowhere", "sampler.taps=[12, 16]", *settings))

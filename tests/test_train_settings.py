@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
-from textwrap import dedent
 from typing import Any
 
 import pytest
@@ -55,26 +51,6 @@ def test_without_a_compiler_compiling_is_refused_in_words(monkeypatch):
         build("train.compile=true")
     # An accelerator's kernels are not C++.
     tuning.compile_networks([torch.nn.Linear(1, 1)], torch.device("cuda"))
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone can be told")
-def test_memory_that_a_step_frees_is_kept_for_the_next():
-    """After some rounds, which find room beside small blocks, 64 MiB cost none of the 16,384 page faults they could."""
-    code = """
-        import resource, torch
-        from qsattn_plugin.training.tuning import keep_freed_memory
-        keep_freed_memory()
-        faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        found = []
-        for _ in range(10):
-            before = faults()
-            blocks = [torch.ones(2**22) for _ in range(4)]
-            del blocks
-            found.append(faults() - before)
-        print(min(found))
-    """
-    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1000
 
 
 def test_penalties_on_slopes_leave_the_discriminator_uncompiled():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.training.distributed import World
-from qsattn_plugin.training.tuning import compile_networks, keep_freed_memory, memory_format
+from qsattn_plugin.training.tuning import compile_networks, memory_format
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -86,8 +86,6 @@ class Method(nn.Module, abc.ABC):
         Raises:
             UserError: a setting cannot be had on this machine.
         """
-        if device.type == "cpu":
-            keep_freed_memory()
         self.memory_format = memory_format(train.channels_last, device)
         self.to(device, memory_format=self.memory_format)
         if train.compile:

@@ -1,8 +1,7 @@
-"""What makes the same step faster on some machines: images' layout, compiled networks, and memory that is kept."""
+"""Settings that make the same step faster on some machines: the layout of images in memory, and compiled networks."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import sys
@@ -39,18 +38,3 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
     for network in networks:
         # Kernels for one size of image: those for any size are slower, and training crops are all of one size.
         network.compile(dynamic=False)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what a training step frees, for the next step; glibc alone, elsewhere nothing changes.
-
-    A step frees its graphs term by term. glibc returns such memory to the system and gets it back page by page, each of
-    them zeroed: a few percent of a step on the CPU. The process's peak stays what it is.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return
-    trim, direct = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD in malloc.h
-    # The second first: it tells whether this is glibc, and setting the first alone would map every large block anew.
-    if mallopt(direct, 2**30) or mallopt(direct, 2**25):  # older versions take no more than 32 MiB
-        mallopt(trim, 2**31 - 1)
