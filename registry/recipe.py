@@ -9,6 +9,7 @@ Everything that a person can get wrong is found while loading, and said with fil
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +168,11 @@ class Recipe:
                 raise self.error(section, text) from error
             key = f"{'objective' if section == 'method' else section}.{argument}"
             raise self.error(key, text.removeprefix(f"{argument}: ")) from error
+        except Exception as error:  # of PyTorch, say, about a width that no memory holds; or of somebody's own part
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            text = f"{spec.type} cannot be built: {what} ({shown(Path(last.filename))}, line {last.lineno})"
+            raise self.error(section, text) from error
 
     def _place(self, key: str) -> Place:
         node = self.tree

@@ -208,7 +208,7 @@ def test_unreadable_pictures_among_good_ones_are_named_and_counted(workplace):
     assert qsattn("build", "horse2zebra", "--run", "run", *small, *sizes).exit_code == 0
     fitted = qsattn("fit", "run", "--max-steps", "1")
     assert fitted.exit_code == 0, fitted.output
-    assert "skipped text.jpg: " in fitted.output
+    assert "skipped trainA/text.jpg: " in fitted.output
     assert "1 unreadable picture was skipped" in fitted.output
     assert "2 and 2 images" in fitted.output
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from qsattn_plugin.registry.recipe import RecipeError, load_recipe
+from qsattn_plugin.training.describe import part_table
+from qsattn_plugin.training.session import Session
+from tests.conftest import TINY
 from tests.recipe_parts import GOOD, load, parts
 
 BILLION = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
@@ -144,6 +147,8 @@ OVERRIDES = [
     ("data.crop=30", "data.crop: must be a multiple of 4, got 30"),
 ]
 
+SMALL = [setting for setting in TINY if not setting.startswith("data.")]
+
 
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
@@ -205,3 +210,23 @@ def test_no_such_recipe(parts, source, message):
     with pytest.raises(RecipeError) as error:
         load_recipe(source)
     assert message in str(error.value)
+
+
+def test_what_a_part_dies_of_is_said_with_its_key_and_line(tmp_path):
+    """A width that no memory holds, and a mistake in somebody's own part: no traceback, but where it was."""
+    with pytest.raises(RecipeError, match=r"generator: resnet_4blocks cannot be built: \w+: .*line \d+\)"):
+        load_recipe("toy", ["generator.width=9000000000000"]).build("generator")
+    (tmp_path / "broken.py").write_text(
+        "from qsattn_plugin.registry import register\n\n@register('generator', 'broken_one')\nclass Broken:\n"
+        '    """Is."""\n    def __init__(self):\n        self.missing + 1\n'
+    )
+    (tmp_path / "r.yaml").write_text("extends: toy\nimport: [./broken.py]\ngenerator: {type: broken_one}\n")
+    with pytest.raises(RecipeError, match=r"r.yaml:3: generator: broken_one .* AttributeError: .*broken.py, line 7\)"):
+        load_recipe(tmp_path / "r.yaml").build("generator")
+
+
+def test_devices_and_folders_that_are_not_there_are_said_with_their_key(tmp_path):
+    with pytest.raises(RecipeError, match=r"train\.device: device 'mps' cannot be used here"):
+        Session(load_recipe("toy", ["train.device=mps"]))
+    with pytest.raises(RecipeError, match=r"data\.root: the data folder .*nowhere does not exist"):
+        part_table(load_recipe("horse2zebra", [f"data.root={tmp_path / 'nowhere'}", *SMALL]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.kid import check_kid
@@ -29,7 +30,11 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     # Training needs both of its splits; a missing one raises here. Test images are optional.
     splits = ["trainA", "trainB", *(s for s in ("testA", "testB") if dataset.has(s))]
     add("method", "method", recipe.method, None)
-    rows.append(("data", recipe.data.type, "-", ", ".join(f"{s} {len(dataset.split(s))}" for s in splits)))
+    try:
+        counts = ", ".join(f"{s} {len(dataset.split(s))}" for s in splits)
+    except UserError as error:
+        raise recipe.error("data.root" if "root" in recipe.data.arguments else "data", str(error)) from error
+    rows.append(("data", recipe.data.type, "-", counts))
     networks = dict(session.method.named_children())
     for role in ("generator", "discriminator", "encoder", "sampler"):
         if hasattr(session.method, role):

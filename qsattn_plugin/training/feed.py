@@ -71,8 +71,12 @@ class Feed:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The training images that could not be read, and why."""
-        return [entry for store in self.stores.values() for entry in store.skipped]
+        """The training images that could not be read, by folder and name, and why."""
+        return [
+            (f"train{domain}/{name}", reason)
+            for letter, domain in zip("AB", self.domains, strict=True)
+            for name, reason in self.stores[letter].skipped
+        ]
 
     def step(self, step: int) -> tuple[dict[str, Tensor], torch.Generator]:
         """Return the batch of a step, "A" and "B" as (B, C, h, w) in [-1, 1], and the generator of its other draws."""

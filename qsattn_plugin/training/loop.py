@@ -99,7 +99,11 @@ class _Loop:
         self.run_folder, self.report, self.world = run, report, here
         recipe = self.recipe = run.recipe
         with here.together():
-            self.session = Session(recipe, here.device(recipe.train.device), warm=newest is None)
+            try:
+                device = here.device(recipe.train.device)
+            except UserError as error:
+                raise recipe.error("train.device", str(error)) from error
+            self.session = Session(recipe, device, warm=newest is None)
             check(self.session.method, here)
             if newest is not None:
                 self.session.restore(newest, here.rank)

@@ -85,7 +85,10 @@ class Session:
 
     def __init__(self, recipe: Recipe, device: torch.device | None = None, warm: bool = True):
         self.recipe = recipe
-        self.device = device or pick_device(recipe.train.device)
+        try:
+            self.device = device or pick_device(recipe.train.device)
+        except UserError as error:
+            raise recipe.error("train.device", str(error)) from error
         with torch.random.fork_rng(devices=[]):
             # Weights are drawn on the CPU whatever the device, so that a seed means the same network everywhere.
             torch.random.default_generator.manual_seed(mix(recipe.train.seed, _NETWORKS))
