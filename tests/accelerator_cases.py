@@ -6,7 +6,9 @@ On CUDA where there is one, else on the pretended device of tests/pretended.py.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 import qsattn_plugin
 from qsattn_plugin.cli import main
-from qsattn_plugin.data.images import from_tensor
+from qsattn_plugin.data.images import from_tensor, read_image, to_channels
 from qsattn_plugin.evaluation.sources import feature_source
 from qsattn_plugin.registry import create, list_parts
 from qsattn_plugin.registry.recipe import load_recipe
@@ -171,8 +173,28 @@ def qsattn(*args: object) -> str:
     return result.output
 
 
+def there(place: Path) -> Path:
+    """Where the device wrote what the CPU wrote to ``place``."""
+    return place.parent.with_name(place.parent.name.replace("cpu", DEVICE.type)) / place.name
+
+
+def extractor(weights: str | None, device: torch.device):
+    """A small network of fixed weights, for scores."""
+    assert device in (DEVICE, CPU)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.to(device)
+
+    @torch.no_grad()
+    def features(images: Tensor) -> dict[str, Tensor]:
+        return {"4": network(images.to(device).float() / 255)}
+
+    return features
+
+
 def test_the_command_line(workplace):
-    """A training that is interrupted ends with the weights of one that is not; its pictures and maps are the CPU's."""
+    """A training that is interrupted ends with the weights of one that is not; pictures, maps, scores are the CPU's."""
     settings = [part for s in TINY if not s.startswith("train.device") for part in ("-s", s)]
     for run in ("straight", "again"):
         qsattn("build", "toy", "--run", run, *settings, "-s", f"train.device={DEVICE.type}")
@@ -189,11 +211,26 @@ def test_the_command_line(workplace):
     for number, image in enumerate(pictures(2, 40, 36)):
         (workplace / "in").mkdir(exist_ok=True)
         from_tensor(image).save(workplace / "in" / f"{number}.png")
-    for number, options in enumerate([(), ("--tile", 32)]):
-        qsattn("translate", "in", "-m", "straight", "-o", f"out{number}", "--device", DEVICE, *options)
-    assert len(list(workplace.glob("out?/*.png"))) == 4
-    qsattn("map", "in", "-m", "straight", "-o", "maps", "--device", DEVICE)
-    qsattn("evaluate", "straight", "--source", "in", "--real", "in", "--metrics", "swd", "--device", DEVICE)
+    for where in (CPU, DEVICE):
+        for number, options in enumerate([(), ("--tile", 32)]):
+            qsattn("translate", "in", "-m", "straight", "-o", f"{where.type}-{number}", "--device", where, *options)
+        qsattn("map", "in", "-m", "straight", "-o", f"{where.type}-maps", "--device", where)
+        pair = ("--source", "in", "--real", "in", "--device", where, "--json", f"{where.type}.json")
+        qsattn(
+            "evaluate", "straight", *pair, "--metrics", "swd,fid", "--extractor", "tests.accelerator_cases:extractor"
+        )
+    for place in sorted(workplace.glob("cpu-?/*.png")):
+        found, expected = (to_channels(read_image(p), 3).int() for p in (there(place), place))
+        assert (found - expected).abs().max() <= 1  # a value on the edge between two levels
+    for place in sorted(workplace.glob("cpu-maps/*.json")):
+        found, expected = (json.loads(p.read_text())["entropy_quantiles"] for p in (there(place), place))
+        assert found == pytest.approx(expected, **CLOSE)
+    scores = {}
+    for where in (CPU, DEVICE):
+        document = json.loads((workplace / f"{where.type}.json").read_text())
+        scores[where.type] = {figure["name"]: figure["value"] for figure in document["figures"]}
+    # The pictures differ by a level here and there.
+    assert scores[DEVICE.type] == pytest.approx(scores["cpu"], rel=0.1) and len(scores["cpu"]) == 2
     source = feature_source("straight", device=DEVICE)
     assert all(f.device == DEVICE for f, _ in source.features(pictures(1).to(DEVICE)).values())
 
