@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from qsattn_plugin.attention import row_entropy, select_queries
-from qsattn_plugin.data.images import read_image, to_channels, to_float
+from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.evaluation.sources import feature_source
 from qsattn_plugin.registry import create
 

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from qsattn_plugin.attention import GlobalAttention, select_queries
-from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.evaluation.maps import entropy_map
 from qsattn_plugin.registry import create, list_parts
 from qsattn_plugin.training.run import Run

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from PIL import Image
 
-from qsattn_plugin.data.images import as_pil, read_image, to_channels, write_image
+from qsattn_plugin.data.images import read_image, write_image
+from qsattn_plugin.data.pixels import as_pil, to_channels
 from qsattn_plugin.translation.load import fresh
 from qsattn_plugin.translation.tiled import TiledTranslation
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import qsattn_plugin
 from qsattn_plugin.cli import main
-from qsattn_plugin.data.images import from_tensor, read_image, to_channels
+from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.pixels import from_tensor, to_channels
 from qsattn_plugin.evaluation.sources import feature_source
 from qsattn_plugin.registry import create, list_parts
 from qsattn_plugin.registry.recipe import load_recipe

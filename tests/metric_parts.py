@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import as_pil
+from qsattn_plugin.data.pixels import as_pil
 
 
 def noise(count: int, seed: int, height: int = 32, width: int = 32, shade: float = 128.0) -> list[Tensor]:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from qsattn_plugin.cli import main
-from qsattn_plugin.data.images import as_pil, read_image
+from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.pixels import as_pil
 from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.evaluation.fidelity import fetched
 from qsattn_plugin.evaluation.scoring import METRICS, Evaluation

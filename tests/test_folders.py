@@ -8,7 +8,8 @@ from PIL import Image
 
 from qsattn_plugin.data import Dataset, ImageSet
 from qsattn_plugin.data.folders import Folders
-from qsattn_plugin.data.images import EXTENSIONS, UnreadableImage, find_images, read_image, to_channels, write_image
+from qsattn_plugin.data.images import EXTENSIONS, UnreadableImage, find_images, read_image, write_image
+from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 

@@ -8,14 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qsattn_plugin.data.images import (
-    UnreadableImage,
-    as_pil,
-    from_tensor,
-    read_image,
-    to_channels,
-    to_float,
-)
+from qsattn_plugin.data.images import UnreadableImage, read_image
+from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
 
 
 def smooth(height=12, width=16):

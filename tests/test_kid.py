@@ -7,7 +7,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from qsattn_plugin.data.images import as_pil, to_float
+from qsattn_plugin.data.pixels import as_pil, to_float
 from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.distances import kernel_distance
 from qsattn_plugin.errors import UserError

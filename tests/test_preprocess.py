@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from qsattn_plugin.data.images import UnreadableImage, as_pil, to_channels
+from qsattn_plugin.data.images import UnreadableImage
+from qsattn_plugin.data.pixels import as_pil, to_channels
 from qsattn_plugin.data.preprocess import Preprocess
 
 # (mode, resize, crop), (width, height) -> (width, height) after the resize; worked by hand from the mode's definition.

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from qsattn_plugin.data import SPLITS, Dataset, ImageSet, toy_coat
-from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.data.toy import ToyHorses, ToyImages
 from qsattn_plugin.data.toy_drawing import draw, picture_seed
 from qsattn_plugin.data.toy_score import background_change, coat_distance

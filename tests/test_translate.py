@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from qsattn_plugin.cli import main
-from qsattn_plugin.data.images import read_image, to_channels
+from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.storage import save_tensors

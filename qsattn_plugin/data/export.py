@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from qsattn_plugin.data import Dataset
-from qsattn_plugin.data.images import as_pil, write_image
+from qsattn_plugin.data.images import write_image
+from qsattn_plugin.data.pixels import as_pil
 
 
 def write_dataset(

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from qsattn_plugin.data import SPLITS
-from qsattn_plugin.data.images import UnreadableImage, check_channels, find_images, read_image, show, to_channels
+from qsattn_plugin.data.images import UnreadableImage, find_images, read_image, show
+from qsattn_plugin.data.pixels import check_channels, to_channels
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 
@@ -21,7 +22,7 @@ class Files:
 
     Args:
         paths: the files.
-        channels: 1 to 4, see :func:`~qsattn_plugin.data.images.to_channels`.
+        channels: 1 to 4, see :func:`~qsattn_plugin.data.pixels.to_channels`.
         root: names are relative to this folder; without it they are the paths themselves.
     """
 

@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import UnreadableImage, as_pil, to_channels
+from qsattn_plugin.data.images import UnreadableImage
+from qsattn_plugin.data.pixels import as_pil, to_channels
 
 __all__ = ["Mode", "Preprocess"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qsattn_plugin.data import SPLITS
-from qsattn_plugin.data.images import as_pil, check_channels, to_channels, to_float
+from qsattn_plugin.data.pixels import as_pil, check_channels, to_channels, to_float
 from qsattn_plugin.data.toy_drawing import draw, picture_seed
 from qsattn_plugin.data.toy_score import background_change, coat_distance
 from qsattn_plugin.errors import UserError

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import UnreadableImage, read_image, to_channels
+from qsattn_plugin.data.images import UnreadableImage, read_image
+from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import Pictures, partners
 

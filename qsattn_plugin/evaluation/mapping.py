@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from qsattn_plugin.data.images import UnreadableImage, read_image, to_channels, to_float, write_image
+from qsattn_plugin.data.images import UnreadableImage, read_image, write_image
+from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find

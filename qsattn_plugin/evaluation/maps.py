@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from qsattn_plugin.attention import GlobalAttention
-from qsattn_plugin.data.images import from_tensor
+from qsattn_plugin.data.pixels import from_tensor
 
 Scale = Literal["rank", "log", "linear"]
 

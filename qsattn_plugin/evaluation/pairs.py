@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from qsattn_plugin.data.images import show, to_float
+from qsattn_plugin.data.images import show
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.data.toy_score import background_change
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.figures import Figure

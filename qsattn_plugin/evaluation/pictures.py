@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import find_images, read_image, show, to_channels, write_image
+from qsattn_plugin.data.images import find_images, read_image, show, write_image
+from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.load import Translator
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.feed import Feed

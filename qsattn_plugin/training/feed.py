@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qsattn_plugin.data.batches import UnpairedBatches
-from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.data.preprocess import Preprocess
 from qsattn_plugin.data.seeding import mix
 from qsattn_plugin.data.store import Store

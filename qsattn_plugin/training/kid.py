@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.distances import kernel_distance
 from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.recipe import Recipe

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.evaluation.mapping import choose_sampler
 from qsattn_plugin.evaluation.maps import entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import from_tensor
+from qsattn_plugin.data.pixels import from_tensor
 
 _GAP = 2
 _SMALLEST = 96

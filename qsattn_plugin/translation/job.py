@@ -10,7 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from qsattn_plugin.data.images import UnreadableImage, as_pil, read_image, show, to_channels, write_image
+from qsattn_plugin.data.images import UnreadableImage, read_image, show, write_image
+from qsattn_plugin.data.pixels import as_pil, to_channels
 from qsattn_plugin.data.preprocess import MOST_PIXELS
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qsattn_plugin.checkpoints import Checkpoints
-from qsattn_plugin.data.images import as_pil, from_tensor, plain, to_channels, to_float
+from qsattn_plugin.data.images import plain
+from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
 from qsattn_plugin.registry.pretrained import entries, find, weights

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from qsattn_plugin.data.images import memory_of
+from qsattn_plugin.data.pixels import memory_of
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.steps import Box
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import to_float
+from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.chain import Chain, Join, UnknownLayer, chain_of
 from qsattn_plugin.translation.moments import Moments
