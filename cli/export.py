@@ -29,12 +29,16 @@ def command(model: str, format: str, out: Path, generator: str | None, overwrite
 
     `cut` writes latest_net_G.pth as CUT's and CycleGAN's test scripts read it.
     """
+    from qsattn_plugin.registry.pretrained import entries
     from qsattn_plugin.translation.export import export, place_of, subject_of
     from qsattn_plugin.translation.export_formats import cut_options
     from qsattn_plugin.translation.load import find_weights, load
 
     weights = find_weights(model)
-    subject = subject_of(load(weights, "cpu", generator), generator)
+    asked = model.removeprefix("pretrained/")
+    # A published file is called as it was asked for, and not as the run that it comes from was.
+    published = asked if asked in entries() and weights == find_weights(f"pretrained/{asked}") else None
+    subject = subject_of(load(weights, "cpu", generator), generator, published)
     path = place_of(subject, format, out)
     if path.exists() and path.samefile(weights):
         raise click.BadParameter(f"{path} is the model itself; choose another name", param_hint="-o")

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor
 
+from qsattn_plugin.cli import main
 from qsattn_plugin.cli.export import command
 from qsattn_plugin.registry import REGISTRY, create, find, register
 from qsattn_plugin.registry.generators import ResnetGenerator
@@ -264,3 +266,10 @@ def test_the_model_itself_is_never_overwritten(tmp_path):
     text = refused("export", model, "--format", "cut", "-o", model, "--overwrite")
     assert "is the model itself" in text
     assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("model", ["toy", "pretrained/toy"])
+def test_a_published_model_is_exported_by_its_name(workplace, model):
+    done = CliRunner().invoke(main, ["export", model, "--format", "torchscript", "-o", "out/"])
+    assert done.exit_code == 0, done.output
+    assert [p.name for p in Path("out").iterdir()] == ["toy.pt"]
