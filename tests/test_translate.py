@@ -24,7 +24,7 @@ from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.translation import job, tiled
 from qsattn_plugin.translation import load as loading
-from qsattn_plugin.translation.apply import translate
+from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.files import parse_shard, parse_size, plan
 from qsattn_plugin.translation.job import Report, Untiled, translate_files
 from qsattn_plugin.translation.load import Translator, fresh, load
@@ -383,3 +383,12 @@ def test_generators_of_others_are_translated_whole_and_it_is_said(workplace, mon
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         translate_files(translator, pairs, overwrite=True, tile=0)
+
+
+def test_after_an_evaluation_every_module_is_as_it_was():
+    network = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.BatchNorm2d(2)))
+    network.train()
+    network[1][0].eval()  # somebody froze it
+    with evaluating(network):
+        assert not any(module.training for module in network.modules())
+    assert [module.training for module in network.modules()] == [True, True, True, False]

@@ -13,7 +13,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.feed import Feed
 from qsattn_plugin.training.kid import KernelDistanceTo, TimmVectors
-from qsattn_plugin.translation.apply import translate
+from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.grid import picture_grid
 
 _BATCH = 8
@@ -64,9 +64,7 @@ class Evaluation:
 
     def _translated(self, generator: nn.Module, stop: Callable[[], bool]) -> list[Tensor] | None:
         translated: list[Tensor] = []
-        training = generator.training
-        generator.eval()
-        try:
+        with evaluating(generator):
             for start in range(0, len(self.images), _BATCH):
                 if stop():
                     return None
@@ -74,8 +72,6 @@ class Evaluation:
                 same = len({image.shape for image in batch}) == 1
                 for images in [torch.stack(batch)] if same else [image[None] for image in batch]:
                     translated += translate(generator, to_float(images.to(self.feed.device))).float().cpu()
-        finally:
-            generator.train(training)
         return translated
 
 

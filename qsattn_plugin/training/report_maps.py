@@ -16,7 +16,7 @@ from qsattn_plugin.evaluation.maps import entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource
 from qsattn_plugin.storage import replacing
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.translation.apply import pad_for
+from qsattn_plugin.translation.apply import evaluating, pad_for
 
 #: Test images that are drawn.
 IMAGES = 3
@@ -41,10 +41,7 @@ def draw_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[
     source = FeatureSource(generator, encoder, session.recipe.data.channels, spec, tuple(encoder.taps))
     chooser = choose_sampler(source, None, {})
     sheets: dict[str, list[Image.Image]] = {}
-    modes = {network: network.training for network in (generator, encoder)}
-    for network in modes:
-        network.eval()
-    try:
+    with evaluating(generator, encoder):
         for image in images[:IMAGES]:
             image = to_float(image)
             padded = pad_for(generator, image[None].to(session.device))
@@ -56,9 +53,6 @@ def draw_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[
                     draws = torch.Generator().manual_seed(0)
                     seen = entropy_map(image, found, chooser, stride, draws, tuple(padded.shape[-2:]))
                     sheets.setdefault(tap, []).append(seen.draw())
-    finally:
-        for network, mode in modes.items():
-            network.train(mode)
     return [_write(rows, folder / _name(session.step, tap)) for tap, rows in sheets.items()]
 
 

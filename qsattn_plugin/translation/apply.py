@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -44,6 +46,19 @@ def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
     for sides, mode in padding_for(generator, images.shape[-2:]):
         images = F.pad(images, sides, mode=mode)
     return images
+
+
+@contextlib.contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Put networks into evaluation mode, and every module of theirs back afterwards: a part may have frozen some."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @torch.inference_mode()
