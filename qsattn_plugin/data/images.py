@@ -168,11 +168,7 @@ def plain(image: Image.Image) -> Image.Image:
     Raises:
         UnreadableImage: its values are out of the range of what they could be.
     """
-    return _plain(_upright(image))
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Convert any mode to L, LA, RGB or RGBA."""
+    image = _upright(image)
     if image.mode.startswith(("I", "F")):
         return _eight_bits(image)
     if image.mode in ("1", "L", "La", "LA"):

@@ -78,15 +78,15 @@ class Translator(nn.Module):
                 raise TypeError(
                     f"pictures: must be PIL images, got {type(picture).__name__}; open it by PIL.Image.open"
                 )
-        pictures = [plain(picture) for picture in pictures]
         out: list[Image.Image] = []
-        while len(out) < len(pictures):
-            first = pictures[len(out)]
-            if is_large(padded_size(self.generator, first.size), tile):
-                out.append(self._in_tiles(first, tile))
+        # One after the other: a long list is not held twice.
+        for size, alike in itertools.groupby(map(plain, pictures), key=lambda picture: picture.size):
+            width, height = padded = padded_size(self.generator, size)
+            if is_large(padded, tile):
+                out += [self._in_tiles(picture, tile) for picture in alike]
                 continue
-            alike = itertools.takewhile(lambda p, size=first.size: p.size == size, pictures[len(out) :])
-            out += self._whole(list(itertools.islice(alike, max(1, _TOGETHER // (first.width * first.height)))))
+            while batch := list(itertools.islice(alike, max(1, _TOGETHER // (width * height)))):
+                out += self._whole(batch)
         return out
 
     def _whole(self, pictures: list[Image.Image]) -> list[Image.Image]:
