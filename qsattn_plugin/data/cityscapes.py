@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from qsattn_plugin.data.images import UnreadableImage
+from qsattn_plugin.data.images import UnreadableImage, find_images
 from qsattn_plugin.data.parallel import each
 from qsattn_plugin.data.unpack import BadArchive
 from qsattn_plugin.errors import UserError
@@ -89,8 +88,9 @@ def _find(source: Path, kind: str, ending: str, opened: contextlib.ExitStack) ->
     else:
         # The folder may be given itself: leftImg8bit must be in what the pattern sees.
         base = source.resolve().parent
-        # Not rglob, which passes over links to folders, where people keep large sets.
-        paths = (Path(top, file) for top, _, files in os.walk(source.resolve(), followlinks=True) for file in files)
+        paths: list[Path] = []
+        with contextlib.suppress(UserError):  # no picture at all: what is missing is said where both kinds are known
+            paths = find_images(source.resolve())  # through links to folders, where people keep large sets
         listed = ((path.relative_to(base).as_posix(), path.read_bytes) for path in paths if path.name.endswith(ending))
     matched = ((pattern.fullmatch(name), read) for name, read in listed)
     return {(found[1], found[2]): read for found, read in matched if found}
