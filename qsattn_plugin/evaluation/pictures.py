@@ -13,6 +13,7 @@ from torch import Tensor
 from qsattn_plugin.data.images import find_images, read_image, show, write_image
 from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.translation.files import identity
 from qsattn_plugin.translation.load import Translator
 
 
@@ -139,10 +140,9 @@ def translate_pictures(
         UserError: a picture cannot be read or written, or would get the name of another or of what is to stay.
     """
     names = list(_by_key(source, lambda name: name))
-    stays = {(found.st_dev, found.st_ino) for found in (path.stat() for path in (*source.paths, *others))}
+    stays = {identity(path) for path in (*source.paths, *others)}
     for target in (out / f"{name}.png" for name in names):
-        # By device and number: links, and file systems that do not tell capitals from small letters.
-        if target.exists() and ((found := target.stat()).st_dev, found.st_ino) in stays:
+        if target.exists() and identity(target) in stays:
             raise UserError(f"{show(target)} is one of the given pictures; keep translations in another folder")
     written: list[Path] = []
     for batch in source.batches(most, done):

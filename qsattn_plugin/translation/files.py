@@ -46,11 +46,11 @@ def plan(
             pairs.setdefault(os.path.abspath(source), (source, out / below))
     targets = _named({key: base for key, (_, base) in pairs.items()}, kept)
     named = [(source, targets[key]) for key, (source, _) in pairs.items()]
-    sources = {_identity(source) for source, _ in named}
+    sources = {identity(source) for source, _ in named}
     for _, target in named:
         for file in files(target):
             # By device and number, not by name: links, and file systems that do not tell capitals from small letters.
-            if file.exists() and _identity(file) in sources:
+            if file.exists() and identity(file) in sources:
                 raise UserError(
                     f"{show(file)} is one of the inputs and would be overwritten; choose another output folder"
                 )
@@ -74,7 +74,8 @@ def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def identity(path: Path) -> tuple[int, int]:
+    """Return what tells a file from all others, whatever name it has: its device and number there."""
     found = path.stat()
     return found.st_dev, found.st_ino
 
