@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, read_image, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
@@ -16,7 +15,7 @@ from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.storage import write_text
-from qsattn_plugin.translation.apply import pad_for
+from qsattn_plugin.translation.apply import pad_for, resized
 from qsattn_plugin.translation.files import plan
 
 
@@ -60,14 +59,13 @@ def draw_maps(
     for path, target in plan(images, out, kept=(), files=places):
         try:
             picture = read_image(path)
+            picture = picture if size is None else resized(picture, size)
         except UnreadableImage as error:
+            error = error if error.path else UnreadableImage(error.reason, path)
             if failed is None:
-                raise
+                raise error from None
             failed.append((path, str(error)))
             continue
-        if size is not None:
-            factor = size / min(picture.size)
-            picture = picture.resize([max(1, round(side * factor)) for side in picture.size], Image.Resampling.BICUBIC)
         image = to_float(to_channels(picture, source.channels))
         padded = pad_for(source.generator, image[None].to(device))
         features = source.features(padded)

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from qsattn_plugin.data.images import UnreadableImage
+from qsattn_plugin.data.preprocess import MOST_PIXELS
+
 #: The smallest side that generators get: below it, instance norm has too few positions at the deepest layers.
 _LEAST = 16
 
@@ -75,3 +78,21 @@ def with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
     result = result.copy()
     result.putalpha(source.getchannel("A"))
     return result
+
+
+def resized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Resize with Pillow's antialiased bicubic filter, as pictures are for training.
+
+    Args:
+        picture: any mode.
+        size: pixels of the shorter side, or (width, height).
+
+    Raises:
+        UnreadableImage: a long picture would become larger than 128 megapixels.
+    """
+    if isinstance(size, int):
+        shorter = min(picture.size)
+        size = tuple(max(1, round(side * size / shorter)) for side in picture.size)
+    if size[0] * size[1] > MOST_PIXELS:
+        raise UnreadableImage(f"{picture.width} x {picture.height} pixels would have to become {size[0]} x {size[1]}")
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)

@@ -12,10 +12,9 @@ from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, read_image, show, write_image
 from qsattn_plugin.data.pixels import as_pil, to_channels
-from qsattn_plugin.data.preprocess import MOST_PIXELS
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.translation.apply import padded_size, with_alpha
+from qsattn_plugin.translation.apply import padded_size, resized, with_alpha
 from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.tiled import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
 
@@ -142,7 +141,7 @@ class _Job:
         else:
             try:
                 picture = read_image(source)
-                return _Task(source, target, _resized(picture, self.size) if self.size else picture)
+                return _Task(source, target, resized(picture, self.size) if self.size else picture)
             except UnreadableImage as error:
                 self._failed(source, str(error if error.path else UnreadableImage(error.reason, source)))
             except MemoryError:
@@ -216,13 +215,3 @@ class _Job:
             self._failed(task.source, f"{show(task.source)}: {error}")
         else:
             self.report.written.append(task.target)
-
-
-def _resized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Resize with Pillow's antialiased bicubic filter, as pictures are for training."""
-    if isinstance(size, int):
-        shorter = min(picture.size)
-        size = tuple(max(1, round(side * size / shorter)) for side in picture.size)
-    if size[0] * size[1] > MOST_PIXELS:
-        raise UnreadableImage(f"{picture.width} x {picture.height} pixels would have to become {size[0]} x {size[1]}")
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
