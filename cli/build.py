@@ -30,8 +30,5 @@ def command(recipe: str, folder: Path | None, overrides: tuple[str, ...], overwr
     widths = [max(len(row[i]) for row in table) for i in range(3)]
     for row in table:
         click.echo(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip())
-    source = "testA" if loaded.data.direction == "AtoB" else "testB"
-    if not any(row[0] == "data" and source in row[3] for row in table):
-        click.echo(f"\nThere are no pictures in {source}: evaluations will have nothing to translate.", err=True)
     name = "" if folder is None else f" {folder}"
     click.echo(f"\nThe run is {run.folder}. Train it with: qsattn fit{name}")

@@ -314,9 +314,12 @@ def test_a_run_without_test_pictures_is_told_so(workplace):
     qsattn("data", "toy", "--root", "d", "-s", "size=32", "-s", "train=2", "-s", "test=1")
     settings = [*(s for s in TINY if not s.startswith("data.")), "data={type: folders, root: d, resize: 32, crop: 32}"]
     build = ["build", "toy", "--run", "r", *(part for s in settings for part in ("-s", s))]
-    assert "no pictures in" not in qsattn(*build).output
+    assert "nothing to translate" not in qsattn(*build).output
     shutil.rmtree(workplace / "d" / "testA")
-    assert "There are no pictures in testA: evaluations will have nothing" in qsattn(*build, "--overwrite").output
+    assert (
+        "trainB 2, testB 1; no testA: evaluations will have nothing to translate"
+        in qsattn(*build, "--overwrite").output
+    )
 
 
 def test_a_shipped_recipe_can_be_shown():

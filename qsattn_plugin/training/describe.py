@@ -34,7 +34,9 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         counts = ", ".join(f"{s} {len(dataset.split(s))}" for s in splits)
     except UserError as error:
         raise recipe.error("data.root" if "root" in recipe.data.arguments else "data", str(error)) from error
-    rows.append(("data", recipe.data.type, "-", counts))
+    source = "testA" if recipe.data.direction == "AtoB" else "testB"
+    lack = "" if source in splits else f"; no {source}: evaluations will have nothing to translate"
+    rows.append(("data", recipe.data.type, "-", counts + lack))
     networks = dict(session.method.named_children())
     for role in ("generator", "discriminator", "encoder", "sampler"):
         if hasattr(session.method, role):
