@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry import find
 from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.cut import QSAttn
+from qsattn_plugin.training.feed import Feed
 from qsattn_plugin.training.loop import LossIsNotFinite, Watch, fit
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
@@ -255,7 +257,12 @@ def test_pictures_that_are_seen_whole_get_sides_that_the_generator_takes(workpla
         picture.save(workplace / "data" / folder / "a.png")
     settings = ("data={type: folders, root: data, preprocess: none}", f"generator={{type: {name}, width: 4}}")
     recipe = load_recipe("horse2zebra", (*[s for s in TINY if not s.startswith(("data", "generator"))], *settings))
-    fit(Run.create(recipe, workplace / "run"), max_steps=1)
+    run = Run.create(recipe, workplace / "run")
+    fit(run, max_steps=1)
+    multiple = find("generator", name).target(width=4).multiple
+    feed = Feed(recipe, torch.device("cpu"), multiple=multiple)
+    assert run.checkpoints.steps() == [1]
+    assert all(side % multiple == 0 for images in feed.step(0)[0].values() for side in images.shape[-2:])
 
 
 def test_crops_that_the_generator_cannot_take_are_refused_when_a_run_is_built():
