@@ -6,6 +6,7 @@ complete file whose checksum agrees gets its name.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import http.client
@@ -31,6 +32,8 @@ __all__ = ["DownloadFailed", "Progress", "checksum", "download"]
 Progress = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 18
+#: Seconds after which it is seen whether another process is done with the same file.
+_LOOK_AGAIN = 0.2
 #: Answers that another try may change: the server is busy, or something between is.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 
@@ -65,7 +68,8 @@ def download(
     """Download ``url`` to ``path`` and return its SHA-256.
 
     Interrupted, it is tried again, each time from the byte where it stopped, or from the start where the server cannot
-    do that or has another version by now. What has arrived stays for the next call.
+    do that or has another version by now. What has arrived stays for the next call. While another process is at the
+    same file, this one waits: it takes what the other has got, or carries on if that one gave up.
 
     Args:
         url: http or https; a redirection may not leave these two, nor go from https to http.
@@ -84,7 +88,9 @@ def download(
         raise DownloadFailed(f"{url}: only http and https addresses can be downloaded")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with _locked(part) as file:
+    with _alone(part, path, progress) as (file, is_new):
+        if is_new and (sha256 is None or checksum(path) == sha256):
+            return checksum(path)
         reached = False
         for attempt in range(1, attempts + 1):
             try:
@@ -113,21 +119,41 @@ def download(
 
 
 @contextmanager
-def _locked(part: Path) -> Iterator[IO[bytes]]:
-    """Open the partial file for this process alone."""
-    with open(part, "ab") as file:
+def _alone(part: Path, path: Path, progress: Progress) -> Iterator[tuple[IO[bytes], bool]]:
+    """Open the partial file for this process alone; also whether another one made the whole file while this waited."""
+    before = _version(path)
+    while (file := _locked(part)) is None:
+        with contextlib.suppress(FileNotFoundError):  # finished just now
+            progress(part.stat().st_size, None)
+        time.sleep(_LOOK_AGAIN)
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadFailed(f"{part} is being written by another process") from error
-        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
-            raise DownloadFailed(f"{part} was finished by another process just now")
-        try:
-            yield file
+            yield file, _version(path) not in (None, before)
         finally:
             if file.seek(0, os.SEEK_END) == 0:
                 part.unlink(missing_ok=True)
                 _Note(part).forget()
+
+
+def _locked(part: Path) -> IO[bytes] | None:
+    """Open the partial file, locked; None while another process has it, or if it lost its name in between."""
+    with contextlib.ExitStack() as closing:
+        file = closing.enter_context(open(part, "ab"))
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+                closing.pop_all()
+                return file
+    return None
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What tells a file from the one that replaces it; None if there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 class _Note:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import socket
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_answers_that_another_try_would_not_change(site, tmp_path, change, messa
 
 
 def test_a_server_that_falls_silent_counts_as_interrupted(site, tmp_path):
-    site.cuts, site.stall = [100_000], 0.5
+    site.cuts, site.stall = [100_000], 1.0
     fetch(site, tmp_path / "f", timeout=0.2)
     assert [asked for _, asked in site.requests] == [None, "bytes=100000-"]
 
@@ -168,8 +169,30 @@ def test_no_network_is_said_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_do_not_write_one_file(site, tmp_path):
-    with open(tmp_path / "f.part", "ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DownloadFailed, match="written by another process"):
-            fetch(site, tmp_path / "f")
+@pytest.mark.parametrize("attempts", [2, 1], ids=["makes it", "gives up"])
+@pytest.mark.parametrize("known", [sha(CONTENT), None], ids=["checked", "unchecked"])
+def test_who_comes_while_another_downloads_waits_and_asks_for_no_byte_twice(site, tmp_path, attempts, known):
+    """Where the first gives up, the second carries on from what it left."""
+    site.files["/file"], site.cuts, site.stall = CONTENT, [100_000], 1.0
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(fetch, site, tmp_path / "f", attempts=attempts, sha256=known)
+        while not site.requests:
+            time.sleep(0.01)
+        seen = []
+        assert fetch(site, tmp_path / "f", progress=lambda done, total: seen.append(done), sha256=known) == sha(CONTENT)
+        assert isinstance(first.exception(), DownloadFailed) if attempts == 1 else first.result() == sha(CONTENT)
+    assert [asked for _, asked in site.requests] == [None, "bytes=100000-"]
+    assert min(seen) < len(CONTENT)  # it said how far the other was
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_file_that_another_process_fetched_is_not_taken_where_it_is_not_the_right_one(site, tmp_path):
+    site.files["/file"], site.cuts, site.stall = CONTENT[::-1], [100_000], 1.0
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(fetch, site, tmp_path / "f", None, sha256=None)
+        while not site.requests:
+            time.sleep(0.01)
+        with pytest.raises(DownloadFailed, match="wrong checksum"):
+            fetch(site, tmp_path / "f", None)
+        assert first.result() == sha(CONTENT[::-1])
+    assert (tmp_path / "f").read_bytes() == CONTENT[::-1]
