@@ -12,6 +12,11 @@ import click
 @click.command("map", short_help="Draw entropy maps.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option("-m", "--model", required=True, help="A run, a checkpoint or weights file, or timm:NAME.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="With timm:NAME: its weights, instead of a download.",
+)
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
 @click.option("--tap", "taps", multiple=True, help="A layer, by index or name; repeat it for several.")
 @click.option("--sampler", help="A registered sampler instead of the model's own.")
@@ -29,6 +34,7 @@ import click
 def command(
     images: tuple[str, ...],
     model: str,
+    weights: Path | None,
     out: Path,
     taps: tuple[str, ...],
     sampler: str | None,
@@ -58,6 +64,7 @@ def command(
         scale=scale,
         size=size,
         device=pick_device(device),
+        weights=weights,
         failed=failed,
     )
     for path, numbers in written:

@@ -231,6 +231,25 @@ def test_memory_that_is_too_small_is_said_in_words(workplace, monkeypatch):
         fit(run)
 
 
+@pytest.mark.parametrize("fits", [1, 0])
+def test_test_images_are_translated_singly_where_a_batch_is_too_large(workplace, monkeypatch, fits):
+    def limited(self, x, *arguments, **options):
+        if not torch.is_grad_enabled() and len(x) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(self, x, *arguments, **options)
+
+    forward = Resnet4Blocks.forward
+    whole = fit(build(workplace / "whole"), max_steps=1)
+    monkeypatch.setattr(Resnet4Blocks, "forward", limited)
+    run = build(workplace / "run")
+    if fits:
+        assert fit(run, max_steps=1) == pytest.approx(whole, rel=1e-4)  # a batch's sums may be in another order
+    else:
+        with pytest.raises(UserError, match="too small to translate a test image of 32 x 32 pixels"):
+            fit(run, max_steps=1)
+        assert run.checkpoints.path(1).is_file()
+
+
 def test_parts_that_draw_from_the_global_generator_draw_the_same_in_every_run(workplace, monkeypatch):
     """A dropout, say, of somebody's own generator; also in a run that was interrupted."""
 

@@ -6,12 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import save_file
 
+from qsattn_plugin.attention import GlobalAttention
 from qsattn_plugin.cli import main
+from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.evaluation.maps import EntropyMap
+from qsattn_plugin.registry.timm_parts import TimmEncoder
 
 
 def seen(height: int, width: int, padded: tuple[int, int], cells: tuple[int, int], stride: int) -> EntropyMap:
@@ -89,3 +95,28 @@ def test_a_picture_that_cannot_be_read_is_passed_over(workplace):
     done = maps("a.png", "b.png")
     assert done.exit_code == 1 and "not drawn: a.png: not a picture" in done.output
     assert [p.name for p in Path("maps").glob("*.png")] == ["b-tap-15.png"]
+
+
+def test_a_timm_network_takes_its_weights_from_a_file(workplace):
+    torch.manual_seed(3)
+    save_file(timm.create_model("resnet10t").state_dict(), "resnet.safetensors")
+    Image.effect_noise((64, 64), 60).convert("RGB").save("a.png")
+    arguments = ("map", "a.png", "-m", "timm:resnet10t", "-o", "maps", "--queries", "5")
+    done = CliRunner().invoke(main, [*arguments, "--weights", "resnet.safetensors"])
+    assert done.exit_code == 0, done.output
+    with torch.no_grad():
+        features = TimmEncoder("resnet10t", weights="resnet.safetensors").eval()(read_tensor("a.png"))[-1]
+    (numbers,) = (json.loads(path.read_text()) for path in Path("maps").glob("*.json"))
+    smallest = GlobalAttention().log_entropy(features).min().exp().item()
+    assert numbers["entropy_quantiles"]["0%"] == pytest.approx(smallest, rel=1e-4)  # a float32 logarithm between
+
+
+def read_tensor(path: str) -> torch.Tensor:
+    return to_float(to_channels(read_image(Path(path)), 3))[None]
+
+
+def test_weights_of_their_own_are_for_timm_networks(workplace):
+    Path("w.safetensors").write_bytes(b"")
+    Image.new("RGB", (32, 32)).save("a.png")
+    done = maps("a.png", "--weights", "w.safetensors")
+    assert done.exit_code == 1 and "toy comes with its own" in done.output

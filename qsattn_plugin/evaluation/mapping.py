@@ -30,6 +30,7 @@ def draw_maps(
     scale: Scale = "rank",
     size: int | None = None,
     device: torch.device | str = "cpu",
+    weights: Path | None = None,
     failed: list[tuple[Path, str]] | None = None,
 ) -> list[tuple[Path, Path]]:
     """Write ``NAME-tap-T.png`` and ``.json`` for every picture and tap; return their paths.
@@ -44,12 +45,13 @@ def draw_maps(
         scale: how entropies become colours, see :meth:`~qsattn_plugin.evaluation.maps.EntropyMap.warmth`.
         size: the shorter side in pixels to which pictures are resized first.
         device: where to compute.
+        weights: a file with a timm network's weights.
         failed: is given (picture, reason) for every picture that cannot be read; without it, the first one raises.
 
     Raises:
         UserError: no such picture, model, tap or sampler.
     """
-    source = feature_source(model, taps, device)
+    source = feature_source(model, taps, device, weights)
     chooser = choose_sampler(source, sampler, options or {})
     written = []
 

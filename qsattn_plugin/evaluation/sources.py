@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,20 +45,26 @@ class FeatureSource:
         return {str(t): (f, s) for t, f, s in zip(encoder.taps, found, encoder.strides, strict=True)}
 
 
-def feature_source(model: str, taps: tuple[str, ...] = (), device: torch.device | str = "cpu") -> FeatureSource:
+def feature_source(
+    model: str, taps: tuple[str, ...] = (), device: torch.device | str = "cpu", weights: str | Path | None = None
+) -> FeatureSource:
     """Open a model for a look at its features.
 
     Args:
         model: as for :func:`qsattn_plugin.translation.load.load`, or ``timm:NAME`` for a pretrained timm network.
         taps: the layers wanted, by index or name; without any, those that the model was trained with.
         device: where to put it.
+        weights: for a timm network: a file with its weights, instead of those that timm names.
 
     Raises:
-        UserError: no such model or tap.
+        UserError: no such model, tap or file.
     """
+    if weights is not None and not model.startswith(TIMM):
+        raise UserError(f"weights from a file of their own are for {TIMM}NAME; {model} comes with its own")
     if model.startswith(TIMM):
         indices = tuple(_timm_tap(tap) for tap in taps) or None
-        encoder = create("encoder", "timm", model=model.removeprefix(TIMM), taps=indices, pretrained=True)
+        trained = {"pretrained": True} if weights is None else {"weights": str(weights)}
+        encoder = create("encoder", "timm", model=model.removeprefix(TIMM), taps=indices, **trained)
         return FeatureSource(None, encoder.to(device).eval(), 3, {}, tuple(taps) or (encoder.taps[-1],))
     path = find_weights(model)
     translator = load(path, device)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qsattn_plugin.data.pixels import to_float
+from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.feed import Feed
@@ -71,8 +72,23 @@ class Evaluation:
                 batch = self.images[start : start + _BATCH]
                 same = len({image.shape for image in batch}) == 1
                 for images in [torch.stack(batch)] if same else [image[None] for image in batch]:
-                    translated += translate(generator, to_float(images.to(self.feed.device))).float().cpu()
+                    translated += self._pictures(generator, images)
         return translated
+
+    def _pictures(self, generator: nn.Module, images: Tensor) -> list[Tensor]:
+        """Translate a batch, or its images one at a time where there is not the memory for all."""
+        try:
+            return list(translate(generator, to_float(images.to(self.feed.device))).float().cpu())
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(images) == 1:
+                height, width = images.shape[-2:]
+                raise UserError(
+                    f"the memory of {self.feed.device} is too small to translate a test image of {height} x {width} "
+                    "pixels: take smaller ones, or a smaller generator.width"
+                ) from error
+        return [picture for image in images for picture in self._pictures(generator, image[None])]
 
 
 def _distance(recipe: Recipe, feed: Feed) -> KernelDistanceTo | None:
