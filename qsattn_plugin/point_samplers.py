@@ -78,7 +78,9 @@ class Sampler:
 
 @register("sampler", "random", tags=("cut",))
 class RandomSampler(Sampler):
-    """Random positions, each image its own, none twice: what CUT does.
+    """Random positions, each image its own, none twice: what CUT does for batches of one.
+
+    CUT draws one list for all images of a larger batch.
 
     Args:
         queries: how many positions of each map.

@@ -118,6 +118,8 @@ class Pipeline(Section):
         preprocess: What happens to a training image before it is cropped; CUT's and CycleGAN's modes.
         resize: Side (or width) in pixels to which images are resized.
         crop: Side in pixels of the random square crop, a multiple of 4.
+        random_crop: always, or until_decay: once the learning rate falls, images are resized to the crop itself, and
+            so seen whole in mode resize_and_crop. As the code of CUT and QS-Attn does it; CycleGAN's crops to the end.
         channels: 1 is greyscale, 3 is RGB.
     """
 
@@ -125,6 +127,7 @@ class Pipeline(Section):
     preprocess: Preprocess = "resize_and_crop"
     resize: int = Field(286, ge=1)
     crop: int = Field(256, ge=1)
+    random_crop: Literal["always", "until_decay"] = "always"
     channels: int = Field(3, ge=1, le=4)
 
     @field_validator("crop")

@@ -89,9 +89,16 @@ def test_the_same_recipe_gives_the_same_bytes_and_another_seed_others(workplace)
     assert a != c
 
 
-@pytest.mark.parametrize("method", ["qsattn", "cyclegan"])
-def test_a_run_that_stops_and_carries_on_ends_with_the_same_bytes(workplace, method):
-    more = (f"method={method}", "train.ema=0.9")
+CROPPED = ("data.preprocess=resize_and_crop", "data.resize=40", "data.random_crop=until_decay")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("method=qsattn",), ("method=cyclegan",), CROPPED, (*CROPPED, "train.decay_from=1")],
+    ids=["qsattn", "cyclegan", "crops until step 2", "crops until step 1"],
+)
+def test_a_run_that_stops_and_carries_on_ends_with_the_same_bytes(workplace, settings):
+    more = (*settings, "train.ema=0.9")
     whole, parts = build(workplace / "whole", *more), build(workplace / "parts", *more)
     fit(whole)
     fit(parts, max_steps=1)

@@ -126,7 +126,8 @@ def plain_step(m: Method, batch: dict[str, Tensor], mirrored: bool, queries: lis
     """
     optimizer = torch.optim.Adam(m.discriminator.parameters(), lr=m.base_lr, betas=(0.5, 0.999), foreach=False)
     seen = batch["A"].flip(-1) if mirrored else batch["A"]
-    both = m.generator(torch.cat((seen, batch["B"])) if m.identity else seen)
+    kept = batch["B"].flip(-1) if mirrored else batch["B"]
+    both = m.generator(torch.cat((seen, kept)) if m.identity else seen)
     fake, same = both[:BATCH], both[BATCH:]
     real = m.discriminator(batch["B"])
     (0.5 * ((real - 1) ** 2).mean() + 0.5 * (m.discriminator(fake.detach()) ** 2).mean()).backward()
@@ -134,8 +135,8 @@ def plain_step(m: Method, batch: dict[str, Tensor], mirrored: bool, queries: lis
     optimizer.step()
     nce = plain_nce(m, batch["A"], fake, mirrored, queries[0], attends)
     if m.identity:
-        nce = 0.5 * (nce + plain_nce(m, batch["B"], same, False, queries[1], attends))
-    distance = (same - batch["B"]).abs().mean() if m.identity_l1 else 0.0
+        nce = 0.5 * (nce + plain_nce(m, batch["B"], same, mirrored, queries[1], attends))
+    distance = (same - kept).abs().mean() if m.identity_l1 else 0.0
     (((m.discriminator(fake) - 1) ** 2).mean() + m.nce_weight * nce + m.identity_l1 * distance).backward()
     return found | {"generator": gradients(m.generator), "heads": gradients(m.heads)}
 
@@ -145,6 +146,7 @@ CASES = {
     "qsattn": (["method=qsattn", "sampler.positions=256"], 0, False),
     "fastcut": (["method=fastcut"], 1, False),
     "fastcut, mirrored": (["method=fastcut"], 3, True),
+    "cut, mirrored": (["method=cut", "objective={flip_equivariance: true, identity_l1: 0.5}"], 3, True),
 }
 
 

@@ -49,7 +49,8 @@ class Preprocess:
     As in CUT, ``scale_shortside`` enlarges small pictures and leaves larger ones alone, and pictures that are seen
     whole get sides rounded to a multiple of 4, which two halvings ask for, or of what the generator takes. Unlike in
     CUT, a picture that is too small for the crop is enlarged just enough for it with its proportions kept (CUT
-    stretches or fails).
+    stretches or fails), and ``scale_width`` keeps the proportions of all (CUT stretches pictures that come out lower
+    than the crop, which it does not take there).
 
     Args:
         mode: one of the table's.

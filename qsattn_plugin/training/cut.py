@@ -16,6 +16,9 @@ from qsattn_plugin.registry import register
 from qsattn_plugin.training.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.method import Method, Parts
 
+#: The reference code sees images whole while the learning rate falls.
+_CROPS = {"random_crop": "until_decay"}
+
 
 @register("method", "cut", tags=("paper", "contrastive"))
 class CUT(Method):
@@ -41,7 +44,7 @@ class CUT(Method):
             of the one that was not mirrored.
     """
 
-    defaults: Mapping[str, Any] = {"sampler": {"type": "random"}}
+    defaults: Mapping[str, Any] = {"data": _CROPS, "sampler": {"type": "random"}}
 
     def __init__(
         self,
@@ -114,7 +117,10 @@ class CUT(Method):
             for translate, m, log in zip((kept.pop, *others), mirrored, logs, strict=True)
         ]
         if (self.identity and self.nce_weight) or self.identity_l1:
-            terms += [partial(self._unchanged, part["B"], draws, log) for part, log in zip(parts, logs, strict=True)]
+            terms += [
+                partial(self._unchanged, part["B"], m, draws, log)
+                for part, m, log in zip(parts, mirrored, logs, strict=True)
+            ]
         self.update("generator", terms, len(parts))
         self.scaler.update()
         return self.merge(logs)
@@ -147,15 +153,15 @@ class CUT(Method):
             total = total + share * self.nce_weight * nce
         return total
 
-    def _unchanged(self, target: Tensor, draws: torch.Generator, log: dict[str, Tensor]) -> Tensor:
+    def _unchanged(self, target: Tensor, mirrored: bool, draws: torch.Generator, log: dict[str, Tensor]) -> Tensor:
         """The generator's objective on an image that is already in the target domain: leave it as it is."""
-        same, features = self.encoder.translate(self.generator, target)
+        same, features = self._translate(target, mirrored)
         total = same.new_zeros((), dtype=torch.float32)
         if self.identity and self.nce_weight:
-            nce = self.contrast(features, same, draws, log, "NCE_identity")
+            nce = self.contrast(features, same, draws, log, "NCE_identity", mirrored)
             total = total + 0.5 * self.nce_weight * nce
         if self.identity_l1:
-            distance = F.l1_loss(same.float(), target)
+            distance = F.l1_loss(same.float(), target.flip(-1) if mirrored else target)
             log["L1_identity"] = distance.detach()
             total = total + self.identity_l1 * distance
         return total
@@ -202,7 +208,7 @@ def _variant(summary: str) -> str:
 class QSAttn(CUT):
     __doc__ = _variant("CUT with query-selected attention: the loss looks where the source says most (Hu et al. 2022).")
 
-    defaults: Mapping[str, Any] = {"sampler": {"type": "qsattn_global"}}
+    defaults: Mapping[str, Any] = {"data": _CROPS, "sampler": {"type": "qsattn_global"}}
 
 
 @register("method", "fastcut", tags=("paper", "contrastive"))
@@ -210,6 +216,7 @@ class FastCUT(CUT):
     __doc__ = _variant("CUT's light variant: no identity term, a heavier contrastive loss, flip equivariance.")
 
     defaults: Mapping[str, Any] = {
+        "data": _CROPS,
         "sampler": {"type": "random"},
         "objective": {"identity": False, "nce_weight": 10.0, "flip_equivariance": True},
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ class Feed:
         rank: this process's number.
         world: how many processes share a step; each of them decodes and keeps all images.
         multiple: of what the sides are of images that are seen whole: what the generator takes.
+        first: the step that comes first, for which images are decoded at once.
     """
 
     def __init__(
@@ -43,26 +46,42 @@ class Feed:
         rank: int = 0,
         world: int = 1,
         multiple: int = 4,
+        first: int = 0,
     ):
         data = recipe.data
         self.seed = recipe.train.seed
-        self.rank = rank
+        self.rank, self.world = rank, world
         self.device = device
         self.direction = data.direction
         self.dataset = recipe.build("data", channels=data.channels)
         prepare = Preprocess(data.preprocess, data.resize, data.crop, multiple)
         self._prepare_test = prepare.for_test()
+        # From which step on images are prepared how.
+        self._stages = {0: prepare}
+        if data.random_crop == "until_decay" and data.preprocess.endswith("_and_crop"):
+            self._stages[recipe.train.decay_from] = replace(prepare, resize=data.crop)
+        # All that a step sees; the method divides it where gradients are accumulated.
+        self._count = recipe.train.batch_size * recipe.train.accumulate
+        self._progress = progress
+        self._prepared: Preprocess | None = None
         self.stores: dict[str, Store] = {}
+        self.prepare(first)
+        self.augment = augmentations(recipe, "augmentations")
+
+    def prepare(self, step: int) -> None:
+        """Decode the images anew if from this step on they are prepared in another way than before."""
+        _, prepare = max(stage for stage in self._stages.items() if stage[0] <= step)
+        if prepare == self._prepared:
+            return
+        self.stores.clear()  # before the new ones are made: both need not fit into the memory
+        self.batches = self._prepared = None
         for letter, domain in zip("AB", self.domains, strict=True):
             name = f"train{domain}"
-            report = (lambda done, total, name=name: progress(name, done, total)) if progress else None
+            report = partial(self._progress, name) if self._progress else None
             self.stores[letter] = Store(self.dataset.split(name), prepare, progress=report)
-        # All that a step sees; the method divides it where gradients are accumulated.
-        count = recipe.train.batch_size * recipe.train.accumulate
-        self.batches = UnpairedBatches(
-            self.stores["A"], self.stores["B"], count, prepare.crop_size, self.seed, rank, world
-        )
-        self.augment = augmentations(recipe, "augmentations")
+        stores, crop = self.stores, prepare.crop_size
+        self.batches = UnpairedBatches(stores["A"], stores["B"], self._count, crop, self.seed, self.rank, self.world)
+        self._prepared = prepare
 
     @property
     def domains(self) -> str:
@@ -80,6 +99,7 @@ class Feed:
 
     def step(self, step: int) -> tuple[dict[str, Tensor], torch.Generator]:
         """Return the batch of a step, "A" and "B" as (B, C, h, w) in [-1, 1], and the generator of its other draws."""
+        self.prepare(step)
         images = self.batches.batch(step)
         batch = {}
         for number, letter in enumerate("AB"):

@@ -111,7 +111,9 @@ class _Loop:
                 run.tidy(self.session.step)
             generators = self.session.method.published().values()
             multiple = math.lcm(4, *(getattr(generator, "multiple", 4) for generator in generators))
-            self.feed = Feed(recipe, self.session.device, self._decoding, here.rank, here.size, multiple)
+            self.feed = Feed(
+                recipe, self.session.device, self._decoding, here.rank, here.size, multiple, self.session.step
+            )
             self.evaluation = Evaluation(recipe, self.feed) if here.main else None
         here.join(self.session.method, self.session.device)
         self.session.method.world = here
@@ -177,6 +179,8 @@ class _Loop:
         session.method.set_rate(session.rate_factor())
         # For parts of others that draw from PyTorch's global generators, such as dropout.
         torch.manual_seed(mix(self.recipe.train.seed, _GLOBAL, session.step, self.world.rank))
+        with self.pace.paused():  # pictures are decoded again where the rate begins to fall
+            self.feed.prepare(session.step)
         batch, draws = self.feed.step(session.step)
         losses = session.method.step(batch, draws, observe=observe)
         for average in session.averages.values():
