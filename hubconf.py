@@ -86,7 +86,7 @@ def qsattn_horse2zebra_mobile(pretrained=True, progress=True, device="cpu"):
     return _package().published("horse2zebra_mobile", pretrained, progress, device)
 
 
-def qsattn_generator(weights=None, type="resnet_9blocks", device="cpu", **arguments):
+def qsattn_generator(weights=None, type=None, device="cpu", **arguments):
     """A generator of your own for unpaired image-to-image translation: from a file or run, or as it is drawn.
 
     >>> import torch
@@ -97,7 +97,8 @@ def qsattn_generator(weights=None, type="resnet_9blocks", device="cpu", **argume
     Args:
         weights: a run's folder, a checkpoint or a weights file of this package, or the name of a published model; None
             draws new weights.
-        type: without ``weights``: the generator's registered name, e.g. "resnet_9blocks", "mobile_resnet_9blocks".
+        type: without ``weights``: the generator's registered name, e.g. "mobile_resnet_9blocks"; "resnet_9blocks"
+            if it is not given.
         device: where to put it.
         arguments: without ``weights``: the generator's own arguments, such as ``width``.
 
@@ -107,7 +108,9 @@ def qsattn_generator(weights=None, type="resnet_9blocks", device="cpu", **argume
     """
     loading = _package()
     if weights is None:
-        return loading.fresh(type, **arguments).to(device)
+        return loading.fresh(type or "resnet_9blocks", **arguments).to(device)
+    if type is not None:
+        arguments = {"type": type, **arguments}
     if arguments:
         from qsattn_plugin.errors import UserError
 

@@ -64,10 +64,15 @@ def command(device: str, file: Path | None, **options: Any) -> None:
     qsattn evaluate out/ --source testA --masks masks/ --metrics background
     qsattn evaluate predicted/ --labels true/ --metrics labels
     """
+    from qsattn_plugin.data.images import show
     from qsattn_plugin.devices import pick_device
+    from qsattn_plugin.errors import UserError
     from qsattn_plugin.evaluation.scoring import Evaluation
-    from qsattn_plugin.storage import write_text
+    from qsattn_plugin.storage import may_write, write_text
 
+    for place in (file and file.parent, options["keep"]):
+        if place is not None and not may_write(place):
+            raise UserError(f"nothing can be written to {show(place)}")
     scores = Evaluation(device=pick_device(device), **options).run(_stage)
     click.echo(scores.table())
     for warning in scores.warnings:

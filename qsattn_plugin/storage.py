@@ -74,6 +74,12 @@ def _umask() -> int:
     return value
 
 
+def may_write(folder: Path) -> bool:
+    """Return whether files can be made in a folder, or it be made in the nearest one above that is there."""
+    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, whole or not at all.
 

@@ -19,7 +19,8 @@ from qsattn_plugin.data.pixels import as_pil
 from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.evaluation.fidelity import fetched
 from qsattn_plugin.evaluation.scoring import METRICS, Evaluation
-from qsattn_plugin.translation.load import load
+from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.translation.load import fresh, load
 from tests.metric_parts import folder, greys, noise
 from tests.test_cli import qsattn, refused, trained
 from tests.test_readme import ROOT, indented
@@ -183,8 +184,8 @@ def test_predicted_label_maps_beside_the_pictures(workplace, sets):
             ["a", "--real", "b", "--extractor", "tests.metric_parts:broken"],
             "RuntimeError: of two lines .metric_parts.py",
         ),
-        (["a", "--real", "b", "--extractor", "tests.metric_parts:no_floats"], "must be floats .5, D., got torch.int64"),
-        (["a", "--real", "b", "--extractor", "tests.metric_parts:too_many"], "must be floats .5, D."),
+        (["a", "--real", "b", "--extractor", "tests.metric_parts:no_floats"], "must be floats .1, D., got torch.int64"),
+        (["a", "--real", "b", "--extractor", "tests.metric_parts:too_many"], "must be floats .1, D."),
         (["a", "--real", "b", "--extractor", "tests.metric_parts:not_numbers"], "not finite"),
         (["a", "--real", "b", "--extractor", "broken_module:x"], "ZeroDivisionError.*broken_module.py, line 1"),
         (["a", "--real", "b", *SMALL, "--first", "1"], "at least two pictures"),
@@ -214,6 +215,31 @@ def test_mistakes_are_answered_in_one_line(workplace, sets, monkeypatch, args, m
     line = said.strip().splitlines()[-1]
     assert line.startswith("Error: ")
     assert re.search(message.replace("?", r"\?"), line), said
+
+
+def test_what_is_wrong_is_said_before_anything_is_translated(workplace, sets, trained):
+    args = (trained, "--source", "a", "--real", "b", "--device", "cpu", "--metrics", "kid", *SMALL)
+    Path("file").touch()
+    for more, message in (
+        (("--features", "41"), "has no features '41'"),
+        (("--json", "file/x/scores.json"), "nothing can be written to file/x"),
+        (("--keep", "file/x"), "nothing can be written to file/x"),
+    ):
+        said = refused("evaluate", *args, *more)
+        assert message in said and "translating" not in said
+
+
+def test_a_model_that_gives_no_numbers_is_not_scored(workplace, sets):
+    with torch.no_grad():
+        broken = fresh("resnet_4blocks", width=4)
+        next(broken.generator.parameters()).fill_(torch.nan)
+    spec = {"type": "resnet_4blocks", "arguments": {"width": 4, "in_channels": 3}, "prefix": ""}
+    save_tensors(Path("nan.safetensors"), broken.generator.state_dict(), {"generators": {"forward": spec}})
+    said = refused("evaluate", "nan.safetensors", "--source", "a", "--real", "b", "--metrics", "swd", "--device", "cpu")
+    assert "a/00.png: the model gave numbers that are none (NaN)" in said
+    done = qsattn("map", "a", "-m", "nan.safetensors", "-o", "maps")
+    assert done.exit_code == 1 and "not drawn: a/00.png: the model gave numbers that are none" in done.output
+    assert not Path("maps").exists()
 
 
 def test_a_model_needs_a_source_and_must_not_overwrite_it(workplace, sets, trained):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -266,6 +268,20 @@ def test_the_model_itself_is_never_overwritten(tmp_path):
     text = refused("export", model, "--format", "cut", "-o", model, "--overwrite")
     assert "is the model itself" in text
     assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize("format", ["torchscript", "pt2", "cut"])
+def test_a_full_disk_is_said_and_nothing_left(tmp_path, monkeypatch, format):
+    """PyTorch's own writers end the process where there is no room: they write to memory."""
+    model = weights_file(tmp_path / "m.safetensors", "resnet_4blocks")
+
+    def full(path: Path, content: bytes) -> None:
+        assert len(content) > 10_000
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "No space left on device" in refused("export", model, "--format", format, "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("model", ["toy", "pretrained/toy"])

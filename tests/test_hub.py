@@ -118,6 +118,8 @@ def test_a_trained_run_loads_and_translates(workplace):
     same = qsattn_plugin.load(run.checkpoints.path(1))
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     assert torch.equal(same(x), model(x))
+    with pytest.raises(UserError, match="do not give type, width"):
+        hub(weights=str(workplace / "run"), type="unet_256", width=3)
     with pytest.raises(UserError, match="do not give width"):
         hub(weights=str(workplace / "run"), width=3)
     with pytest.raises(UserError, match="did you mean 'resnet_9blocks'"):

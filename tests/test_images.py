@@ -290,3 +290,12 @@ def test_floats_are_rounded_and_clipped():
         from_tensor(torch.full((1, 2, 2), float("nan")))
     with pytest.raises(ValueError, match=r"^image: must be float"):
         from_tensor(torch.zeros(1, 2, 2, dtype=torch.uint8))
+
+
+def test_the_transparent_value_of_deep_grey_is_kept(tmp_path):
+    values = np.array([[0, 257, 514], [257, 65535, 257]], np.uint16)
+    Image.frombytes("I;16", (3, 2), values.astype("<u2").tobytes()).save(tmp_path / "a.png", transparency=257)
+    found = read_image(tmp_path / "a.png")
+    assert found.mode == "LA"
+    assert np.asarray(found.getchannel("L")).tolist() == [[0, 1, 2], [1, 255, 1]]
+    assert np.asarray(found.getchannel("A")).tolist() == [[255, 0, 255], [0, 255, 0]]

@@ -16,6 +16,7 @@ from qsattn_plugin.registry import create
 from qsattn_plugin.registry.foreign import recognise
 from qsattn_plugin.storage import read_document
 from qsattn_plugin.translation.export import export, subject_of
+from qsattn_plugin.translation.importing import import_weights
 from qsattn_plugin.translation.load import load
 from tests.conftest import TINY
 from tests.test_cli import qsattn, refused
@@ -276,3 +277,11 @@ def test_import_replaces_nothing_unasked(tmp_path):
     before = file.read_bytes()
     refused("import", file, "-o", file)
     assert file.read_bytes() == before
+
+
+def test_the_original_is_never_replaced(tmp_path):
+    path = saved(tmp_path / "latest_net_G.pth", weights_of("resnet_4blocks", width=2))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="is what is to be imported"):
+        import_weights(path, path, overwrite=True)
+    assert path.read_bytes() == before

@@ -145,6 +145,19 @@ def test_a_palettes_transparency_is_kept_and_an_orientation_followed(workplace):
         Translator(Copy(), 3).translate(["a.jpg"])
 
 
+def test_pictures_come_from_any_iterable(workplace):
+    photos = [Image.new("RGB", (24, 16), (shade, 0, 0)) for shade in (10, 200)] + [Image.new("RGB", (16, 16))]
+    translator = Translator(Copy(), 3)
+    expected = [result.tobytes() for result in translator.translate(photos)]
+    for given in (iter(photos), (photo for photo in photos), map(Image.Image.copy, photos), tuple(photos)):
+        assert [result.tobytes() for result in translator.translate(given)] == expected
+    assert translator.translate([]) == []
+    with pytest.raises(TypeError, match="must be PIL images, got str"):
+        translator.translate(iter([photos[0], "a.jpg"]))
+    with pytest.raises(ValueError, match="no pixels, its size is 0 x 4"):
+        translator.translate([photos[0], Image.new("RGB", (0, 4))])
+
+
 def test_translations_that_are_kept_replace_none_of_the_given_pictures(workplace):
     for folder in ("src", "real"):
         Path(folder).mkdir()

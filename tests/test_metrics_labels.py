@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.evaluation.labels import (
     CLASSES,
     LabelMaps,
@@ -100,3 +103,14 @@ def test_folders_as_cityscapes_has_them_hold_several_files_of_each_scene(tmp_pat
     assert torch.equal(LabelMaps(of_kind(found, "auto")).read(0), NUMBERS)
     one = Pictures.find(folder(tmp_path / "one", [painted(NUMBERS)], names=["a_gtFine_color"]))
     assert of_kind(one, "auto") is one
+
+
+@pytest.mark.parametrize(("byte", "said"), [(11, "cut off"), (36, "damaged")], ids=["ValueError", "SyntaxError"])
+def test_a_damaged_label_map_is_named(tmp_path, byte, said):
+    """Pillow answers some damage by one error, some by another."""
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[byte] = 0
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UnreadableImage, match=f"a.png: .*{said}"):
+        LabelMaps(Pictures.find(tmp_path), "trainIds").read(0)

@@ -17,11 +17,11 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.pretrained import INDEX, Entry, entries, find, weights
 from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
-from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.storage import load_tensors, save_tensors
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.translation.load import published
+from qsattn_plugin.translation.load import fresh, load, published
 from qsattn_plugin.translation.publish import publish
 from tests.conftest import TINY
 from tests.web import sha, site
@@ -153,3 +153,23 @@ def test_publishing_a_run_keeps_what_the_generator_does(workplace):
     assert all(torch.equal(begun[key], published[key]) for key in published)
     # Half precision has 11 bits; weights rounded to those move a few layers' output by some thousandths at most.
     assert 0 < (small(x) - whole(x)).abs().max() < 1e-2
+
+
+def test_publishing_one_of_two_generators_and_replacing_nothing_unasked(workplace):
+    forward, backward = (fresh(name, width=2) for name in ("unet_256", "resnet_4blocks"))
+    document = {"generators": {}}
+    tensors = {}
+    for name, kind, model in (("backward", "resnet_4blocks", backward), ("forward", "unet_256", forward)):
+        arguments = {"width": 2, "in_channels": 3}
+        document["generators"][name] = {"type": kind, "arguments": arguments, "prefix": f"{name}."}
+        tensors |= {f"{name}.{key}": value for key, value in model.generator.state_dict().items()}
+    save_tensors(Path("both.safetensors"), tensors, document)
+    before = Path("both.safetensors").read_bytes()
+    for name, expected in ((None, forward), ("backward", backward)):
+        publish("both.safetensors", Path("out.safetensors"), name, overwrite=True)
+        assert type(load("out.safetensors").generator) is type(expected.generator)
+    with pytest.raises(UserError, match="is there already"):
+        publish("both.safetensors", Path("out.safetensors"))
+    with pytest.raises(UserError, match="is what is to be published"):
+        publish("both.safetensors", Path("both.safetensors"), overwrite=True)
+    assert Path("both.safetensors").read_bytes() == before

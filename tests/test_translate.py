@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,77 @@ def test_the_output_folder_inside_an_input_folder_is_no_input(workplace):
     photo("out/a.png")
     assert planned(".") == {"a.png": "a.png", "sub/b.png": "sub/b.png"}
     assert planned("*") == {"a.png": "a.png", "sub/b.png": "sub/b.png"}
+
+
+def test_the_output_folder_among_the_inputs_is_none(workplace, model):
+    """A shell writes it for * from the second time on."""
+    photo("in/a.png")
+    photo("in/b/c.jpg")
+    for skipped in ("", ", 2 were there already"):
+        given = sorted(map(str, Path("in").iterdir()))
+        done = qsattn(*given, "-m", model, "-o", "in/out")
+        assert done.exit_code == 0 and f"pictures written to in/out{skipped}" in done.output
+        assert written("in/out") == ["a.png", "c.jpg"]
+        assert ("in/out is the output folder" in done.output) == bool(skipped)
+    assert planned("in/out", out="in/out/again")  # by itself it is what was meant
+
+
+def test_an_empty_input_is_not_the_current_folder(workplace, model):
+    photo("a.png")
+    done = qsattn("", "-m", model, "-o", "out")
+    assert done.exit_code == 1 and "one of the inputs is empty" in done.output
+
+
+def test_links_that_lead_nowhere_are_said_and_the_others_translated(workplace, model):
+    photo("in/a.jpg")
+    Path("in/gone.jpg").symlink_to("nowhere")
+    Path("in/itself.jpg").symlink_to("itself.jpg")
+    done = qsattn("in/*.jpg", "-m", model, "-o", "out")
+    assert done.exit_code == 1 and written() == ["a.jpg"]
+    assert "in/gone.jpg: there is no such file" in done.output and "in/itself.jpg: cannot be read" in done.output
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_passed_over(workplace, model, monkeypatch):
+    photo("in/a/1.png")
+    photo("in/b/c/2.png")
+    Path("in/empty").mkdir()
+    scandir = os.scandir
+
+    def locked(path):
+        if Path(path).name == "c":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    done = qsattn("in/*", "-m", model, "-o", "out")
+    assert done.exit_code == 1 and "cannot look into in/b/c" in done.output
+
+
+def test_a_name_that_is_too_long_for_the_disk_does_not_end_the_job(workplace, model):
+    name = "n" * 251 + ".jpg"
+    for path in (f"a/{name}", f"b/{name}", "b/z.jpg"):  # the second becomes NAME-2.jpg
+        photo(path)
+    done = qsattn("a", "b", "-m", model, "-o", "out")
+    assert done.exit_code == 1 and written() == [name, "z.jpg"]
+    assert "File name too long" in done.output
+
+
+def test_a_folder_that_may_not_be_written_to_is_known_before_the_work(workplace, translator, monkeypatch):
+    photo("a.png")
+    Path("out").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).samefile("out"))
+    monkeypatch.setattr(translator.generator, "forward", None)  # would fail
+    report = translate_files(translator, [(Path("a.png"), Path("out/below/a.png"))])
+    assert report.failed == [(Path("a.png"), "a.png: cannot write out/below/a.png: Permission denied")]
+
+
+def test_a_picture_without_room_for_its_maps_does_not_stop_the_others(workplace, model, monkeypatch):
+    for name, size in (("a", (16, 16)), ("b", (64, 64)), ("c", (16, 16))):
+        photo(f"in/{name}.png", size)
+    monkeypatch.setattr(tiled.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, 100))
+    done = qsattn("in", "-m", model, "-o", "out", "--tile", 32)
+    assert done.exit_code == 1 and written() == ["a.png", "c.png"]
+    assert "in/b.png: a picture of 64 x 64 pixels takes" in done.output
 
 
 @pytest.mark.parametrize("way", ["itself", "suffix", "link to the folder", "link to the file", "hard link"])

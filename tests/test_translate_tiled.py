@@ -104,6 +104,17 @@ def test_half_precision_keeps_whole_statistics():
     assert (found - whole).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("name", ["resnet_4blocks", "swift_resnet_6blocks"])
+def test_what_the_caller_has_set_for_other_work_does_not_reach_the_tiles(name):
+    """Autocast, which would change the number format from layer to layer, and a default device."""
+    generator, x = drawn(name), picture(90, 70)[0]
+    expected = translate_tiled(generator, x, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(translate_tiled(generator, x, 32), expected)
+    with torch.device("meta"):
+        assert torch.equal(translate_tiled(generator, x, 32), expected)
+
+
 def test_grey_in_and_two_channels_out():
     generator = drawn("resnet_4blocks", in_channels=1, out_channels=2)
     x = picture(60, 52)[:, :1]

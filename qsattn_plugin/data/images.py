@@ -8,6 +8,7 @@ import os
 import stat
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,8 +19,10 @@ from qsattn_plugin.errors import UserError, nearest
 
 __all__ = [
     "EXTENSIONS",
+    "NoPictures",
     "UnreadableImage",
     "find_images",
+    "opened",
     "plain",
     "read_image",
     "show",
@@ -44,6 +47,10 @@ class UnreadableImage(UserError):
         self.path = path
 
 
+class NoPictures(UserError):
+    """A folder without a picture."""
+
+
 def show(path: str | os.PathLike) -> str:
     """Give a path as text that can be printed anywhere; bytes that are no UTF-8 become question marks."""
     return os.fspath(path).encode("utf-8", "replace").decode("utf-8")
@@ -60,7 +67,8 @@ def find_images(folder: str | os.PathLike, recursive: bool = True) -> list[Path]
         recursive: also look in folders below.
 
     Raises:
-        UserError: there is no such folder, or no picture in it.
+        NoPictures: there is none in it.
+        UserError: there is no such folder, or it or one below cannot be looked into.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -90,7 +98,7 @@ def find_images(folder: str | os.PathLike, recursive: bool = True) -> list[Path]
                 others[ending or "no ending"] += 1
     if not found:
         there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(4))
-        raise UserError(
+        raise NoPictures(
             f"no pictures in {show(folder)}: looked for {' '.join(EXTENSIONS)} "
             f"{'in it and below' if recursive else 'in it, not below'}; found {there or 'no files'}"
         )
@@ -113,6 +121,17 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         UnreadableImage: the file is missing, empty, not a picture, damaged, or has more pixels than Pillow's guard
             against decompression bombs allows (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
+    with opened(path) as image:
+        return plain(image)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """Open one picture file as Pillow does. Whatever goes wrong with it, then or while it is decoded, is
+
+    Raises:
+        UnreadableImage: see :func:`read_image`.
+    """
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
@@ -124,7 +143,7 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         # Pillow registers formats at the first open, and a second thread may then find its own missing: ask for all.
         Image.init()
         with Image.open(path) as image:
-            return plain(image)
+            yield image
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from None
     # Decoders raise nearly anything on damaged input (SyntaxError, struct.error, IndexError, ...): each one means the
@@ -178,7 +197,7 @@ def plain(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Bring deep greyscale to 8 bits by the rule in :func:`read_image`."""
-    floating = image.mode == "F"
+    floating, clear = image.mode == "F", image.info.get("transparency")  # the one value that is transparent
     image = image if image.mode in ("I", "F") else image.convert("I")
     values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32 if floating else torch.int32).double()
     low, high = values.min().item(), values.max().item()
@@ -192,7 +211,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         scale = 1 / 257
     # Half up, not half to even; in float64 the quotients by 257 have no ties to argue about.
     pixels = (values * scale + 0.5).floor_().to(torch.uint8)
-    return Image.frombytes("L", image.size, bytes(memory_of(pixels)))
+    grey = Image.frombytes("L", image.size, bytes(memory_of(pixels)))
+    if not isinstance(clear, int):
+        return grey
+    alpha = torch.where(values == clear, 0, 255).to(torch.uint8)
+    return Image.merge("LA", (grey, Image.frombytes("L", image.size, bytes(memory_of(alpha)))))
 
 
 def write_image(image: Image.Image, path: str | os.PathLike) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import UnreadableImage, read_image
+from qsattn_plugin.data.images import opened, read_image
 from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import Pictures, partners
@@ -140,16 +140,13 @@ class LabelMaps:
 
 def _numbers(path: Path) -> Tensor | None:
     """The numbers in a file of one channel, int64 (H, W); None where it holds colours."""
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P", "I", "I;16"):
-                return None
-            if picture.mode == "P" and not _is_grey(picture):
-                return None
-            # A palette's indices and 16 bits are taken as they stand: numbers of classes are no grey levels.
-            return torch.from_numpy(np.asarray(picture).astype(np.int64))
-    except OSError as error:
-        raise UnreadableImage(str(error), path) from error
+    with opened(path) as picture:
+        if picture.mode not in ("L", "P", "I", "I;16"):
+            return None
+        if picture.mode == "P" and not _is_grey(picture):
+            return None
+        # A palette's indices and 16 bits are taken as they stand: numbers of classes are no grey levels.
+        return torch.from_numpy(np.asarray(picture).astype(np.int64))
 
 
 def _is_grey(picture: Image.Image) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from qsattn_plugin.data.images import UnreadableImage, read_image, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
@@ -71,6 +72,12 @@ def draw_maps(
         image = to_float(to_channels(picture, source.channels))
         padded = pad_for(source.generator, image[None].to(device))
         features = source.features(padded)
+        if not all(maps.isfinite().all() for maps, _ in features.values()):
+            reason = f"{path}: the model gave numbers that are none (NaN) or infinite"
+            if failed is None:
+                raise UserError(reason)
+            failed.append((path, reason))
+            continue
         for tap, place in zip(map(str, source.taps), places(target), strict=True):
             maps, stride = features[tap]
             draws = torch.Generator().manual_seed(0)

@@ -140,14 +140,21 @@ def translate_pictures(
         UserError: a picture cannot be read or written, or would get the name of another or of what is to stay.
     """
     names = list(_by_key(source, lambda name: name))
-    stays = {identity(path) for path in (*source.paths, *others)}
+    stays = {identity(path) for path in (*source.paths, *others)} - {None}
     for target in (out / f"{name}.png" for name in names):
-        if target.exists() and identity(target) in stays:
+        if identity(target) in stays:
             raise UserError(f"{show(target)} is one of the given pictures; keep translations in another folder")
     written: list[Path] = []
     for batch in source.batches(most, done):
         pictures = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in batch]
-        for result in translator.translate(pictures):
+        try:
+            results = translator.translate(pictures)
+        except ValueError as error:
+            if "holds NaN" not in str(error):
+                raise
+            first = show(source.paths[len(written)])
+            raise UserError(f"{first}: the model gave numbers that are none (NaN); nothing can be scored") from error
+        for result in results:
             target = out / f"{names[len(written)]}.png"
             write_image(result, target)
             written.append(target)

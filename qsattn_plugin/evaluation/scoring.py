@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from qsattn_plugin import __version__
 from qsattn_plugin.data.images import show
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.evaluation import distributions, pairs
-from qsattn_plugin.evaluation.features import Extractor, load_extractor
+from qsattn_plugin.evaluation.features import Extractor, extract, load_extractor
 from qsattn_plugin.evaluation.fidelity import USUAL, Inception, Lpips
 from qsattn_plugin.evaluation.figures import Figure, Scores
 from qsattn_plugin.evaluation.labels import KINDS, Kind, LabelMaps, of_kind, scene
@@ -122,6 +122,8 @@ class Evaluation:
         given = Pictures.find(self.source if translator else self.scored, self.size, self.first)
         self._match(given, folders, metrics)
         extractor = self._extractor() if {"fid", "kid"} & set(metrics) else None
+        if extractor is not None and self.extractor:  # what it has is known once it was called
+            extract(extractor, replace(given, paths=given.paths[:1]), self.features)
         lpips = Lpips(self.device) if "lpips" in metrics else None
         scores = Scores(self._about(translator))
         with contextlib.ExitStack() as stack:

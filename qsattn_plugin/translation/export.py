@@ -13,7 +13,7 @@ import qsattn_plugin
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
 from qsattn_plugin.translation.export_formats import FORMATS, Run, Subject
-from qsattn_plugin.translation.load import Translator
+from qsattn_plugin.translation.load import Translator, main_generator
 
 #: Values of translated images, on [-1, 1], may differ by so much: an eighth of the step between two levels of 8 bits.
 TOLERANCE = 1e-3
@@ -44,7 +44,7 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
     generators = document.get("generators")
     if not generators:
         raise UserError("this generator comes from no file: save it, load it, and export what was loaded")
-    spec = generators[which or next(iter(sorted(generators, key=lambda key: key != "forward")))]
+    spec = generators[which or main_generator(generators)]
     multiple = getattr(generator, "multiple", 4)
     least = -(-_LEAST // multiple) * multiple
     channels = translator.channels

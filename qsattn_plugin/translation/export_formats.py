@@ -7,6 +7,7 @@ free; a document about the generator goes along where the format has a place for
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import warnings
@@ -100,6 +101,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
+def _save(write: Callable[[io.BytesIO], None], path: Path) -> None:
+    """Write a file by way of memory: on a full disk PyTorch's own writer ends the whole process."""
+    file = io.BytesIO()
+    write(file)
+    path.write_bytes(file.getbuffer())
+
+
 def _onnx_needs(subject: Subject) -> None:
     for package in ("onnxscript", "onnxruntime"):
         try:
@@ -143,7 +151,7 @@ def _read_onnx(path: Path, subject: Subject) -> Run:
 def _write_torchscript(subject: Subject, path: Path) -> None:
     with _quiet():
         traced = torch.jit.trace(subject.generator, _example(subject, (1, 1, 1)), check_trace=False)
-        torch.jit.save(traced, path, _extra_files={DOCUMENT: json.dumps(subject.document)})
+        _save(lambda file: torch.jit.save(traced, file, _extra_files={DOCUMENT: json.dumps(subject.document)}), path)
 
 
 def _read_torchscript(path: Path, subject: Subject) -> Run:
@@ -160,8 +168,7 @@ def _write_pt2(subject: Subject, path: Path) -> None:
         program = torch.export.export(subject.generator, example, dynamic_shapes=free)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the folders of this machine
-    with path.open("wb") as file:  # a path must end in .pt2, and this one is temporary
-        torch.export.save(program, file, extra_files={DOCUMENT: json.dumps(subject.document)})
+    _save(lambda file: torch.export.save(program, file, extra_files={DOCUMENT: json.dumps(subject.document)}), path)
 
 
 def _read_pt2(path: Path, subject: Subject) -> Run:
@@ -183,7 +190,7 @@ def _check_cut(subject: Subject) -> None:
 def _write_cut(subject: Subject, path: Path) -> None:
     # Copies: a tensor that is a view would be saved with all that it is a view of.
     weights = {key: value.detach().cpu().clone() for key, value in subject.generator.state_dict().items()}
-    torch.save(OrderedDict(weights), path)
+    _save(lambda file: torch.save(OrderedDict(weights), file), path)
 
 
 def _read_cut(path: Path, subject: Subject) -> Run:

@@ -7,14 +7,19 @@ import glob
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from qsattn_plugin.data.images import EXTENSIONS, find_images, show
+from qsattn_plugin.data.images import EXTENSIONS, NoPictures, find_images, show
 from qsattn_plugin.errors import UserError
 
 #: Kinds that a translation is written in as its source is; all others become PNGs.
 KEPT = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class OutputAmongInputs(UserWarning):
+    """The output folder was named as an input, too."""
 
 
 def plan(
@@ -27,9 +32,9 @@ def plan(
 
     Files, folders (all pictures below them, their structure kept) and glob patterns (the structure below the part
     without wildcards kept). A file that is named twice counts once. Where the output folder lies inside an input
-    folder, what is in it is no input. Destinations are PNGs, except for sources of the ``kept`` kinds. Of two sources
-    that would get the same name, the one whose name it is has it; ``photo.bmp`` then becomes ``photo.bmp.png``, and
-    others are numbered.
+    folder, or is named among several inputs, what is in it is no input. Destinations are PNGs, except for sources of
+    the ``kept`` kinds. Of two sources that would get the same name, the one whose name it is has it; ``photo.bmp`` then
+    becomes ``photo.bmp.png``, and others are numbered.
 
     Args:
         inputs: what is to be found.
@@ -41,16 +46,16 @@ def plan(
         UserError: an input is not there, or a file to be written is one of the inputs, by whatever name.
     """
     pairs: dict[str, tuple[Path, Path]] = {}
-    for given in inputs:
+    for given in _inputs(inputs, out):
         for source, below in _find(given, out):
             pairs.setdefault(os.path.abspath(source), (source, out / below))
     targets = _named({key: base for key, (_, base) in pairs.items()}, kept)
     named = [(source, targets[key]) for key, (source, _) in pairs.items()]
-    sources = {identity(source) for source, _ in named}
+    sources = {identity(source) for source, _ in named} - {None}
     for _, target in named:
         for file in files(target):
             # By device and number, not by name: links, and file systems that do not tell capitals from small letters.
-            if file.exists() and identity(file) in sources:
+            if identity(file) in sources:
                 raise UserError(
                     f"{show(file)} is one of the inputs and would be overwritten; choose another output folder"
                 )
@@ -74,10 +79,27 @@ def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def identity(path: Path) -> tuple[int, int]:
-    """Return what tells a file from all others, whatever name it has: its device and number there."""
-    found = path.stat()
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file from all others, whatever name it has: its device and number there; None without one."""
+    try:
+        found = path.stat()
+    except OSError:  # also a name that the disk cannot have, and a link that leads nowhere
+        return None
     return found.st_dev, found.st_ino
+
+
+def _inputs(inputs: Iterable[Path | str], out: Path) -> list[Path | str]:
+    """Return the inputs without the output folder, which ``*`` also names where it lies among them."""
+    given = list(inputs)
+    if "" in given:
+        raise UserError("one of the inputs is empty; is a variable of the command not set?")
+    if len(given) == 1 or identity(out) is None:
+        return given
+    others = [one for one in given if identity(Path(one)) != identity(out)]
+    if not others or len(others) == len(given):
+        return given
+    warnings.warn(f"{show(out)} is the output folder: what is in it is no input", OutputAmongInputs, stacklevel=3)
+    return others
 
 
 def _find(given: Path | str, out: Path) -> list[tuple[Path, Path]]:
@@ -92,7 +114,7 @@ def _find(given: Path | str, out: Path) -> list[tuple[Path, Path]]:
     pictures: list[Path] = []
     for match in _without_loops(sorted(glob.glob(str(given), recursive=True))):
         if match.is_dir():
-            with contextlib.suppress(UserError):  # it holds no picture: others may
+            with contextlib.suppress(NoPictures):  # others may hold some
                 pictures += find_images(match)
         elif match.suffix.lower() in EXTENSIONS:
             pictures.append(match)

@@ -21,6 +21,7 @@ from qsattn_plugin.registry.foreign import Report as Loaded
 from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, recognise
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
 from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.translation.files import identity
 
 #: As the checkpoints of a run name the main generator, so that ``train.init_from`` takes an imported file too.
 _PREFIX = "model/generator."
@@ -64,6 +65,8 @@ def import_weights(
         UserError: the file cannot be read without running what is in it, or holds no such generator.
         WriteFailed: ``out`` could not be written.
     """
+    if identity(out) is not None and identity(out) == identity(file):
+        raise UserError(f"{out} is what is to be imported; name another file")
     if out.exists() and not overwrite:
         raise UserError(f"{out} is there already; choose another name, or say --overwrite")
     content = read_checkpoint(file)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,8 +16,10 @@ from qsattn_plugin.data.images import UnreadableImage, read_image, show, write_i
 from qsattn_plugin.data.pixels import as_pil, to_channels
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.storage import may_write
 from qsattn_plugin.translation.apply import padded_size, resized, with_alpha
 from qsattn_plugin.translation.load import Translator
+from qsattn_plugin.translation.spill import NoRoom
 from qsattn_plugin.translation.tiled import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
 
 #: Pictures that share a batch; one on the CPU, where large blocks of memory cost more than batches save.
@@ -104,6 +108,7 @@ class _Job:
         #: Pixels that are translated at once, in one picture or in several.
         self.limit = float("inf") if tile == 0 else (tile or WHOLE) ** 2
         self.given = tile
+        self._writable: dict[Path, bool] = {}
 
     def batches(self, pairs: Iterable[tuple[Path, Path]]) -> Iterator[list[_Task]]:
         """Read pictures and hand those of equal size over together, also where others lie between them."""
@@ -134,9 +139,17 @@ class _Job:
 
     def _read(self, source: Path, target: Path) -> _Task | None:
         """Read a picture that is to be translated; note what becomes of the others."""
-        if target.is_dir():
+        try:
+            there = _looked_up(target)
+        except OSError as error:  # a name too long for the disk, a folder that may not be looked into
+            self._failed(source, f"{show(source)}: cannot write {show(target)}: {error.strerror}")
+            return None
+        if not self._may_write(target.parent):
+            self._failed(source, f"{show(source)}: cannot write {show(target)}: {os.strerror(errno.EACCES)}")
+            return None
+        if there is not None and stat.S_ISDIR(there.st_mode):
             self._failed(source, f"{show(source)}: a folder stands at {show(target)}, where its translation goes")
-        elif not self.overwrite and target.exists() and target.stat().st_size:
+        elif there is not None and there.st_size and not self.overwrite:
             self.report.skipped.append(target)
         else:
             try:
@@ -147,6 +160,12 @@ class _Job:
             except MemoryError:
                 self._failed(source, f"{show(source)}: not enough memory to read it")
         return None
+
+    def _may_write(self, folder: Path) -> bool:
+        """Whether pictures can be written to a folder: known before the work."""
+        if folder not in self._writable:
+            self._writable[folder] = may_write(folder)
+        return self._writable[folder]
 
     def _failed(self, source: Path, reason: str) -> None:
         self.report.failed.append((source, reason))
@@ -170,6 +189,9 @@ class _Job:
                     self.translate([task])
                 return
             self._failed(tasks[0].source, f"{show(tasks[0].source)}: {self._advice(tasks[0].picture)}")
+        except NoRoom as error:
+            for task in tasks:
+                self._failed(task.source, f"{show(task.source)}: {error}")
         except ValueError as error:
             if "holds NaN" not in str(error):
                 raise
@@ -215,3 +237,11 @@ class _Job:
             self._failed(task.source, f"{show(task.source)}: {error}")
         else:
             self.report.written.append(task.target)
+
+
+def _looked_up(path: Path) -> os.stat_result | None:
+    """What is at a path; None if nothing is. Unlike ``exists``, links that lead nowhere are nothing."""
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -50,10 +50,10 @@ class Translator(nn.Module):
     def translate(self, pictures: Image.Image, tile: int | None = None) -> Image.Image: ...
 
     @overload
-    def translate(self, pictures: Sequence[Image.Image], tile: int | None = None) -> list[Image.Image]: ...
+    def translate(self, pictures: Iterable[Image.Image], tile: int | None = None) -> list[Image.Image]: ...
 
     def translate(
-        self, pictures: Image.Image | Sequence[Image.Image], tile: int | None = None
+        self, pictures: Image.Image | Iterable[Image.Image], tile: int | None = None
     ) -> Image.Image | list[Image.Image]:
         """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
 
@@ -62,7 +62,7 @@ class Translator(nn.Module):
         generator says what it is made of.
 
         Args:
-            pictures: one, or a list.
+            pictures: one, or a list or any other iterable; what a generator gives is taken one by one.
             tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0 translates
                 all whole. Without it, tiles of 512 pixels for pictures of more than 1024 x 1024.
 
@@ -70,17 +70,17 @@ class Translator(nn.Module):
             CannotTile: tiles were asked for, and the generator cannot work in tiles.
             UserError: the disk is too full for the feature maps of a large picture.
             TypeError: something is no PIL image.
+            ValueError: a picture has no pixels.
         """
         if isinstance(pictures, Image.Image):
             return self.translate([pictures], tile)[0]
-        for picture in pictures:
-            if not isinstance(picture, Image.Image):
-                raise TypeError(
-                    f"pictures: must be PIL images, got {type(picture).__name__}; open it by PIL.Image.open"
-                )
+        if isinstance(pictures, Sequence):  # else they come one by one, and are looked at when they do
+            for picture in pictures:
+                _checked(picture)
         out: list[Image.Image] = []
         # One after the other: a long list is not held twice.
-        for size, alike in itertools.groupby(map(plain, pictures), key=lambda picture: picture.size):
+        found = (plain(_checked(picture)) for picture in pictures)
+        for size, alike in itertools.groupby(found, key=lambda picture: picture.size):
             width, height = padded = padded_size(self.generator, size)
             if is_large(padded, tile):
                 out += [self._in_tiles(picture, tile) for picture in alike]
@@ -107,6 +107,14 @@ class Translator(nn.Module):
         return with_alpha(as_pil(pixels), picture)
 
 
+def _checked(picture: Any) -> Image.Image:
+    if not isinstance(picture, Image.Image):
+        raise TypeError(f"pictures: must be PIL images, got {type(picture).__name__}; open it by PIL.Image.open")
+    if not all(picture.size):
+        raise ValueError(f"pictures: one has no pixels, its size is {picture.width} x {picture.height}")
+    return picture
+
+
 def load(model: str | Path, device: torch.device | str = "cpu", name: str | None = None) -> Translator:
     """Load a generator for translation.
 
@@ -131,7 +139,7 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
             f"`qsattn import {path} -o {path.with_suffix('.safetensors')}` first"
         ) from error
     generators = _generators(path, document)
-    name = name or next(iter(sorted(generators, key=lambda key: key != "forward")))
+    name = name or main_generator(generators)
     if name not in generators:
         raise UserError(f"{path} has no generator {name!r}{nearest(name, generators)} ({', '.join(generators)})")
     spec = generators[name]
@@ -154,6 +162,11 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
     generator.requires_grad_(False)
     return Translator(generator, spec["arguments"]["in_channels"], document).eval().to(device)
+
+
+def main_generator(generators: Iterable[str]) -> str:
+    """Return the name of the generator that translates from source to target, among all that a file holds."""
+    return min(generators, key=lambda name: name != "forward")
 
 
 def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:

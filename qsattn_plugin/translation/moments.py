@@ -17,8 +17,8 @@ class Moments:
 
     def __init__(self, channels: int):
         self.count = 0
-        self.mean = torch.zeros(channels, dtype=torch.float64)
-        self._squares = torch.zeros(channels, dtype=torch.float64)
+        self.mean = torch.zeros(channels, dtype=torch.float64, device="cpu")
+        self._squares = torch.zeros(channels, dtype=torch.float64, device="cpu")
 
     @property
     def variance(self) -> Tensor:

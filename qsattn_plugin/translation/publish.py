@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 
 from qsattn_plugin.download import checksum
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import save_tensors
-from qsattn_plugin.translation.load import load
+from qsattn_plugin.translation.files import identity
+from qsattn_plugin.translation.load import find_weights, load, main_generator
 
 _PREFIX = "generator/"
 
@@ -29,28 +31,35 @@ class Published(NamedTuple):
     mean: float
 
 
-def publish(model: str | Path, out: Path, generator: str | None = None) -> Published:
+def publish(model: str | Path, out: Path, generator: str | None = None, overwrite: bool = False) -> Published:
     """Write a model's generator, float16, with the recipe that trained it.
 
     Args:
         model: as for :func:`qsattn_plugin.translation.load.load`.
         out: a safetensors file.
         generator: which one, where a method trains several.
+        overwrite: replace ``out`` if it is there; never where it is what is published.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or ``out`` is there already.
         WriteFailed: the file could not be written.
     """
-    translator = load(model, name=generator)
+    source = find_weights(model)
+    if identity(out) not in (None, identity(source)) and not overwrite:
+        raise UserError(f"{out} is there already; --overwrite replaces it")
+    if identity(out) == identity(source):
+        raise UserError(f"{out} is what is to be published; name another file")
+    translator = load(source, name=generator)
     document = translator.document
-    spec = document["generators"][generator or next(iter(document["generators"]))]
+    spec = document["generators"][generator or main_generator(document["generators"])]
     state = translator.generator.state_dict()
     tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     kept = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
     kept["recipe"] = _without_folders(kept.get("recipe"))
     described = {"forward": {"type": spec["type"], "arguments": spec["arguments"], "prefix": _PREFIX}}
     save_tensors(out, tensors, {"kind": "weights", "generators": described, **kept})
-    images = torch.rand(1, translator.channels, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    side = -(-128 // translator.generator.multiple) * translator.generator.multiple
+    images = torch.rand(1, translator.channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         apart = (load(out)(images) - translator(images)).abs()
     return Published(checksum(out), out.stat().st_size, apart.max().item(), apart.mean().item())
@@ -71,8 +80,12 @@ def main() -> None:
     parser.add_argument("model", help="a run, RUN@best, or a weights file")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--generator")
+    parser.add_argument("--overwrite", action="store_true")
     given = parser.parse_args()
-    done = publish(given.model, given.out, given.generator)
+    try:
+        done = publish(given.model, given.out, given.generator, given.overwrite)
+    except UserError as error:
+        parser.exit(1, f"Error: {error}\n")
     print(f"sha256: {done.sha256}\nbytes: {done.size:,}")
     print(f"half precision changes random images by {done.mean:.2g} in the mean, {done.largest:.2g} at most, of 2")
 

@@ -19,6 +19,10 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.steps import Box
 
 
+class NoRoom(UserError):
+    """The temporary folder is too full for a picture's feature maps; a smaller picture may do."""
+
+
 def amount(size: float) -> str:
     """Say so many bytes."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
@@ -50,7 +54,7 @@ class Spill:
         """Take room for a map.
 
         Raises:
-            UserError: the disk has not got it.
+            NoRoom: the disk has not got it.
         """
         self.maps[position] = made = SpilledMap(self.folder, channels, size, dtype)
         self.peak = max(self.peak, self.bytes)
@@ -73,7 +77,7 @@ class SpilledMap:
             with tempfile.TemporaryFile(prefix="qsattn-", dir=folder, buffering=0) as file:
                 self.file = os.dup(file.fileno())
         except OSError as error:
-            raise UserError(
+            raise NoRoom(
                 f"no temporary file can be made in {folder} ({error.strerror}); set TMPDIR to another folder"
             ) from error
         if hasattr(os, "posix_fallocate"):  # a full disk is better known before the work than after it
@@ -88,7 +92,7 @@ class SpilledMap:
         os.close(self.file)
 
     def _refusal(self, error: OSError) -> UserError:
-        return UserError(
+        return NoRoom(
             f"a large picture's feature map ({amount(self.bytes)}) cannot be kept in the temporary folder "
             f"{self.folder}: {error.strerror}; set TMPDIR to a folder with more room"
         )
@@ -112,9 +116,9 @@ class SpilledMap:
         """Write (1, C, h, w) to a box of the map.
 
         Raises:
-            UserError: the disk is full.
+            NoRoom: the disk is full.
         """
-        lines = x[0].permute(1, 2, 0).contiguous().cpu()
+        lines = x[0].permute(1, 2, 0).contiguous().to("cpu", self.dtype)
         memory = memory_of(lines)
         try:
             self._rows(box, memory, lambda parts, at: os.pwritev(self.file, parts, at))
@@ -123,7 +127,7 @@ class SpilledMap:
 
     def read(self, box: Box, device: torch.device) -> Tensor:
         """Read a box of the map as (1, C, h, w), channels last in memory."""
-        lines = torch.empty(*(s.stop - s.start for s in box), self.channels, dtype=self.dtype)
+        lines = torch.empty(*(s.stop - s.start for s in box), self.channels, dtype=self.dtype, device="cpu")
         memory = memory_of(lines)
         self._rows(box, memory, lambda parts, at: os.preadv(self.file, parts, at))
         return lines.to(device).permute(2, 0, 1)[None]

@@ -19,7 +19,7 @@ from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.chain import Chain, Join, UnknownLayer, chain_of
 from qsattn_plugin.translation.moments import Moments
-from qsattn_plugin.translation.spill import Spill, amount
+from qsattn_plugin.translation.spill import NoRoom, Spill, amount
 from qsattn_plugin.translation.steps import Box, Normalise, crop
 from qsattn_plugin.translation.sweeps import Sweep, needed_boxes, part_of, plan_sweeps
 
@@ -62,7 +62,7 @@ def translate_tiled(
 
     Raises:
         CannotTile: the generator does not say what it is made of.
-        UserError: the disk is full.
+        NoRoom: the disk is full.
     """
     return TiledTranslation(generator, picture, tile, spill, folder, progress).run()
 
@@ -98,7 +98,8 @@ class TiledTranslation:
 
     @torch.inference_mode()
     def run(self) -> Tensor:
-        with self.spill:
+        # In the weights' own precision: autocast would choose another from layer to layer, and tile to tile.
+        with self.spill, torch.autocast(self.device.type, enabled=False):
             self._check_room()
             for sweep in self.sweeps:
                 self._sweep(sweep)
@@ -117,7 +118,7 @@ class TiledTranslation:
         free = shutil.disk_usage(self.spill.folder).free
         if most > free:
             height, width = chain.sizes[0]
-            raise UserError(
+            raise NoRoom(
                 f"a picture of {width} x {height} pixels takes {amount(most)} in the temporary folder "
                 f"{self.spill.folder}, where {amount(free)} are free; set TMPDIR to a folder with more room"
             )
