@@ -48,5 +48,8 @@ def command(model: str, format: str, out: Path, generator: str | None, overwrite
     click.echo(f"{done.path}: {subject.type} as {format}, {size:.1f} MB; {subject.document['about']}")
     click.echo(f"equal to the original within {done.difference:.1g} on random images of {shapes}")
     if format == "cut":
-        for project, options in cut_options(subject).items():
-            click.echo(f"{project} builds this network with: {options}")
+        options = cut_options(subject)
+        for project, line in options.items():
+            click.echo(f"{project} builds this network with: {line}")
+        if not options:
+            click.echo("no options of CUT's or CycleGAN's test.py build this network; load it by their networks.py")

@@ -61,7 +61,7 @@ def command(
     binder = Binder(watch or swap, script.parent, module, kind, lambda name: _tell(f"{name} {does}"))
     at_end = _AsPython()
     try:
-        run_script(script, arguments, binder)
+        run_script(script, arguments, binder, lambda: bool(check or swap.counts["chosen"]))
     except Enough:
         click.echo(watch.table())
         return

@@ -37,4 +37,6 @@ def command(
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
             click.echo(f"{what}: {', '.join(keys[:_SHOWN])}{more}")
+    if done.arguments.get("norm") == "batch":
+        click.echo("its batch norms use their running statistics here, as with test.py --eval, not each picture's own")
     click.echo(f"written to {out}; translate with: qsattn translate PICTURES -m {out} -o FOLDER")

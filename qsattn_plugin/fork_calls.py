@@ -18,11 +18,13 @@ cams       what the fork's own sampler picks positions by: not looked at  featur
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qsattn_plugin.errors import UserError
@@ -36,13 +38,16 @@ _KNOWN = ("return_all", "attn_mats", "choice", "use_mlp", "prj", "cams")
 class Call:
     """One call: what is to be sampled, and in which form it is to be returned.
 
-    ``own(features)`` is what the fork's own function returns for the same call with these features.
+    ``own(features)`` is what the fork's own function returns for the same call with these features, and
+    ``project(routed)`` the rows that it makes of routed features (B, N, C), a map each: its head, its normalisation.
+    A ``count`` below 0 is whatever the fork means by it, and takes no sampling.
     """
 
     features: list[Tensor]
     count: int
     ids: Sequence[Any] | None
     own: Callable[[list[Tensor]], tuple]
+    project: Callable[[list[Tensor]], list[Tensor]]
     return_all: bool = False
     wants_rows: bool = False
     rows: Sequence[Tensor] | None = None
@@ -55,9 +60,7 @@ class Call:
             if not isinstance(feature, Tensor) or feature.ndim != 4:
                 shape = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
                 raise UserError(f"the sampler takes feature maps (B, C, H, W), but number {index} is {shape}")
-        if self.count < 0:
-            raise UserError(f"the sampler was asked for {self.count} positions; 0 means all of them")
-        if self.ids is not None and self.count and len(self.ids) != len(self.features):
+        if self.ids is not None and self.count > 0 and len(self.ids) != len(self.features):
             raise UserError(
                 f"the sampler was given {len(self.features)} feature maps with the ids of {len(self.ids)}: "
                 "the fork must sample both times on the same layers"
@@ -77,6 +80,7 @@ class CallForm:
 
     def __init__(self, forward: Callable, owner: str):
         self.signature = inspect.signature(forward)
+        self._reads = _names_read(forward)
         self.owner = owner
         taken = list(self.signature.parameters.values())[1:]
         self._features = taken[0].name if taken else None
@@ -108,6 +112,14 @@ class CallForm:
             bound.arguments[self._features] = features
             return own(*bound.args, **bound.kwargs)
 
+        def project(routed: list[Tensor]) -> list[Tensor]:
+            # As maps of one column, all of which is asked for, in order.
+            every = [torch.arange(r.shape[1], device=r.device) for r in routed]
+            bound.arguments[self._features] = [r.transpose(1, 2)[..., None] for r in routed]
+            bound.arguments[self._count] = max(map(len, every))
+            bound.arguments[self._ids] = every
+            return own(*bound.args, **bound.kwargs)[0]
+
         features, count, ids = (values.pop(name) for name in (self._features, self._count, self._ids))
         rows = values.pop("attn_mats", None)
         values.pop("cams", None)
@@ -115,9 +127,26 @@ class CallForm:
         for name, value in values.items():
             default = self.signature.parameters[name].default
             plain = isinstance(value, bool | int | float | str)
+            if self._reads is not None and name not in self._reads:
+                continue  # the fork's own function takes it and does nothing with it
             if value is not default and not (plain and value == default) and value not in ((), {}):
                 raise UserError(
-                    f"the fork calls {self.owner} with {name}={value!r:.60}, which only its own sampler understands; "
+                    f"the fork calls {self.owner} with {name}={_shown(value)}, which only its own sampler understands; "
                     "switch that option of the fork off"
                 )
-        return Call(list(features), int(count), ids, again, wants_rows=self.wants_rows, rows=rows, **known)
+        return Call(list(features), int(count), ids, again, project, wants_rows=self.wants_rows, rows=rows, **known)
+
+
+def _names_read(function: Callable) -> set[str] | None:
+    """Return the local names that a function's code reads, its inner functions' included; None if none can be told."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or "locals" in code.co_names:
+        return None
+    inner = {name for step in code.co_consts if inspect.iscode(step) for name in step.co_freevars}
+    steps = dis.get_instructions(code)
+    read = {s.argval for s in steps if any(kind in s.opname for kind in ("LOAD_FAST", "LOAD_DEREF", "LOAD_CLOSURE"))}
+    return inner | {name for names in read for name in (names if isinstance(names, tuple) else (names,))}
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of {' x '.join(map(str, value.shape))}" if isinstance(value, Tensor) else f"{value!r:.60}"

@@ -156,7 +156,9 @@ def _percent(shares: list[float]) -> str:
 
 def _alone(call: Call, features: list[Tensor]) -> Call:
     """Return the call, in a form that any sampler understands, with other features."""
-    return Call(features, call.count, None, call.own, choice=call.choice, use_mlp=call.use_mlp, prj=call.prj)
+    return Call(
+        features, call.count, None, call.own, call.project, choice=call.choice, use_mlp=call.use_mlp, prj=call.prj
+    )
 
 
 def _chosen(result: tuple, index: int, feature: Tensor, call: Call) -> tuple[Tensor | None, Tensor | None]:

@@ -11,6 +11,7 @@ import importlib.util
 import os
 import runpy
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from typing import Any
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.fork_swap import ForkWarning
 from qsattn_plugin.forks import Swap, looks_like_sampler, take_over
 
 __all__ = ["Binder", "account", "run_script"]
@@ -140,8 +142,16 @@ class Binder(importlib.abc.MetaPathFinder):
         return UserError(f"the fork's sampler was not swapped: {why}{others}. {what}")
 
 
-def run_script(script: Path, arguments: Sequence[str], binder: Binder) -> None:
+def run_script(
+    script: Path, arguments: Sequence[str], binder: Binder, called: Callable[[], bool] = lambda: True
+) -> None:
     """Run a script as ``python script arguments...`` does in its own folder. What it raises comes out as it is.
+
+    Args:
+        script: The file.
+        arguments: Its own.
+        binder: Takes the classes over.
+        called: Tells whether a class that was taken over has been called; a training that has begun without is warned.
 
     Raises:
         UserError: the training has begun, and no class was taken over.
@@ -155,11 +165,18 @@ def run_script(script: Path, arguments: Sequence[str], binder: Binder) -> None:
     steps = 0
 
     def has_begun(*_: Any) -> None:
-        """Fail in the first steps of a training rather than at its end."""
+        """Fail in the first steps of a training rather than at its end; a class may still be called later."""
         nonlocal steps
         steps += 1
         if steps == EARLY and not binder.bound:
             raise binder.failure()
+        if steps == EARLY and not called():
+            warnings.warn(
+                f"{', '.join(binder.bound)} was not called in the first {EARLY} steps. If this training samples by "
+                "another class, the swap does nothing: stop it, and name that class with --module and --class",
+                ForkWarning,
+                stacklevel=2,
+            )
 
     hook = register_optimizer_step_post_hook(has_begun)
     try:

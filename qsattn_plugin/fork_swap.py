@@ -7,6 +7,7 @@ Whatever a fork changed in its sampler beside the sampling itself stays in force
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from qsattn_plugin.fork_calls import Call
 from qsattn_plugin.fork_ids import positions, route_of, with_route
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.routes import AttentionRoute, PointRoute, Route
+
+#: The layers of CUT's own head, and those of a second one that some forks have.
+_USUAL_HEAD = re.compile(r"(mlp|prj)_\d+")
 
 __all__ = ["ForkWarning", "Swap", "make_heads"]
 
@@ -74,7 +78,12 @@ class Swap:
 
     def __call__(self, module: nn.Module, call: Call) -> tuple:
         """Return what the fork's sampler ``module`` is to return for the call."""
+        if call.count < 0:
+            return call.own(call.features)
         make_heads(module, call.features)
+        own_head = _has_own_head(module, call)
+        if call.count == 0 and own_head:
+            return call.own(call.features)
         if call.count == 0:
             routes: list[Route | None] = [None] * len(call.features)
             pooled, ids = _maps(module, call), [[] for _ in routes]
@@ -82,8 +91,12 @@ class Swap:
             routes = self._choose(call) if call.ids is None else self._given(call)
             given = call.ids if call.ids is not None else routes
             ids = [with_route(r) if route_of(g) is None else g for r, g in zip(routes, given, strict=True)]
-            both = zip(routes, call.features, strict=True)
-            pooled = [_head(module, call, i, route(f), f) for i, (route, f) in enumerate(both)]
+            routed = [route(f) for route, f in zip(routes, call.features, strict=True)]
+            if own_head:
+                pooled = call.project([r.to(f.dtype) for r, f in zip(routed, call.features, strict=True)])
+            else:
+                both = zip(routed, call.features, strict=True)
+                pooled = [_head(module, call, i, r, f) for i, (r, f) in enumerate(both)]
         if call.return_all:
             return pooled, pooled if call.count == 0 else _maps(module, call), ids
         if call.wants_rows:
@@ -181,6 +194,17 @@ def _maps(module: nn.Module, call: Call) -> list[Tensor]:
         out = _head(module, call, index, PointRoute(every, (height, width))(feature), feature)
         maps.append(out.unflatten(0, (batch, height, width)).permute(0, 3, 1, 2).contiguous())
     return maps
+
+
+def _has_own_head(module: nn.Module, call: Call) -> bool:
+    """Whether the module projects, or may be about to make what projects, by other layers than ``mlp_%d``.
+
+    Its own function then does it, on the routed features. Where a call wants more than rows and ids it is not asked.
+    """
+    if call.wants_rows or call.return_all or call.prj or call.choice is not None or not call.use_mlp:
+        return False
+    learned = {name.partition(".")[0] for name, _ in module.named_parameters()}
+    return not getattr(module, "use_mlp", False) or any(not _USUAL_HEAD.fullmatch(name) for name in learned)
 
 
 def _head(module: nn.Module, call: Call, index: int, routed: Tensor, feature: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
     """Load weights laid out as CUT and CycleGAN write them into a generator, in place, all of them or none.
 
     A wrapper's prefix (``module.``) is taken off; buffers that instance norm had in old versions of torch are left out;
-    fixed blur filters that are not in the file, being constants, are filled in.
+    fixed blur filters that are not in the file, being constants, are filled in. CUT's networks without a norm have
+    convolutions without biases: ours get biases of 0.
 
     Args:
         generator: built with the arguments that the file was trained with, see :func:`recognise`.
@@ -84,7 +85,8 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
         if key not in own and key.rpartition(".")[0] in norms and key.rpartition(".")[2] in _OLD_BUFFERS
     ]
     fixed = {key for key in own if key.endswith(".filt")}
-    filled_in = sorted(_optional(own) - set(given))
+    unbiased = _unbiased(generator, given)
+    filled_in = sorted((_optional(own) | unbiased) - set(given))
     given = {key: value for key, value in given.items() if key not in left_out}
 
     problems = []
@@ -108,8 +110,19 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
             pass
         listing = "\n  ".join(problems)
         raise UserError(f"{len(problems)} of the weights do not fit this generator{hint}:\n  {listing}")
-    generator.load_state_dict({**given, **{key: own[key] for key in filled_in}})
+    constants = {key: torch.zeros_like(own[key]) if key in unbiased else own[key] for key in filled_in}
+    generator.load_state_dict({**given, **constants})
     return Report(len(given), left_out, filled_in)
+
+
+def _unbiased(generator: nn.Module, given: Mapping[str, Tensor]) -> set[str]:
+    """Biases that a file lacks because its network, which has no norm, was built without."""
+    if any(isinstance(m, (nn.InstanceNorm2d, nn.BatchNorm2d)) for m in generator.modules()):
+        return set()
+    convolutions = [name for name, m in generator.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    return {f"{name}.bias" for name in convolutions if f"{name}.weight" in given and f"{name}.bias" not in given} & set(
+        generator.state_dict()
+    )
 
 
 def _optional(own: Iterable[str]) -> set[str]:
@@ -155,6 +168,8 @@ def _recognise_resnet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
     }
     if f"model.{convs[0][0] + 1}.weight" in given:  # instance norm has no weights
         arguments["norm"] = "batch"
+    elif f"model.{convs[0][0]}.bias" not in given:  # only beside instance norm have these convolutions biases
+        arguments["norm"] = "none"
     return f"resnet_{len(blocks)}blocks", arguments
 
 

@@ -149,6 +149,45 @@ class LazyCountsF(PatchSampleF):
         return super().forward(feats, num_patches, patch_ids)
 
 
+class CurvedF(PatchSampleF):
+    """A head of another kind, made at the first call; what the options call it is not what it is."""
+
+    def __init__(self, nc=16):
+        super().__init__(use_mlp=False, nc=nc)
+
+    def project(self, rows, index):
+        rows = getattr(self, f"curve_{index}")(rows)
+        return rows / (rows.norm(dim=1, keepdim=True) + 1e-7)
+
+    def forward(self, feats, num_patches=64, patch_ids=None):
+        if not self.mlp_init:
+            for index, feat in enumerate(feats):
+                self.add_module(f"curve_{index}", nn.Sequential(nn.Linear(feat.shape[1], self.nc), nn.Tanh()))
+            self.mlp_init = True
+        return super().forward(feats, num_patches, patch_ids)
+
+
+class ListedF(PatchSampleF):
+    """The MLPs in a list."""
+
+    def create_mlp(self, feats):
+        self.mlp = nn.ModuleList(self.head(feat.shape[1]) for feat in feats)
+        self.mlp_init = True
+
+    def project(self, rows, index):
+        rows = self.mlp[index](rows)
+        return rows / (rows.norm(dim=1, keepdim=True) + 1e-7)
+
+
+class DeafF(PatchSampleF):
+    """Takes an argument that it does nothing with, and -1 for all rows."""
+
+    def forward(self, feats, num_patches=64, patch_ids=None, source=None):
+        if num_patches < 0:
+            return [f.flatten(2).transpose(1, 2).flatten(0, 1) for f in feats], []
+        return super().forward(feats, num_patches, patch_ids)
+
+
 def contrast(anchors, positives, batch, num_patches):
     """CUT's loss, in the form that needs exactly num_patches rows an image (it builds their identity matrix)."""
     losses = []
@@ -288,6 +327,28 @@ class Counting(Model):
     kind = LazyCountsF
 
 
+class Curved(Model):
+    """A head of another kind."""
+
+    kind = CurvedF
+
+
+class Listed(Model):
+    """MLPs in a list."""
+
+    kind = ListedF
+
+
+class Deaf(Model):
+    """Gives an argument that nothing is done with."""
+
+    kind = DeafF
+
+    def features(self, source, target, n):
+        positives, ids = self.netF(source, n, None, source=source[0])
+        return self.netF(target, n, ids, source=source[0])[0], positives
+
+
 class Parallel(Model):
     """The module in DataParallel, as CUT has it whatever the number of GPUs."""
 
@@ -295,4 +356,7 @@ class Parallel(Model):
         self.netF = nn.DataParallel(self.kind())
 
 
-CLIENTS = (*(Model, Flipped, Crossed, FakeFirst, Regularised, Everywhere, Guided, Querying, Eager, Counting, Parallel),)
+CLIENTS = (
+    *(Model, Flipped, Crossed, FakeFirst, Regularised, Everywhere, Guided, Querying, Eager, Counting, Parallel),
+    *(Curved, Listed, Deaf),
+)

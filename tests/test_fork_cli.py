@@ -148,6 +148,13 @@ def test_a_sampler_that_was_never_called_fails_the_run(inside):
     assert last.endswith("If it samples by another class, name it with --module and --class")
 
 
+def test_a_class_that_is_never_called_is_said_when_the_training_has_begun(inside):
+    result = inside("--", "train.py", "--steps", "0", "--train", "50")
+    assert result.exit_code == 1 and "trained 49" in result.stdout
+    assert "models.networks.PatchSampleF was not called in the first 20 steps" in result.stderr
+    assert "not called" not in inside("--", "train.py", "--steps", "1", "--train", "50").stderr
+
+
 def test_a_training_without_a_swapped_class_ends_in_its_first_steps(inside):
     result = inside("--class", "PatchSampleX", "--", "train.py", "--train", "50")
     assert result.exit_code == 1 and "trained 18" in result.stdout and "trained 20" not in result.stdout

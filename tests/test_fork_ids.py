@@ -142,6 +142,7 @@ def test_calls_that_cannot_be_met_are_said_in_one_line():
 def test_an_argument_that_only_the_forks_own_sampler_understands_is_refused():
     class Special(clients.PatchSampleF):
         def forward(self, feats, num_patches=64, patch_ids=None, weight=1.0, mask=None):
+            feats = [f * weight if mask is None else f * mask for f in feats]
             return super().forward(feats, num_patches, patch_ids)
 
     module = Special()

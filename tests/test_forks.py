@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import qsattn_plugin
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.fork_ids import route_of
 from qsattn_plugin.forks import PatchSampler, swap_sampler
 from qsattn_plugin.registry import register
@@ -71,6 +72,46 @@ def test_what_comes_back_is_the_route_through_the_forks_own_layers(sampler, batc
             want = nn.functional.normalize(mlp(route(map_)), dim=2).flatten(0, 1)  # image by image
             # The norm's guard against 0 is 1e-7 added in one and a maximum of 1e-12 in the other.
             torch.testing.assert_close(rows, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [clients.CurvedF, clients.ListedF])
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "half trained"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_head_of_another_kind_stays_the_forks(kind, begun, batch):
+    """Through its own function, also where it is made at the first call."""
+    module, source, target = kind(), features(batch), features(batch, 1)
+    if begun:
+        module(source, N, None)
+    swap_sampler(module, "qsattn_global")
+    rows, ids = module(source, N, None)
+    moved, _ = module(target, N, ids)
+    for index, (given, found, f, g) in enumerate(zip(ids, rows, source, target, strict=True)):
+        for features_, seen in ((f, found), (g, moved[index])):
+            expected = module.project(route_of(given)(features_).flatten(0, 1), index)
+            torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)  # rows are multiplied in other shapes
+    sum(m.square().sum() * n for n, m in enumerate(moved, 1)).backward()
+    assert all(p.grad is not None for p in module.parameters()) and len(list(module.parameters())) in (4, 8)
+    maps, _ = module(source, 0, None)  # no sampling is asked for: what the fork's own function makes of that
+    assert len(maps) == len(source)
+
+
+def test_all_rows_by_a_negative_number_are_the_forks_affair():
+    module = clients.DeafF()
+    swap_sampler(module, "qsattn_global")
+    rows, ids = module(features(2), -1, None)
+    assert [r.shape for r in rows] == [(2 * 100, 8), (2 * 36, 12)] and ids == []
+
+
+def test_an_argument_that_the_forks_sampler_reads_is_refused_in_one_line():
+    class Reads(clients.PatchSampleF):
+        def forward(self, feats, num_patches=64, patch_ids=None, source=None):
+            return super().forward([f + source for f in feats], num_patches, patch_ids)
+
+    module = Reads()
+    swap_sampler(module, "qsattn_global")
+    module(features(1), N, None)
+    with pytest.raises(UserError, match="with source=a tensor of 1 x 1 x 1 x 1, which only its own sampler"):
+        module(features(1), N, None, source=torch.ones(1, 1, 1, 1))
 
 
 def test_the_selected_positions_are_the_samplers():

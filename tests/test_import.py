@@ -285,3 +285,26 @@ def test_the_original_is_never_replaced(tmp_path):
     with pytest.raises(UserError, match="is what is to be imported"):
         import_weights(path, path, overwrite=True)
     assert path.read_bytes() == before
+
+
+def test_resnets_without_a_norm_have_no_biases_in_their_project(tmp_path):
+    """CUT's and CycleGAN's convolutions have biases beside instance norm alone; the last one always has."""
+    generator = create("generator", "resnet_4blocks", width=4, norm="none")
+    weights = generator.state_dict()
+    for key in weights:
+        if key.endswith(".bias") and key != [k for k in weights if k.endswith(".bias")][-1]:
+            weights[key].zero_()
+    generator.load_state_dict(weights)
+    last = [k for k in weights if k.endswith(".bias")][-1]
+    theirs = {key: value for key, value in weights.items() if not key.endswith(".bias") or key == last}
+    assert recognise(theirs)[1]["norm"] == "none"
+    done = import_weights(saved(tmp_path / "g.pth", theirs), tmp_path / "out.safetensors")
+    assert done.arguments["norm"] == "none" and len(done.loaded.filled_in) > 10
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(load(tmp_path / "out.safetensors")(images), generator.eval()(images))
+
+
+def test_what_batch_norms_do_in_translations_is_said(tmp_path):
+    path = saved(tmp_path / "g.pth", weights_of("resnet_4blocks", width=2, norm="batch"))
+    done = qsattn("import", path, "-o", tmp_path / "out.safetensors")
+    assert "batch norms use their running statistics here, as with test.py --eval" in done.output

@@ -219,7 +219,9 @@ def cut_options(subject: Subject) -> dict[str, str]:
     blurs = [key for key in ("antialias", "antialias_up") if a.get(key)]
     plain = "".join(f" --no_{key}" for key in ("antialias", "antialias_up") if key in a and not a[key])
     average = " --eval" if a["norm"] == "batch" else ""  # or it takes the statistics of the test images
-    found = {"CUT": f"{size} --normG {a['norm']}{plain}{average}"}
+    found = {}
+    if a["in_channels"] == 3:  # CUT's script reads pictures in colour, whatever it is told
+        found["CUT"] = f"{size} --normG {a['norm']}{plain}{average}"
     if not blurs:
         found["CycleGAN"] = f"--model test {size} --norm {a['norm']} --no_dropout{average}"
     return found
