@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -40,3 +42,9 @@ def out_of_memory(error: Exception) -> bool:
     """Tell whether an error says that memory was too small, the CPU's or a device's."""
     known = any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
     return known or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+def no_autocast(device: str) -> contextlib.AbstractContextManager:
+    """The context in which a kind of device computes in the numbers that it is given."""
+    # The meta device has no autocast. (is_autocast_available would say so, but PyTorch 2.11 cannot compile it.)
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qsattn_plugin.devices import send
+from qsattn_plugin.devices import no_autocast, send
 from qsattn_plugin.registry import register
 
 
@@ -36,6 +36,8 @@ class PatchNCE(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature: must be above 0, got {temperature}")
+        if negatives not in ("internal", "batch"):
+            raise ValueError(f"negatives: must be internal or batch, got {negatives!r}")
         self.temperature = temperature
         self.negatives = negatives
         self.detach_positives = detach_positives
@@ -44,11 +46,19 @@ class PatchNCE(nn.Module):
         """Return the loss of each anchor, (B, N), from anchors and positives (B, N, C) of unit length.
 
         float32 whatever the autocast: similarities over a temperature of 0.07 need more than eight bits.
+
+        Raises:
+            ValueError: the two differ in shape.
         """
+        if anchors.shape != positives.shape or anchors.ndim != 3:
+            raise ValueError(
+                f"anchors: each needs its positive, both (B, N, C); got {tuple(anchors.shape)} and "
+                f"{tuple(positives.shape)}"
+            )
         if self.detach_positives:
             positives = positives.detach()
         batch, count, _ = anchors.shape
-        with torch.autocast(anchors.device.type, enabled=False):
+        with no_autocast(anchors.device.type):
             anchors, positives = anchors.float(), positives.float()
             if self.negatives == "batch":
                 anchors, positives = anchors.flatten(0, 1)[None], positives.flatten(0, 1)[None]

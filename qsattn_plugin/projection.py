@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
+
+from qsattn_plugin.devices import no_autocast
 
 
 class ProjectionHeads(nn.Module):
@@ -45,7 +46,7 @@ class ProjectionHeads(nn.Module):
         projected = []
         for index, features in enumerate(routed):
             out = getattr(self, f"mlp_{index}")(features)
-            with torch.autocast(out.device.type, enabled=False):
+            with no_autocast(out.device.type):
                 # The same guard against a zero vector as CUT's: its length is increased by 1e-7.
                 out = out.float()
                 projected.append(out / (out.norm(dim=-1, keepdim=True) + 1e-7))

@@ -6,7 +6,6 @@ cross-domain value routing. It maps any features (B, C, H, W) of its H and W, wi
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qsattn_plugin.devices import no_autocast
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.log_form import full_precision
 
@@ -47,7 +47,7 @@ class Route:
                 f"to features of shape {tuple(features.shape)}; choose it on features of the same layer and batch"
             )
         # Probabilities and features are multiplied in the precision that they were computed in, not in autocast's.
-        with _no_autocast(features.device.type):
+        with no_autocast(features.device.type):
             return self._gather(_widest(features, self._rows_dtype()))
 
     def _rows_dtype(self) -> torch.dtype:
@@ -238,11 +238,6 @@ def gather_windows(features: Tensor, queries: Tensor, window: int) -> tuple[Tens
     places = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
     index = places.unsqueeze(1).expand(-1, channels, -1)
     return features.flatten(2).gather(2, index).unflatten(-1, (queries.shape[1], window * window)), inside
-
-
-def _no_autocast(device: str) -> contextlib.AbstractContextManager:
-    # The meta device has none. (torch.amp.is_autocast_available would say so, but PyTorch 2.11 cannot compile it.)
-    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def _widest(features: Tensor, rows: torch.dtype) -> Tensor:

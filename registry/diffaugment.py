@@ -39,4 +39,5 @@ class Cutout(Augmentation):
 
     def __init__(self, share: float = 0.5, p: float = 1.0):
         area = check_share("share", share) ** 2
-        super().__init__(K.RandomErasing(scale=(area, area), ratio=(1.0, 1.0), value=0.0, p=check_share("p", p)))
+        p = check_share("p", p) if area else 0.0  # kornia would still cover one pixel
+        super().__init__(K.RandomErasing(scale=(area, area), ratio=(1.0, 1.0), value=0.0, p=p))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import register
 
 
@@ -24,6 +25,11 @@ class GeneratorEncoder(nn.Module):
         super().__init__()
         if taps is not None and not taps:
             raise ValueError("taps: must name at least one layer")
+        if generator is not None and not hasattr(generator, "find_taps"):
+            raise UserError(
+                f"{type(generator).__name__} does not say which of its layers there are to look at: derive it from "
+                "TappedGenerator (qsattn_plugin.registry.generators), or take another encoder, such as timm"
+            )
         found = generator.find_taps(taps) if generator is not None else []
         #: Tap indices, shallow to deep: the names that a sampler's ``taps`` refer to.
         self.taps: list[int] = [tap.index for tap in found]

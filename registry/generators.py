@@ -9,7 +9,7 @@ Every generator offers its layers as *taps*, the places where a contrastive loss
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Tap(NamedTuple):
 class TappedGenerator(nn.Module):
     """A generator that is one ``self.model`` of layers in a row, each of them a tap.
 
-    Subclasses build ``self.model`` and give the layers' names to :meth:`_finish`.
+    A subclass makes its layers in its constructor and hands them to :meth:`finish`.
     """
 
     #: The taps that the contrastive loss uses where a recipe names none.
@@ -41,7 +41,23 @@ class TappedGenerator(nn.Module):
     #: Sides that are not a multiple of this many pixels do not come back at their size.
     multiple: int = 4
 
-    def _finish(self, model: list[nn.Module], names: dict[int, str], in_channels: int, init: Init, gain: float) -> None:
+    def finish(
+        self,
+        model: list[nn.Module],
+        names: Mapping[int, str] | None = None,
+        in_channels: int = 3,
+        init: Init = "xavier",
+        gain: float = 0.02,
+    ) -> None:
+        """Take the layers, draw their weights, and find out the channels and the stride of each.
+
+        Args:
+            model: the layers in their order; each takes what the one before it gives, the first the image.
+            names: of layers that a recipe may name as taps, by index; all can be named by their index.
+            in_channels: channels of the image.
+            init: how convolutions are drawn: xavier, normal, kaiming or orthogonal.
+            gain: the draw's scale.
+        """
         self.model = nn.Sequential(*model)
         initialise(self, init, gain)
         self.taps: list[Tap] = []
@@ -54,7 +70,7 @@ class TappedGenerator(nn.Module):
                     stride *= 2
                 elif isinstance(m, (Upsample, nn.ConvTranspose2d)):
                     stride //= 2
-            self.taps.append(Tap(index, names.get(index, str(index)), channels, stride))
+            self.taps.append(Tap(index, (names or {}).get(index, str(index)), channels, stride))
 
     def find_taps(self, taps: Sequence[int | str] | None = None) -> list[Tap]:
         """Return the taps of these indices or names, in the order of the layers; without any, the default ones.
@@ -213,7 +229,7 @@ class ResnetGenerator(TappedGenerator):
         # 12, 16 with antialiasing.
         taps += [names["block_1"], names[f"block_{min(5, self.blocks)}"]]
         self.default_taps = tuple(dict.fromkeys(taps))
-        self._finish(model, {index: name for name, index in names.items()}, in_channels, init, init_gain)
+        self.finish(model, {index: name for name, index in names.items()}, in_channels, init, init_gain)
 
 
 def _for_blocks(count: str, use: str) -> str:

@@ -79,6 +79,14 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+#: Arguments that a part gets from its surroundings where its recipe does not set them.
+INJECTED = {
+    "generator": ("in_channels", "out_channels"),
+    "discriminator": ("in_channels",),
+    "encoder": ("generator", "in_channels", "size"),
+}
+
+
 def absolute(path: Path) -> Path:
     """Return the path with ``~`` expanded and made absolute against the current directory."""
     return Path(os.path.abspath(path.expanduser()))

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 from qsattn_plugin import registry
 from qsattn_plugin.registry.checking import check, check_arguments, unknown_key
 from qsattn_plugin.registry.schema import (
+    INJECTED,
     KEYS,
     LISTS,
     PARTS,
@@ -78,6 +80,8 @@ def plain(value: Any) -> Any:
         return {key: plain(below) for key, below in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(below) for below in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
     return str(value) if isinstance(value, Path) else value
 
 
@@ -105,7 +109,8 @@ def _part(kind: str, node: Node, key: str, problems: list[Problem], without: Col
         problems.append(Problem(node.value["type"].place, f"{key}.type", str(error)))
         return None
     own = replace(node, value={k: n for k, n in node.value.items() if k != "type" and k not in without})
-    takes = {n: p for n, p in parameters.items() if n not in without}
+    injected = [n for n in INJECTED.get(kind, ()) if n not in own.value]
+    takes = {n: p for n, p in parameters.items() if n not in (*without, *injected)}
     return PartSpec(name, check_arguments(takes, own, key, f"{kind} {name!r}", problems, also=without))
 
 

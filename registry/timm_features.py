@@ -21,7 +21,7 @@ class TimmFeatures(nn.Module):
     """Images (B, 1 or 3, H, W) in [-1, 1] to the feature maps (B, C, h, w) of some levels of a timm model.
 
     A frozen model stays in evaluation mode, gets no gradient but lets gradients through to the image, and does not
-    stand in ``state_dict``: it is built again from the same arguments and seed.
+    stand in ``state_dict`` where its weights come from timm or from a file: it is built again from the same arguments.
 
     Args:
         model: a timm name.
@@ -67,8 +67,9 @@ class TimmFeatures(nn.Module):
             _check_taken(self.model, file, model, weights)
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
-        #: Whether the weights belong into checkpoints.
-        self.saved = trained
+        self.trained = trained
+        #: Whether the weights belong into checkpoints: what was drawn at random cannot be had again.
+        self.saved = trained or not (pretrained or weights)
 
         settings = self.model.pretrained_cfg
         # A model that is built for one size and cannot change it gets its images resized.
@@ -82,10 +83,10 @@ class TimmFeatures(nn.Module):
 
     def train(self, mode: bool = True) -> TimmFeatures:
         """Set the mode; a frozen model stays in evaluation mode."""
-        return super().train(mode and self.saved)
+        return super().train(mode and self.trained)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The weights when they are trained, else nothing."""
+        """The weights when they are trained or random, else nothing."""
         if self.saved:
             return super().state_dict(*args, **kwargs)
         destination = args[0] if args else kwargs.get("destination")

@@ -80,21 +80,44 @@ def test_grey_images_are_repeated():
         build(in_channels=4)
 
 
-def test_a_frozen_encoder_stays_so():
-    encoder = build()
+@pytest.fixture
+def file(tmp_path) -> str:
+    """Weights of the small model, in a file."""
+    torch.manual_seed(7)
+    save_file(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.safetensors")
+    return str(tmp_path / "weights.safetensors")
+
+
+def test_a_frozen_encoder_stays_so(file):
+    encoder = build(weights=file)
     assert not encoder.saved and encoder.state_dict() == {}
     outer = torch.nn.ModuleDict({"encoder": encoder}).train()
     assert not any(m.training for m in encoder.modules())
     assert not any(p.requires_grad for p in encoder.parameters())
     assert outer.state_dict() == {}
     before = encoder(images(32))
-    again = build(taps=tuple(encoder.taps))(images(32))
-    assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True)), "finding default taps draws nothing"
+    again = build(weights=file)(images(32))
+    assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))
     twin = copy.deepcopy(outer)
     twin.load_state_dict(outer.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(before, twin["encoder"](images(32)), strict=True))
     with pytest.raises(RuntimeError, match="Unexpected"):
         outer.load_state_dict({"other": torch.zeros(1)})
+
+
+def test_finding_the_default_taps_draws_nothing():
+    encoder = build()
+    again = build(taps=tuple(encoder.taps))(images(32))
+    assert all(torch.equal(a, b) for a, b in zip(encoder(images(32)), again, strict=True))
+
+
+def test_a_frozen_encoder_of_random_weights_is_saved_with_them():
+    """They could not be had again."""
+    encoder, other = build().train(), create("encoder", "timm", model="test_convnext")
+    assert encoder.saved and not any(m.training for m in encoder.modules())
+    assert not torch.equal(encoder(images(32))[0], other(images(32))[0])
+    other.load_state_dict(encoder.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(encoder(images(32)), other(images(32)), strict=True))
 
 
 def test_a_trained_encoder_learns_and_is_saved():
@@ -111,8 +134,8 @@ def test_a_trained_encoder_learns_and_is_saved():
         assert torch.equal(mine, theirs)
 
 
-def test_a_discriminator_on_frozen_features_saves_its_heads_alone():
-    discriminator = create("discriminator", "timm", model="test_convnext", width=4)
+def test_a_discriminator_on_frozen_features_saves_its_heads_alone(file):
+    discriminator = create("discriminator", "timm", model="test_convnext", width=4, weights=file)
     keys = list(discriminator.state_dict())
     assert keys and all(key.startswith("heads.") for key in keys)
     image = images(64).requires_grad_()

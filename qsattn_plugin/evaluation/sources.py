@@ -79,7 +79,8 @@ def feature_source(
         encoder = Recipe.from_dict(recipe, str(path)).build(
             "encoder", generator=generator, in_channels=translator.channels, size=recipe["data"]["crop"]
         )
-        encoder.load_state_dict(load_tensors(path, "model/encoder.")[0], strict=False)
+        if getattr(encoder, "saved", True):
+            _take_weights(encoder, path)
         known = [str(tap) for tap in encoder.taps]
         for tap in taps:
             if tap not in known:
@@ -89,6 +90,18 @@ def feature_source(
     default = tuple(t for t in attentive or () if t in encoder.taps) or (encoder.taps[-1],)
     shown = tuple(t for t in encoder.taps) if taps and spec["type"] == "generator" else tuple(taps) or default
     return FeatureSource(generator, encoder, translator.channels, sampler, shown)
+
+
+def _take_weights(encoder: nn.Module, path: Path) -> None:
+    """Give an encoder its weights from a checkpoint, all of them: others would show another map."""
+    tensors, _ = load_tensors(path, "model/encoder.")
+    try:
+        encoder.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not hold the weights of the encoder that its recipe names; a run's folder or checkpoint "
+            "does, where its method keeps the encoder as `encoder`"
+        ) from error
 
 
 def _timm_tap(tap: str) -> int:

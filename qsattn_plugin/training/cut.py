@@ -122,7 +122,7 @@ class CUT(Method):
                 for part, m, log in zip(parts, mirrored, logs, strict=True)
             ]
         self.update("generator", terms, len(parts))
-        self.scaler.update()
+        self.end_step()
         return self.merge(logs)
 
     def _translate(self, source: Tensor, mirrored: bool) -> tuple[Tensor, list[Tensor]]:

@@ -138,7 +138,7 @@ class CycleGAN(Method):
                 partial(self.adversary_back.judge, part["A"], shown["backward"], draws, log, "_backward"),
             ]
         self.update("discriminator", terms, len(parts))
-        self.scaler.update()
+        self.end_step()
         return self.merge(logs)
 
     def _cycle(

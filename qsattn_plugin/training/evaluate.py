@@ -35,7 +35,8 @@ class Evaluation:
         self.feed = feed
         self.grid = recipe.evaluate.grid
         self.distance = _distance(recipe, feed)
-        scored = feed.dataset.score is not None or self.distance is not None
+        self.score = getattr(feed.dataset, "score", None)
+        scored = self.score is not None or self.distance is not None
         images = feed.test_images(recipe.evaluate.images if scored else self.grid)
         self.images: list[Tensor] = [] if images is None else [images[i] for i in range(len(images))]
         if self.distance is not None and len(self.images) < 2:
@@ -56,8 +57,8 @@ class Evaluation:
         if translated is None:
             return None
         scores: dict[str, float] = {}
-        if self.feed.dataset.score is not None:
-            scores = self.feed.dataset.score(torch.stack(translated), self.feed.direction)
+        if self.score is not None:
+            scores = self.score(torch.stack(translated), self.feed.direction)
         if self.distance is not None:
             scores["kid"] = self.distance(translated)
         sources = [to_float(image) for image in self.images[: self.grid]]

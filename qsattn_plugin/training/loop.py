@@ -183,6 +183,7 @@ class _Loop:
             self.feed.prepare(session.step)
         batch, draws = self.feed.step(session.step)
         losses = session.method.step(batch, draws, observe=observe)
+        session.method.end_step()
         for average in session.averages.values():
             average.update(session.step)
         session.step += 1

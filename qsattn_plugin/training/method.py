@@ -95,6 +95,7 @@ class Method(nn.Module, abc.ABC):
         self.base_lr = train.lr
         self.dtype = PRECISIONS[train.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
+        self._stepped: set[str] = set()
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._names: dict[str, list[str]] = {}
         names = {id(p): n for n, p in self.named_parameters()}
@@ -147,6 +148,8 @@ class Method(nn.Module, abc.ABC):
         this optimizer's parameters alone: a discriminator that judges is not differentiated. Where the batch was
         divided, every one of its ``parts`` has terms of its own, and the mean over the parts is what counts.
         """
+        if role in self._stepped:
+            self.end_step()
         optimizer = self.optimizers[role]
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         while terms:
@@ -156,7 +159,17 @@ class Method(nn.Module, abc.ABC):
             self.scaler.scale(loss).backward(inputs=trained)
         self.world.average(trained)
         self.scaler.step(optimizer)
+        self._stepped.add(role)
         optimizer.zero_grad(set_to_none=True)  # not kept until the next step: the other networks' turn needs the memory
+
+    def end_step(self) -> None:
+        """Let the gradients' scale (of fp16) follow from what the optimizers met since the last time.
+
+        The training does it after every :meth:`step`; a second update of one role does it as well.
+        """
+        if self._stepped:
+            self.scaler.update()
+            self._stepped.clear()
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """Return the optimizers' tensors by ``role/parameter/quantity``."""

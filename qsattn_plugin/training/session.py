@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.augmentations import Augmentations
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.registry.sections import plain
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.ema import EMA
 
@@ -42,13 +44,22 @@ class RecipeParts:
         return self._sized(self.recipe.build("discriminator", in_channels=self.channels))
 
     def encoder(self, generator: nn.Module) -> nn.Module:
-        return self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
+        made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
+        lacking = [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]
+        if lacking:
+            name = self.recipe.encoder.type
+            raise self.recipe.error(
+                "encoder.type", f"{name} does not say its {', '.join(lacking)}: a list each, one a tap"
+            )
+        return made
 
     def augmentation(self) -> Augmentations:
         return augmentations(self.recipe, "discriminator_augmentations")
 
     def sampler(self, taps: Sequence[int | str]) -> Any:
         sampler = self.recipe.build("sampler")
+        if not hasattr(sampler, "attentive"):
+            return sampler
         try:  # a tap that the encoder does not give is a mistake to hear of now, not at the first step
             sampler.attentive([torch.empty(1, 1, 1, 1)] * len(taps), [str(tap) for tap in taps])
         except UserError as error:
@@ -216,15 +227,19 @@ def describe_generator(recipe: Recipe) -> dict[str, Any]:
     """Return a generator's registered name and all its arguments, so that it can be built without the recipe."""
     spec = recipe.part("generator")
     channels = recipe.data.channels
-    arguments = {
-        name: p.default
-        for name, p in find("generator", spec.type).signature.parameters.items()
-        if p.default is not p.empty
-    }
-    for injected in ("in_channels", "out_channels"):
-        if injected in arguments:
-            arguments[injected] = channels
-    return {"type": spec.type, "arguments": {**arguments, **spec.arguments}}
+    takes = find("generator", spec.type).signature.parameters
+    # Defaults that JSON cannot hold need not be named: the generator is built with them.
+    arguments = {n: p.default for n, p in takes.items() if p.default is not p.empty and _is_json(p.default)}
+    arguments |= {name: channels for name in ("in_channels", "out_channels") if name in takes}
+    return {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _memory(rank: int) -> str:

@@ -161,7 +161,12 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     except RuntimeError as error:
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
     generator.requires_grad_(False)
-    return Translator(generator, spec["arguments"]["in_channels"], document).eval().to(device)
+    return Translator(generator, _channels(spec), document).eval().to(device)
+
+
+def _channels(spec: dict[str, Any]) -> Any:
+    """The channels of a generator's images; files of before have them as an argument alone."""
+    return spec.get("channels", spec["arguments"].get("in_channels"))
 
 
 def main_generator(generators: Iterable[str]) -> str:
@@ -179,7 +184,7 @@ def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any
         isinstance(spec, dict) and all(isinstance(spec.get(key), kind) for key, kind in wanted.items())
         for spec in found.values()
     )
-    if not whole or not all(isinstance(spec["arguments"].get("in_channels"), int) for spec in found.values()):
+    if not whole or not all(isinstance(_channels(spec), int) for spec in found.values()):
         raise DamagedFile(f"{path} does not say what its generators are made of")
     return found
 

@@ -56,9 +56,11 @@ def publish(model: str | Path, out: Path, generator: str | None = None, overwrit
     tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     kept = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
     kept["recipe"] = _without_folders(kept.get("recipe"))
-    described = {"forward": {"type": spec["type"], "arguments": spec["arguments"], "prefix": _PREFIX}}
+    kind, arguments, channels = spec["type"], spec["arguments"], translator.channels
+    described = {"forward": {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}}
     save_tensors(out, tensors, {"kind": "weights", "generators": described, **kept})
-    side = -(-128 // translator.generator.multiple) * translator.generator.multiple
+    multiple = getattr(translator.generator, "multiple", 4)
+    side = -(-128 // multiple) * multiple
     images = torch.rand(1, translator.channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         apart = (load(out)(images) - translator(images)).abs()

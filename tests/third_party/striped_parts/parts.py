@@ -32,7 +32,7 @@ class Striped(TappedGenerator):
             nn.Conv2d(width, out_channels, (1, 5), padding=(0, 2)),
             nn.Tanh(),
         ]
-        self._finish(model, {0: "image", 2: "first"}, in_channels, "kaiming", 1.0)
+        self.finish(model, {0: "image", 2: "first"}, in_channels, "kaiming", 1.0)
 
 
 @register("sampler", "diagonal")

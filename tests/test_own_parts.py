@@ -1,0 +1,133 @@
+"""The page on parts of one's own: its file is trained with, and every other command takes what came out."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from qsattn_plugin.registry import REGISTRY
+from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.run import Run
+from tests.test_cli import qsattn
+
+PAGE = (Path(__file__).parents[1] / "docs" / "parts.md").read_text(encoding="utf-8")
+SMALL = ("data.crop=32", "train.batch_size=2", "train.device=cpu", "evaluate={every: 4, grid: 1}")
+CONTRASTIVE = ("objective={head_width: 8, gan: logistic}", "train.log_every=1")
+
+
+@pytest.fixture(autouse=True)
+def no_longer(monkeypatch):
+    """What a test registers goes again."""
+    REGISTRY.list_parts()  # built-in parts stay: their modules are not imported a second time
+    monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))
+
+
+@pytest.fixture
+def place(workplace):
+    """A folder with the page's file and recipe."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    assert len(blocks) == 8
+    Path("parts.py").write_text("\n".join(blocks))
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+    Path("mine.yaml").write_text(recipe)
+    return workplace
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("train.precision=fp16",),
+        ("method=cut", "sampler={type: centre, queries: 16}", *CONTRASTIVE),
+        ("method=qsattn", "sampler={type: qsattn_global, queries: 16, significance: variance}", *CONTRASTIVE),
+        ("method=qsattn", "encoder=averages", "sampler={type: qsattn_global, queries: 16}", *CONTRASTIVE),
+    ],
+    ids=["its method", "its method in fp16", "its sampler", "its significance", "its encoder"],
+)
+def test_the_page_s_parts_train_and_carry_on_with_the_same_bytes(place, settings):
+    ends = []
+    for name, stops in (("whole", (None,)), ("parts", (2, None))):
+        run = Run.create(load_recipe(Path("mine.yaml"), (*SMALL, *settings)), Path(name))
+        for stop in stops:
+            fit(run, max_steps=stop)
+        ends.append(run.checkpoints.path(4).read_bytes())
+    assert ends[0] == ends[1]
+
+
+def test_what_was_trained_with_parts_of_ones_own_is_a_model_like_others(place):
+    run = Run.create(load_recipe(Path("mine.yaml"), SMALL), Path("runs/mine"))
+    fit(run)
+    Image.effect_noise((51, 40), 60).convert("RGB").save("a.png")
+    for arguments in (
+        ("translate", "a.png", "-m", "mine", "-o", "out"),
+        ("translate", "a.png", "-m", "mine", "-o", "tiles", "--tile", "32"),
+        ("map", "a.png", "-m", "mine", "-o", "maps", "--queries", 9),
+        ("export", "mine", "--format", "torchscript", "-o", "mine.pt"),
+    ):
+        done = qsattn(*arguments)
+        assert done.exit_code == 0, done.output
+    assert Image.open("out/a.png").size == (51, 40)
+    (numbers,) = (json.loads(path.read_text()) for path in Path("maps").glob("*.json"))
+    assert numbers["tap"] == "2" and len(numbers["queries"]) == 9
+
+
+GENERATORS = """
+import enum
+import pathlib
+from torch import nn
+from qsattn_plugin.registry import register
+
+class Kind(enum.Enum):
+    plain = "plain"
+
+class Net(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.layer = nn.Conv2d(channels, channels, 1)
+    def forward(self, x):
+        return self.layer(x)
+
+@register("generator", "needs-channels")
+def needs(in_channels: int):
+    '''Its channels have no default.'''
+    return Net(in_channels)
+
+@register("generator", "takes-none")
+def none(act: type = nn.ReLU, kind: Kind = Kind.plain):
+    '''It is for three channels, and has a default that is no JSON.'''
+    return Net(3)
+
+@register("generator", "takes-a-file")
+def file(path: pathlib.Path, kind: Kind = Kind.plain):
+    '''It is told a file.'''
+    assert str(path).endswith("parts.py")
+    return Net(3)
+"""
+
+
+@pytest.mark.parametrize(
+    "generator",
+    ["needs-channels", "takes-none", "{type: takes-a-file, path: parts.py, kind: plain}"],
+    ids=["needs channels", "takes none", "takes a file"],
+)
+def test_generators_with_arguments_of_other_kinds_train_and_load(workplace, generator):
+    Path("parts.py").write_text(GENERATORS)
+    text = f"extends: toy_cyclegan\nimport: [./parts.py]\ngenerator: {generator}\ntrain: {{steps: 1}}\n"
+    Path("mine.yaml").write_text(text)
+    run = Run.create(load_recipe(Path("mine.yaml"), (*SMALL, "data={size: 32, train: 2, test: 1}")), Path("runs/mine"))
+    fit(run)
+    Image.new("RGB", (20, 16)).save("a.png")
+    done = qsattn("translate", "a.png", "-m", "mine", "-o", "out")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_generator_without_layers_to_look_at_is_refused_in_words(workplace):
+    Path("parts.py").write_text(GENERATORS)
+    Path("mine.yaml").write_text("extends: toy\nimport: [./parts.py]\ngenerator: needs-channels\n")
+    done = qsattn("build", "mine.yaml")
+    assert done.exit_code == 1 and "derive it from TappedGenerator" in done.output
