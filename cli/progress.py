@@ -43,15 +43,23 @@ class Screen:
         values = progress.values
         for sentence in values["damaged"]:
             self._line(f"Warning: {sentence}; going back to the one before")
-        skipped = values["skipped"]
-        for name, reason in skipped[:5]:
-            self._line(f"skipped {name}: {reason}")
-        if skipped:
-            self._line(f"{len(skipped)} unreadable picture{'s were' if len(skipped) > 1 else ' was'} skipped")
+        self._skipped(values["skipped"])
         images = " and ".join(str(n) for n in values["images"].values())
         going = f"carrying on at step {progress.step}" if values["resumed"] else "starting"
         self._line(f"{going} on {values['device']}, {images} images, {progress.steps} steps")
         self._began = (time.monotonic(), progress.step)
+
+    def _images(self, progress: Progress) -> None:
+        """The pictures were decoded again."""
+        self._skipped(progress.values["skipped"])
+        images = " and ".join(str(n) for n in progress.values["images"].values())
+        self._line(f"step {progress.step}: random crops end, {images} images are seen at the size of the crop")
+
+    def _skipped(self, skipped: list[list[str]]) -> None:
+        for name, reason in skipped[:5]:
+            self._line(f"skipped {name}: {reason}")
+        if skipped:
+            self._line(f"{len(skipped)} unreadable picture{'s were' if len(skipped) > 1 else ' was'} skipped")
 
     def _train(self, progress: Progress) -> None:
         losses = summarise_losses(progress.values["losses"])

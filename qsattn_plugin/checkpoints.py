@@ -11,7 +11,7 @@ from torch import Tensor
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, save_tensors
 
-_NAME = re.compile(r"step-(\d+)\.safetensors")
+_NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
 
 class Checkpoints:
@@ -28,7 +28,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps there are checkpoints of, oldest first."""
-        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.safetensors"))
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.safetensors") if path.is_file())
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:

@@ -37,7 +37,7 @@ def import_parts(layer: Layer, run: bool = True) -> list[str]:
     for i, name in enumerate(names):
         at = Problem(node.value[i].place, "import", "")
         is_path = name.endswith(".py") or "/" in name
-        file = layer.directory / Path(name if is_path else f"{name}.py").expanduser()
+        file = layer.directory / Path(os.path.expanduser(name if is_path else f"{name}.py"))
         if is_path and not file.is_file():
             raise RecipeError(at._replace(text=f"{shown(file)} does not exist"))
         try:

@@ -45,7 +45,7 @@ def find_recipe(source: str | Path, directory: Path | None = None, at: Problem |
             known = f"(shipped: {', '.join(shipped) or 'none'}; a path ends in .yaml)"
             raise RecipeError(at._replace(text=f"there is no recipe {text!r}{nearest(text, shipped)} {known}"))
         return shipped[text]
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     path = path if path.is_absolute() or directory is None else Path(os.path.normpath(directory / path))
     if not path.is_file():
         what = "is a folder, not a recipe" if path.is_dir() else "does not exist"

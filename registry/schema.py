@@ -89,7 +89,7 @@ INJECTED = {
 
 def absolute(path: Path) -> Path:
     """Return the path with ``~`` expanded and made absolute against the current directory."""
-    return Path(os.path.abspath(path.expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 Preprocess = Literal[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,7 @@ def _hub() -> Iterator[None]:
 
 def _read(weights: str) -> dict[str, Tensor]:
     """Tensors from a file, without executing anything that stands in it."""
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
     try:

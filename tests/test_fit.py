@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,10 @@ from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.cut import QSAttn
 from qsattn_plugin.training.feed import Feed
+from qsattn_plugin.training.interrupts import Interrupted
 from qsattn_plugin.training.loop import LossIsNotFinite, Watch, fit
 from qsattn_plugin.training.run import Run
-from qsattn_plugin.training.session import Session
+from qsattn_plugin.training.session import OtherGenerator, Session
 from tests.conftest import TINY
 
 
@@ -392,3 +395,121 @@ def test_query_selection_adds_no_parameter(workplace):
         state = Session(load_recipe("toy", (f"method={method}", *TINY))).method.state_dict()
         shapes.append({name: tuple(tensor.shape) for name, tensor in state.items()})
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("augmentations=[{type: resize, size: 8}]", r"augmentations: .*at least 12"),
+        ("augmentations=[{type: crop, size: 64}]", r"augmentations: cannot be applied to images of 32 x 32 pixels"),
+        (
+            "augmentations=[{type: crop, size: 30}]",
+            r"augmentations: resnet_4blocks takes multiples of 4 pixels, got 30",
+        ),
+        ("discriminator_augmentations=[{type: crop, size: 4}]", r"discriminator_augmentations: "),
+    ],
+)
+def test_augmentations_that_leave_no_image_for_a_network_are_refused_when_it_is_built(workplace, setting, message):
+    networks = ("generator={type: resnet_4blocks, width: 4}", "discriminator={type: patchgan, width: 4, layers: 2}")
+    run = build(workplace / "run", *networks, setting)
+    with pytest.raises(UserError, match=message):
+        Session(run.recipe)
+
+
+def test_a_run_that_is_training_keeps_its_recipe(workplace):
+    run = build(workplace / "run")
+    before = (run.folder / "recipe.yaml").read_bytes()
+    with run.lock(), pytest.raises(UserError, match="another process is training"):
+        build(workplace / "run", "train.steps=30")
+    assert (run.folder / "recipe.yaml").read_bytes() == before
+    with pytest.raises(UserError, match="cannot be made: File name too long"):
+        build(workplace / ("n" * 256))
+
+
+def test_a_damaged_log_does_not_keep_a_run_from_going_on(workplace):
+    run = build(workplace / "run")
+    fit(run, max_steps=2)
+    with open(run.folder / "metrics.jsonl", "ab") as file:
+        file.write(b"\xff\xfe\x00garbage\n5\n[1]\n")
+    fit(run)
+    assert [e["step"] for e in events(run, "train")] == [1, 2, 3, 4]
+
+
+def test_what_is_no_checkpoint_is_passed_over(workplace):
+    run = build(workplace / "run")
+    fit(run, max_steps=2)
+    (run.folder / "checkpoints" / "step-000000098.safetensors").mkdir()
+    (run.folder / "checkpoints" / "step-99.safetensors").write_bytes(run.checkpoints.path(2).read_bytes())
+    fit(run)
+    assert run.checkpoints.steps()[-1] == 4
+
+
+def test_weights_of_another_generator_are_taken_over_with_a_word(workplace):
+    first = build(workplace / "first", "generator.norm=none")
+    fit(first, max_steps=1)
+    start = f"train.init_from={first.checkpoints.path(1)}"
+    with pytest.warns(OtherGenerator, match="was trained as another: norm='none', here 'instance'"):
+        Session(build(workplace / "second", "generator.norm=instance", start).recipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", OtherGenerator)
+        Session(build(workplace / "third", "generator={norm: none, init_gain: 0.5}", start).recipe)
+    with pytest.raises(UserError, match=r"train\.init_from: there is no file"):
+        Session(build(workplace / "fourth", "train.init_from=nowhere").recipe)
+    with pytest.raises(UserError, match=r"train\.init_from: there is no file .*~nobody-of-that-name"):
+        Session(build(workplace / "fifth", "train.init_from=~nobody-of-that-name/x").recipe)
+
+
+@pytest.fixture
+def decaying(workplace) -> Run:
+    """A run on files whose random crops end at step 2."""
+    for folder in ("trainA", "trainB"):
+        (workplace / "data" / folder).mkdir(parents=True)
+        for number in range(4):
+            Image.effect_noise((44, 44), 60 + number).convert("RGB").save(workplace / f"data/{folder}/{number}.png")
+    data = "data={type: folders, root: data, preprocess: resize_and_crop, resize: 40, crop: 32}"
+    settings = [s for s in TINY if not s.startswith(("data", "checkpoint"))]
+    more = ("checkpoint={every: 100, keep: 2}", "data.random_crop=until_decay")
+    return Run.create(load_recipe("toy", (data, *settings, *more)), workplace / "run")
+
+
+def test_pictures_that_are_gone_when_crops_end_cost_no_step(workplace, decaying):
+    def leave(progress):
+        if progress.kind == "step" and progress.step == 2:
+            (workplace / "data").rename(workplace / "elsewhere")
+
+    with pytest.raises(UserError, match=r"(?s)the data folder .* does not exist .*\nstep 2 of 4 is saved"):
+        fit(decaying, report=leave)
+    (workplace / "elsewhere").rename(workplace / "data")
+    fit(decaying)
+    assert decaying.checkpoints.steps()[-1] == 4
+
+
+def test_pictures_that_cannot_be_read_when_crops_end_are_said(workplace, decaying):
+    def spoil(progress):
+        if progress.kind == "step" and progress.step == 2:
+            for number in range(3):
+                (workplace / f"data/trainA/{number}.png").write_bytes(b"x")
+
+    fit(decaying, report=spoil)
+    (entry,) = events(decaying, "images")
+    assert entry["images"] == {"A": 1, "B": 4} and [name for name, _ in entry["skipped"]] == [
+        f"trainA/{number}.png" for number in range(3)
+    ]
+    assert "3 skipped" in decaying.report.read_text(encoding="utf-8")
+
+
+def test_a_signal_while_pictures_are_decoded_again_ends_that_at_once(decaying):
+    decoded = []
+
+    def ends(progress):
+        if progress.kind == "decode" and decaying.checkpoints.steps() == [2]:
+            decoded.append(progress.step)
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="step 2 of 4 is saved"):
+        fit(decaying, report=ends)
+    assert decoded == [1]
+    whole = Run.create(decaying.recipe, decaying.folder.with_name("whole"))
+    fit(whole)
+    fit(decaying)
+    assert decaying.checkpoints.path(4).read_bytes() == whole.checkpoints.path(4).read_bytes()

@@ -72,7 +72,7 @@ class Folders:
     score = None
 
     def __init__(self, root: Path, channels: int = 3):
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))
         self.channels = check_channels(channels)
 
     def _place(self, name: str) -> Path | None:

@@ -55,7 +55,7 @@ def get_public_set(
             one (from the web), is broken or unsafe; pictures are missing or cannot be read. Nothing changed at
             ``root`` then.
     """
-    root = Path(os.path.abspath(root.expanduser()))
+    root = Path(os.path.abspath(os.path.expanduser(root)))
     lacking = _lacking(one, root)
     if not lacking:
         return Got(before=True)

@@ -7,8 +7,9 @@ from torch import nn
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.training.building import augmentations
 from qsattn_plugin.training.kid import check_kid
-from qsattn_plugin.training.session import Session, augmentations
+from qsattn_plugin.training.session import Session
 
 
 def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:

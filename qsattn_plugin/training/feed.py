@@ -17,7 +17,7 @@ from qsattn_plugin.data.seeding import mix
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.devices import send
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.training.session import augmentations
+from qsattn_plugin.training.building import augmentations
 
 #: What a seed is for, mixed in beside step and rank.
 _AUGMENT, _STEP = 100, 101
@@ -68,9 +68,20 @@ class Feed:
         self.prepare(first)
         self.augment = augmentations(recipe, "augmentations")
 
+    def changes(self, step: int) -> bool:
+        """Whether from this step on images are prepared in another way than they are."""
+        return self._stage(step) != self._prepared
+
+    def _stage(self, step: int) -> Preprocess:
+        return max((stage for stage in self._stages.items() if stage[0] <= step), key=lambda stage: stage[0])[1]
+
     def prepare(self, step: int) -> None:
-        """Decode the images anew if from this step on they are prepared in another way than before."""
-        _, prepare = max(stage for stage in self._stages.items() if stage[0] <= step)
+        """Decode the images anew if from this step on they are prepared in another way than before.
+
+        Raises:
+            UserError: they are no longer there.
+        """
+        prepare = self._stage(step)
         if prepare == self._prepared:
             return
         self.stores.clear()  # before the new ones are made: both need not fit into the memory

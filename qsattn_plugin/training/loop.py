@@ -90,6 +90,10 @@ def fit(
             ) from error
 
 
+class _Stopped(Exception):
+    """A signal came, or the time was over, while pictures were decoded."""
+
+
 class _Loop:
     """One call of :func:`fit`."""
 
@@ -111,6 +115,7 @@ class _Loop:
                 run.tidy(self.session.step)
             generators = self.session.method.published().values()
             multiple = math.lcm(4, *(getattr(generator, "multiple", 4) for generator in generators))
+            self.interrupt, self.end = Interrupt(), math.inf
             self.feed = Feed(
                 recipe, self.session.device, self._decoding, here.rank, here.size, multiple, self.session.step
             )
@@ -119,7 +124,6 @@ class _Loop:
         self.session.method.world = here
         self.best = Best(run)
         self.watch = Watch()
-        self.interrupt = Interrupt()
         self.pace = Pace(self.session.step)
         self.saved, self.saved_at = self.session.step, time.monotonic()
         evaluated = here.from_main(run.last("evaluate") if here.main else {})
@@ -130,8 +134,7 @@ class _Loop:
             device=f"{here.size} x {self.session.device.type}" if here.size > 1 else str(self.session.device),
             resumed=newest is not None,
             damaged=damaged,
-            images={letter: len(store) for letter, store in self.feed.stores.items()},
-            skipped=[list(entry) for entry in self.feed.skipped],
+            **self._images(),
             processes=here.size,
             environment=describe_environment(self.session.device),
         )
@@ -142,12 +145,15 @@ class _Loop:
         first, began = session.step, time.monotonic()
         self.saved_at = began
         last = steps if max_steps is None else min(steps, first + max_steps)
-        end = math.inf if time_limit is None else began + time_limit
+        end = self.end = math.inf if time_limit is None else began + time_limit
         with self.interrupt:
             if first % recipe.evaluate.every == 0 or first >= steps:
                 self.evaluate()  # where the process before this one ended after saving and before evaluating
             self.pace = Pace(first)
             while session.step < last and not self._stops(end):
+                if self.feed.changes(session.step):
+                    self._decode_again()
+                    continue  # unless a signal came meanwhile
                 due = session.step + 1
                 logs = due % recipe.train.log_every == 0 or due == last
                 losses = self._step(observe=logs)
@@ -179,8 +185,6 @@ class _Loop:
         session.method.set_rate(session.rate_factor())
         # For parts of others that draw from PyTorch's global generators, such as dropout.
         torch.manual_seed(mix(self.recipe.train.seed, _GLOBAL, session.step, self.world.rank))
-        with self.pace.paused():  # pictures are decoded again where the rate begins to fall
-            self.feed.prepare(session.step)
         batch, draws = self.feed.step(session.step)
         losses = session.method.step(batch, draws, observe=observe)
         session.method.end_step()
@@ -271,5 +275,28 @@ class _Loop:
             self.run_folder.log(event, step=self.session.step, **values)
         self.report(Progress(event, self.session.step, self.recipe.train.steps, {**values, **shown}))
 
+    def _decode_again(self) -> None:
+        """Prepare the pictures as they are seen from this step on, which takes a while; what is done is saved before.
+
+        A signal or the time limit ends it without a result: whoever carries on does it then.
+        """
+        self.save()
+        with self.pace.paused(), self.world.together():
+            try:
+                self.feed.prepare(self.session.step)
+            except _Stopped:
+                return
+            except UserError as error:
+                raise UserError(f"{error}\n{self.way_back()}") from error
+        self._tell("images", **self._images())
+
+    def _images(self) -> dict[str, Any]:
+        return {
+            "images": {letter: len(store) for letter, store in self.feed.stores.items()},
+            "skipped": [list(entry) for entry in self.feed.skipped],
+        }
+
     def _decoding(self, what: str, done: int, total: int) -> None:
+        if self.interrupt or time.monotonic() >= self.end:
+            raise _Stopped
         self.report(Progress("decode", done, total, {"what": what}))

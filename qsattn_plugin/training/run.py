@@ -50,6 +50,17 @@ class Run:
             UserError: it holds a training already and ``overwrite`` is not set, or it cannot be written.
         """
         run = cls(folder or RUNS / recipe.name, recipe)
+        try:
+            run.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the run folder {run.folder} cannot be made: {error.strerror}") from error
+        with run.lock():
+            run._begin(overwrite)
+        return run
+
+    def _begin(self, overwrite: bool) -> None:
+        """Write the recipe, over what was trained before where that is wanted."""
+        run, recipe = self, self.recipe
         steps = run.checkpoints.steps()
         if steps or run.checkpoints.best.exists():
             if not overwrite:
@@ -64,11 +75,9 @@ class Run:
                     "train.init_from",
                     f"{start} is a checkpoint that --overwrite would remove; choose another folder with --run",
                 )
-            with run.lock():
-                run._clear()
+            run._clear()
         write_text(run.folder / "recipe.yaml", recipe.to_yaml())
         write_text(RUNS / _LAST, f"{run.folder.resolve()}\n")
-        return run
 
     @classmethod
     def open(cls, folder: Path | str | None = None) -> Run:
@@ -116,12 +125,17 @@ class Run:
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Return the log's lines of that event, oldest first."""
-        path = self.folder / "metrics.jsonl"
-        found = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError):  # a line that a crash cut short
-                found.append(json.loads(line))
-        return [values for values in found if values.get("event") == event]
+        return [values for _, values in self._lines() if values.get("event") == event]
+
+    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the log's lines, as they stand and read; without those that a crash cut short or somebody damaged."""
+        path, found = self.folder / "metrics.jsonl", []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+            with contextlib.suppress(ValueError):
+                values = json.loads(line)
+                if isinstance(values, dict):
+                    found.append((line, values))
+        return found
 
     def last(self, event: str) -> dict[str, Any]:
         """Return the log's last line of that event, or an empty mapping."""
@@ -141,12 +155,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # a line that a crash cut short
-                if json.loads(line).get("step", 0) <= step:
-                    kept.append(line + "\n")
-        write_text(path, "".join(kept))
+        write_text(path, "".join(f"{line}\n" for line, values in self._lines() if values.get("step", 0) <= step))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,73 +17,17 @@ from qsattn_plugin.data.seeding import mix
 from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
-from qsattn_plugin.registry.augmentations import Augmentations
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.sections import plain
 from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.training.building import RecipeParts
 from qsattn_plugin.training.ema import EMA
 
 _NETWORKS = 1
 
 
-class RecipeParts:
-    """Builds what a recipe names, as often as a method asks (:class:`qsattn_plugin.training.method.Parts`)."""
-
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
-        self.channels = recipe.data.channels
-
-    def generator(self) -> nn.Module:
-        network = self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
-        data, multiple = self.recipe.data, getattr(network, "multiple", 1)
-        if "crop" in data.preprocess and data.crop % multiple:
-            name = self.recipe.generator.type
-            raise self.recipe.error("data.crop", f"{name} takes multiples of {multiple} pixels, got {data.crop}")
-        return self._sized(network)
-
-    def discriminator(self) -> nn.Module:
-        return self._sized(self.recipe.build("discriminator", in_channels=self.channels))
-
-    def encoder(self, generator: nn.Module) -> nn.Module:
-        made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
-        lacking = [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]
-        if lacking:
-            name = self.recipe.encoder.type
-            raise self.recipe.error(
-                "encoder.type", f"{name} does not say its {', '.join(lacking)}: a list each, one a tap"
-            )
-        return made
-
-    def augmentation(self) -> Augmentations:
-        return augmentations(self.recipe, "discriminator_augmentations")
-
-    def sampler(self, taps: Sequence[int | str]) -> Any:
-        sampler = self.recipe.build("sampler")
-        if not hasattr(sampler, "attentive"):
-            return sampler
-        try:  # a tap that the encoder does not give is a mistake to hear of now, not at the first step
-            sampler.attentive([torch.empty(1, 1, 1, 1)] * len(taps), [str(tap) for tap in taps])
-        except UserError as error:
-            raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
-        return sampler
-
-    def _sized(self, network: nn.Module) -> nn.Module:
-        """Return the network, having asked it whether it takes images of the size that it will be trained with."""
-        data = self.recipe.data
-        if "crop" in data.preprocess:
-            ghost = copy.deepcopy(network).to("meta")  # shapes alone: nothing is computed
-            try:
-                ghost(torch.empty(2, self.channels, data.crop, data.crop, device="meta"))
-            except ValueError as error:
-                raise self.recipe.error("data.crop", str(error)) from error
-            except Exception:
-                pass  # somebody's part that cannot work on shapes alone; it has its say at the first step
-        return network
-
-
-def augmentations(recipe: Recipe, section: str) -> Augmentations:
-    """Build the augmentations of a list section, in order."""
-    return Augmentations([recipe.build(f"{section}.{i}") for i in range(len(getattr(recipe, section)))])
+class OtherGenerator(UserWarning):
+    """Weights are taken over into a generator that computes something else with them."""
 
 
 class Session:
@@ -191,9 +136,12 @@ class Session:
         Raises:
             UserError: there is no such file, or its generator is not the recipe's.
         """
-        tensors, _ = load_tensors(path, "model/")
-        if not tensors:  # a published file holds generators alone
-            tensors = self._published_in(*load_tensors(path))
+        try:
+            tensors, document = load_tensors(path, "model/")
+            if not tensors:  # a published file holds generators alone
+                tensors = self._published_in(*load_tensors(path))
+        except UserError as error:
+            raise self.recipe.error("train.init_from", str(error)) from error
         mine = self.method.state_dict()
         fits = {k: t for k, t in tensors.items() if k in mine and mine[k].shape == t.shape}
         published = {id(network) for network in self.method.published().values()}
@@ -206,7 +154,21 @@ class Session:
                 f"the generator in {path} does not fit the recipe's: {len(lacking)} tensors differ, the first is "
                 f"{lacking[0]}, {tuple(mine[lacking[0]].shape)} here and {there}",
             )
+        self._compare_generators(path, document)
         self.method.load_state_dict(fits, strict=False)
+
+    def _compare_generators(self, path: Path, document: Mapping[str, Any]) -> None:
+        """Warn where the same tensors belong to generators that compute another thing with them."""
+        own = describe_generator(self.recipe)
+        for name, spec in (document.get("generators") or {}).items():
+            theirs, mine = spec.get("arguments", {}), own["arguments"]
+            shared = [key for key in theirs if key in mine and key not in ("init", "init_gain")]
+            other = [f"{key}={theirs[key]!r}, here {mine[key]!r}" for key in shared if theirs[key] != mine[key]]
+            if spec.get("type") != own["type"]:
+                other.insert(0, f"type={spec.get('type')!r}, here {own['type']!r}")
+            if other:
+                text = f"train.init_from: the generator {name} in {path} was trained as another: {'; '.join(other)}"
+                warnings.warn(text, OtherGenerator, stacklevel=2)
 
     def _published_in(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a published file's generators, their tensors named as the method names them."""

@@ -54,8 +54,8 @@ class Watch:
             names = ", ".join(name for name, step in bad.items() if step == first)
             where = f"; the source features are not finite at {taps}" if taps else ""
             raise LossIsNotFinite(
-                f"the loss {names} became NaN or infinite at step {first:.0f}{where}. The last checkpoint is from "
-                f"before it: go on from there with a smaller train.lr or train.precision=fp32"
+                f"the loss {names} became NaN or infinite at step {first:.0f}{where}. A checkpoint of "
+                f"before it may be gone on from, with a smaller train.lr or train.precision=fp32"
             )
 
 
@@ -71,5 +71,5 @@ def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
     if names:
         raise LossIsNotFinite(
             f"{len(names)} of {len(bad)} weights became NaN or infinite up to step {step}, the first is {names[0]}. "
-            f"The last checkpoint is from before it: go on from there with a smaller train.lr"
+            f"A checkpoint of before it may be gone on from, with a smaller train.lr"
         )

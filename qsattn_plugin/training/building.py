@@ -1,0 +1,106 @@
+"""The networks and other parts that a recipe names, built for training, and asked whether they fit together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.augmentations import Augmentations
+from qsattn_plugin.registry.recipe import Recipe
+
+__all__ = ["RecipeParts", "augmentations"]
+
+
+class RecipeParts:
+    """Builds what a recipe names, as often as a method asks (:class:`qsattn_plugin.training.method.Parts`)."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = recipe
+        self.channels = recipe.data.channels
+
+    def generator(self) -> nn.Module:
+        network = self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
+        multiple = getattr(network, "multiple", 1)
+        for side in self._seen()[2:]:
+            if side % multiple:
+                name, same = self.recipe.generator.type, side == self.recipe.data.crop
+                key = "data.crop" if same else self._key("augmentations")
+                raise self.recipe.error(key, f"{name} takes multiples of {multiple} pixels, got {side}")
+        return self._sized(network, self._seen(), self._key("augmentations"))
+
+    def discriminator(self) -> nn.Module:
+        network = self.recipe.build("discriminator", in_channels=self.channels)
+        shape = self._seen("discriminator_augmentations")
+        return self._sized(network, shape, self._key("augmentations", "discriminator_augmentations"))
+
+    def encoder(self, generator: nn.Module) -> nn.Module:
+        made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
+        lacking = [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]
+        if lacking:
+            name = self.recipe.encoder.type
+            raise self.recipe.error(
+                "encoder.type", f"{name} does not say its {', '.join(lacking)}: a list each, one a tap"
+            )
+        return made
+
+    def augmentation(self) -> Augmentations:
+        return augmentations(self.recipe, "discriminator_augmentations")
+
+    def sampler(self, taps: Sequence[int | str]) -> Any:
+        sampler = self.recipe.build("sampler")
+        if not hasattr(sampler, "attentive"):
+            return sampler
+        try:  # a tap that the encoder does not give is a mistake to hear of now, not at the first step
+            sampler.attentive([torch.empty(1, 1, 1, 1)] * len(taps), [str(tap) for tap in taps])
+        except UserError as error:
+            raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
+        return sampler
+
+    def _seen(self, *more: str) -> tuple[int, ...]:
+        """Return the shape of two images as training sees them: cropped and augmented; () where each has its own.
+
+        Args:
+            more: a list section of augmentations that come after those of all images.
+        """
+        data = self.recipe.data
+        if "crop" not in data.preprocess:
+            return ()
+        images = torch.zeros(2, self.channels, data.crop, data.crop)
+        for section in ("augmentations", *more):
+            if not getattr(self.recipe, section):
+                continue
+            before = tuple(images.shape[2:])
+            try:
+                images = augmentations(self.recipe, section)(images, torch.Generator().manual_seed(0))
+            except (ValueError, RuntimeError) as error:
+                what = str(error).partition("\n")[0]
+                text = f"cannot be applied to images of {before[0]} x {before[1]} pixels: {what}"
+                raise self.recipe.error(section, text) from error
+        return tuple(images.shape)
+
+    def _key(self, *sections: str) -> str:
+        """Return the recipe's key that decides how large images are: the last section of these that has entries."""
+        return next((s for s in reversed(sections) if getattr(self.recipe, s)), "data.crop")
+
+    def _sized(self, network: nn.Module, shape: tuple[int, ...], key: str) -> nn.Module:
+        """Return the network, having asked it whether it takes images of the size that it will be trained with."""
+        if shape:
+            ghost = copy.deepcopy(network).to("meta")  # shapes alone: nothing is computed
+            try:
+                ghost(torch.empty(shape, device="meta"))
+            except ValueError as error:
+                same = shape[2:] == (self.recipe.data.crop,) * 2
+                raise self.recipe.error("data.crop" if same else key, str(error)) from error
+            except Exception:
+                pass  # somebody's part that cannot work on shapes alone; it has its say at the first step
+        return network
+
+
+def augmentations(recipe: Recipe, section: str) -> Augmentations:
+    """Build the augmentations of a list section, in order."""
+    return Augmentations([recipe.build(f"{section}.{i}") for i in range(len(getattr(recipe, section)))])
