@@ -126,6 +126,26 @@ def test_generators_with_arguments_of_other_kinds_train_and_load(workplace, gene
     assert done.exit_code == 0, done.output
 
 
+DEAF = """
+import torch
+from qsattn_plugin.registry import register
+
+@register("augmentation", "deaf")
+class Deaf(torch.nn.Module):
+    '''Does nothing.'''
+
+    def forward(self, x):
+        return x
+"""
+
+
+def test_an_augmentation_that_takes_no_generator_is_refused_in_words(workplace):
+    Path("parts.py").write_text(DEAF)
+    Path("mine.yaml").write_text("extends: toy\nimport: [./parts.py]\naugmentations: [deaf]\n")
+    done = qsattn("build", "mine.yaml")
+    assert done.exit_code == 1 and "mine.yaml:3: augmentations: cannot be applied" in done.output, done.output
+
+
 def test_a_generator_without_layers_to_look_at_is_refused_in_words(workplace):
     Path("parts.py").write_text(GENERATORS)
     Path("mine.yaml").write_text("extends: toy\nimport: [./parts.py]\ngenerator: needs-channels\n")

@@ -75,10 +75,12 @@ class RecipeParts:
             if not getattr(self.recipe, section):
                 continue
             before = tuple(images.shape[2:])
+            parts = augmentations(self.recipe, section)
             try:
-                images = augmentations(self.recipe, section)(images, torch.Generator().manual_seed(0))
-            except (ValueError, RuntimeError) as error:
-                what = str(error).partition("\n")[0]
+                with torch.random.fork_rng(devices=[]):  # somebody's part may draw from the global generator
+                    images = parts(images, torch.Generator().manual_seed(0))
+            except Exception as error:  # of kornia, about sizes; or of somebody's own part, about anything
+                what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 text = f"cannot be applied to images of {before[0]} x {before[1]} pixels: {what}"
                 raise self.recipe.error(section, text) from error
         return tuple(images.shape)
