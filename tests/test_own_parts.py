@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qsattn_plugin.data.images import read_image
 from qsattn_plugin.registry import REGISTRY
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training.loop import fit
@@ -71,7 +72,7 @@ def test_what_was_trained_with_parts_of_ones_own_is_a_model_like_others(place):
     ):
         done = qsattn(*arguments)
         assert done.exit_code == 0, done.output
-    assert Image.open("out/a.png").size == (51, 40)
+    assert read_image(Path("out/a.png")).size == (51, 40)
     (numbers,) = (json.loads(path.read_text()) for path in Path("maps").glob("*.json"))
     assert numbers["tap"] == "2" and len(numbers["queries"]) == 9
 
