@@ -25,18 +25,17 @@ class RecipeParts:
 
     def generator(self) -> nn.Module:
         network = self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
-        multiple = getattr(network, "multiple", 1)
-        for side in self._seen()[2:]:
+        shape, multiple = self._seen("augmentations"), getattr(network, "multiple", 1)
+        for side in shape[2:]:
             if side % multiple:
-                name, same = self.recipe.generator.type, side == self.recipe.data.crop
-                key = "data.crop" if same else self._key("augmentations")
-                raise self.recipe.error(key, f"{name} takes multiples of {multiple} pixels, got {side}")
-        return self._sized(network, self._seen(), self._key("augmentations"))
+                what = f"{self.recipe.generator.type} takes multiples of {multiple} pixels, got {side}"
+                raise self.recipe.error(self._decides(shape, "augmentations"), what)
+        return self._sized(network, shape, "augmentations")
 
     def discriminator(self) -> nn.Module:
         network = self.recipe.build("discriminator", in_channels=self.channels)
-        shape = self._seen("discriminator_augmentations")
-        return self._sized(network, shape, self._key("augmentations", "discriminator_augmentations"))
+        sections = ("augmentations", "discriminator_augmentations")
+        return self._sized(network, self._seen(*sections), *sections)
 
     def encoder(self, generator: nn.Module) -> nn.Module:
         made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
@@ -61,17 +60,13 @@ class RecipeParts:
             raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
         return sampler
 
-    def _seen(self, *more: str) -> tuple[int, ...]:
-        """Return the shape of two images as training sees them: cropped and augmented; () where each has its own.
-
-        Args:
-            more: a list section of augmentations that come after those of all images.
-        """
+    def _seen(self, *sections: str) -> tuple[int, ...]:
+        """Return the shape of two images, cropped and then augmented by these sections; () where each has its own."""
         data = self.recipe.data
         if "crop" not in data.preprocess:
             return ()
         images = torch.zeros(2, self.channels, data.crop, data.crop)
-        for section in ("augmentations", *more):
+        for section in sections:
             if not getattr(self.recipe, section):
                 continue
             before = tuple(images.shape[2:])
@@ -85,19 +80,20 @@ class RecipeParts:
                 raise self.recipe.error(section, text) from error
         return tuple(images.shape)
 
-    def _key(self, *sections: str) -> str:
-        """Return the recipe's key that decides how large images are: the last section of these that has entries."""
+    def _decides(self, shape: tuple[int, ...], *sections: str) -> str:
+        """Return the recipe's key by which images have this shape: the crop's, or the last section with entries."""
+        if shape[2:] == (self.recipe.data.crop,) * 2:
+            return "data.crop"
         return next((s for s in reversed(sections) if getattr(self.recipe, s)), "data.crop")
 
-    def _sized(self, network: nn.Module, shape: tuple[int, ...], key: str) -> nn.Module:
+    def _sized(self, network: nn.Module, shape: tuple[int, ...], *sections: str) -> nn.Module:
         """Return the network, having asked it whether it takes images of the size that it will be trained with."""
         if shape:
             ghost = copy.deepcopy(network).to("meta")  # shapes alone: nothing is computed
             try:
                 ghost(torch.empty(shape, device="meta"))
             except ValueError as error:
-                same = shape[2:] == (self.recipe.data.crop,) * 2
-                raise self.recipe.error("data.crop" if same else key, str(error)) from error
+                raise self.recipe.error(self._decides(shape, *sections), str(error)) from error
             except Exception:
                 pass  # somebody's part that cannot work on shapes alone; it has its say at the first step
         return network
