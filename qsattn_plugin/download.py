@@ -89,8 +89,10 @@ def download(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     with _alone(part, path, progress) as (file, is_new):
-        if is_new and (sha256 is None or checksum(path) == sha256):
-            return checksum(path)
+        if is_new:
+            found = checksum(path)
+            if sha256 in (None, found):
+                return found
         reached = False
         for attempt in range(1, attempts + 1):
             try:
