@@ -60,24 +60,23 @@ class Run:
 
     def _begin(self, overwrite: bool) -> None:
         """Write the recipe, over what was trained before where that is wanted."""
-        run, recipe = self, self.recipe
-        steps = run.checkpoints.steps()
-        if steps or run.checkpoints.best.exists():
+        steps = self.checkpoints.steps()
+        if steps or self.checkpoints.best.exists():
             if not overwrite:
-                holds = f"a training of {steps[-1]} steps" if steps else f"{run.checkpoints.best.name}"
+                holds = f"a training of {steps[-1]} steps" if steps else f"{self.checkpoints.best.name}"
                 raise UserError(
-                    f"{run.folder} holds {holds}; carry on with "
-                    f"`qsattn fit {run.folder}`, choose another folder with --run, or replace it with --overwrite"
+                    f"{self.folder} holds {holds}; carry on with "
+                    f"`qsattn fit {self.folder}`, choose another folder with --run, or replace it with --overwrite"
                 )
-            start = recipe.train.init_from
-            if start is not None and start.resolve() in {path.resolve() for path in run.checkpoints.files()}:
-                raise recipe.error(
+            start = self.recipe.train.init_from
+            if start is not None and start.resolve() in {path.resolve() for path in self.checkpoints.files()}:
+                raise self.recipe.error(
                     "train.init_from",
                     f"{start} is a checkpoint that --overwrite would remove; choose another folder with --run",
                 )
-            run._clear()
-        write_text(run.folder / "recipe.yaml", recipe.to_yaml())
-        write_text(RUNS / _LAST, f"{run.folder.resolve()}\n")
+            self._clear()
+        write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
+        write_text(RUNS / _LAST, f"{self.folder.resolve()}\n")
 
     @classmethod
     def open(cls, folder: Path | str | None = None) -> Run:
