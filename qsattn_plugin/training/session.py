@@ -18,6 +18,7 @@ from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.registry.schema import INJECTED
 from qsattn_plugin.registry.sections import plain
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.building import RecipeParts
@@ -192,7 +193,7 @@ def describe_generator(recipe: Recipe) -> dict[str, Any]:
     takes = find("generator", spec.type).signature.parameters
     # Defaults that JSON cannot hold need not be named: the generator is built with them.
     arguments = {n: p.default for n, p in takes.items() if p.default is not p.empty and _is_json(p.default)}
-    arguments |= {name: channels for name in ("in_channels", "out_channels") if name in takes}
+    arguments |= {name: channels for name in INJECTED["generator"] if name in takes}
     return {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
 
 
