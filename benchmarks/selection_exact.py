@@ -56,6 +56,7 @@ def plain_form(features: Tensor) -> Tensor:
 
 
 def main() -> None:
+    """Measure the model that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("pictures", nargs="+")

@@ -88,6 +88,7 @@ def picture(sessions: dict[int, Session], images: Tensor) -> Image.Image:
 
 
 def main() -> None:
+    """Measure the run that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--steps", type=int, nargs="+", required=True)

@@ -191,6 +191,7 @@ def in_rounds(cases: list[dict[str, Any]], rounds: int) -> list[dict[str, Any] |
 
 
 def table(*columns: str) -> None:
+    """Print the head of a markdown table."""
     print("\n| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
 
 

@@ -94,6 +94,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def cases(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+    """Return what is measured on a device, each for a process of its own."""
     found = []
     for generator in arguments.generators:
         common = {"generator": generator, "device": device, "threads": arguments.threads, "compare": False}
@@ -110,6 +111,7 @@ def cases(arguments: argparse.Namespace, device: str) -> list[dict[str, Any]]:
 
 
 def row(case: dict[str, Any], found: dict[str, Any]) -> str:
+    """Return a case's line of the markdown table."""
     how = f"tiles of {case['tile']}" if case["tile"] else f"whole, batch {case['batch']}"
     rate = 1 / found["seconds"]
     cells = [
@@ -127,6 +129,7 @@ def row(case: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measure what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generators", nargs="+", default=["resnet_9blocks", "mobile_resnet_9blocks"])
     parser.add_argument("--threads", type=int, default=1)
