@@ -61,7 +61,11 @@ BUILTIN: dict[str, tuple[str, ...]] = {
         "qsattn_plugin.registry.mobile",
         "qsattn_plugin.registry.swift",
     ),
-    "discriminator": ("qsattn_plugin.registry.discriminators", "qsattn_plugin.registry.timm_parts"),
+    "discriminator": (
+        "qsattn_plugin.registry.discriminators",
+        "qsattn_plugin.registry.projected",
+        "qsattn_plugin.registry.timm_parts",
+    ),
     "encoder": ("qsattn_plugin.registry.encoders", "qsattn_plugin.registry.timm_parts"),
     "sampler": ("qsattn_plugin.samplers",),
     "significance": ("qsattn_plugin.samplers",),

@@ -32,6 +32,7 @@ class TimmFeatures(nn.Module):
         trained: train the model too.
         size: the side of the images in pixels, for models that are built for one.
         in_channels: channels of the images: 3, or 1 (grey, repeated).
+        deepest: without named taps, take this many of the coarsest levels.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TimmFeatures(nn.Module):
         trained: bool = False,
         size: int | None = None,
         in_channels: int = 3,
+        deepest: int | None = None,
     ):
         super().__init__()
         if in_channels not in (1, 3):
@@ -56,10 +58,9 @@ class TimmFeatures(nn.Module):
             raise UserError(f"timm {timm.__version__} has no model {model!r}{near}")
         file = _read(weights) if weights else None
         if taps is None:
-            with torch.random.fork_rng(devices=[]):  # a look at the levels, which no later draw should depend on
-                info = _create(model, size).feature_info
-            levels = list(zip(info.out_indices, info.reduction(), strict=True))
-            taps = tuple(i for i, stride in levels if stride <= _COARSEST) or tuple(info.out_indices)
+            levels = _levels(model, size)
+            taps = tuple(levels)[-deepest:] if deepest else tuple(i for i, s in levels.items() if s <= _COARSEST)
+            taps = taps or tuple(levels)
         if not taps or min(taps) < 0 or len(set(taps)) < len(taps):
             raise ValueError(f"taps: expected different levels, counted from 0; got {list(taps)}")
         self.taps: list[int] = sorted(taps)
@@ -116,6 +117,13 @@ def _keep_frozen(module: TimmFeatures, state_dict: dict[str, Tensor], prefix: st
 
 def _dynamic(model: nn.Module) -> bool:
     return bool(model._model_args.get("dynamic_img_size"))
+
+
+def _levels(model: str, size: int | None) -> dict[int, int]:
+    """Return the pixels that a position spans at each level that a timm model gives, by the level's index."""
+    with torch.random.fork_rng(devices=[]):  # a look, which no later draw should depend on
+        info = _create(model, size).feature_info
+    return dict(zip(info.out_indices, info.reduction(), strict=True))
 
 
 def _create(

@@ -1,0 +1,75 @@
+"""A discriminator that knows pictures: small trained heads on randomly mixed features of a frozen network."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from qsattn_plugin.registry import register
+from qsattn_plugin.registry.timm_features import TimmFeatures
+
+
+@register("discriminator", "projected", tags=("frozen", "timm"))
+class Projected(nn.Module):
+    """Judges frozen timm features, mixed at random across channels and scales (Sauer et al. 2021, Projected GANs).
+
+    Features of each level go through a fixed random 1 x 1 convolution; from coarse to fine, each level is then added
+    to the next one after a fixed random 3 x 3 convolution and bilinear enlargement. One small head with spectral norm
+    a level is all that learns. The random convolutions follow from the run's seed and lie in its checkpoints.
+    Returns a list of score maps, one a level, the finest first. The paper's loss is ``objective: {gan: hinge}``.
+
+    Args:
+        model: a timm name such as "tf_efficientnet_lite0".
+        taps: levels of the model, as timm's ``out_indices``; its four coarsest without them.
+        pretrained: download the weights that timm names, or take them from its cache.
+        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
+        width: channels inside each head, and of the finest level's mixture; coarser levels have up to four times as
+            many.
+        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
+        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
+    """
+
+    def __init__(
+        self,
+        model: str = "tf_efficientnet_lite0",
+        taps: tuple[int, ...] | None = None,
+        pretrained: bool = False,
+        weights: str | None = None,
+        width: int = 64,
+        size: int | None = None,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: must be at least 1, got {width}")
+        self.features = TimmFeatures(model, taps, pretrained, weights, False, size, in_channels, deepest=4)
+        levels = [width * min(2**i, 4) for i in range(len(self.features.channels))]
+        self.across_channels = nn.ModuleList(
+            nn.Conv2d(before, after, 1) for before, after in zip(self.features.channels, levels, strict=True)
+        )
+        self.across_scales = nn.ModuleList(
+            nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in zip(levels, levels[1:], strict=False)
+        )
+        for mixing in (*self.across_channels, *self.across_scales):
+            nn.init.kaiming_normal_(mixing.weight, a=1)  # keeps the variance: no activation follows
+            nn.init.zeros_(mixing.bias)
+            mixing.requires_grad_(False)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(channels, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, 1, 1)),
+            )
+            for channels in levels
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        mixed = [mix(level) for mix, level in zip(self.across_channels, self.features(x), strict=True)]
+        for fine in range(len(mixed) - 2, -1, -1):
+            coarse = self.across_scales[fine](mixed[fine + 1])
+            coarse = F.interpolate(coarse, mixed[fine].shape[-2:], mode="bilinear")
+            mixed[fine] = (mixed[fine] + coarse) * 0.5**0.5
+        return [head(level) for head, level in zip(self.heads, mixed, strict=True)]
