@@ -55,7 +55,9 @@ def find_animals(images: Tensor, classifier: nn.Module, share: float = 0.25) -> 
     masks, squares = [], []
     for chunk in images.split(16):
         seen = F.interpolate(chunk / 127.5 - 1, (448, 448), mode="bilinear")
-        maps = torch.einsum("kc,bchw->bkhw", classifier.get_classifier().weight[HOOFED], classifier.forward_features(seen))
+        maps = torch.einsum(
+            "kc,bchw->bkhw", classifier.get_classifier().weight[HOOFED], classifier.forward_features(seen)
+        )
         heat = F.interpolate(maps.amax(1, keepdim=True), images.shape[-2:], mode="bilinear")
         mask = (heat > share * heat.amax((2, 3), keepdim=True)).float()
         masks.append(mask)
@@ -83,8 +85,8 @@ def square(xs: Tensor, ys: Tensor, height: int, width: int) -> tuple[int, int, i
 def crops(images: Tensor, squares: list[tuple[int, int, int]]) -> Tensor:
     """Return the squares of uint8 images, brought to 256 x 256."""
     cut = [
-        F.interpolate(image[None, :, t : t + s, l : l + s].float(), (256, 256), mode="bilinear", antialias=True)
-        for image, (l, t, s) in zip(images, squares, strict=True)
+        F.interpolate(image[None, :, y : y + side, x : x + side].float(), (256, 256), mode="bilinear", antialias=True)
+        for image, (x, y, side) in zip(images, squares, strict=True)
     ]
     return torch.cat(cut).round().to(torch.uint8)
 

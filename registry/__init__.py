@@ -28,15 +28,15 @@ import fnmatch
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
 
 __all__ = [
-    *("BUILTIN", "GROUP", "KINDS", "Part", "PartError", "PartsWarning", "Registry"),
-    *("create", "find", "list_parts", "register"),
+    *("BUILTIN", "GROUP", "KINDS", "Nested", "Part", "PartError", "PartsWarning", "Registry"),
+    *("create", "create_nested", "find", "list_parts", "register"),
 ]
 
 #: What there is to exchange, and what each kind does, in the order in which ``qsattn list`` shows them.
@@ -63,6 +63,7 @@ BUILTIN: dict[str, tuple[str, ...]] = {
     ),
     "discriminator": (
         "qsattn_plugin.registry.discriminators",
+        "qsattn_plugin.registry.ensemble",
         "qsattn_plugin.registry.projected",
         "qsattn_plugin.registry.timm_parts",
     ),
@@ -96,6 +97,16 @@ class PartError(UserError, ValueError):
     def __init__(self, message: str, argument: str | None = None):
         super().__init__(message)
         self.argument = argument
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Marks an argument that names parts: ``judges: Annotated[list[str | dict], Nested("discriminator")]``.
+
+    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them as it checks a section.
+    """
+
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -272,6 +283,33 @@ class Registry:
 
 #: The registry that recipes and the command line use.
 REGISTRY = Registry(BUILTIN, GROUP)
+
+
+def create_nested(kind: str, spec: str | Mapping[str, Any], argument: str, **surroundings: Any) -> Any:
+    """Build a part that another part's argument names.
+
+    Args:
+        kind: what it has to be.
+        spec: a registered name, or ``{"type": name, argument: value}``.
+        argument: the argument that holds ``spec``, for messages: ``gan``, or ``of.0`` in a list.
+        surroundings: values such as ``in_channels``; the part gets those that it takes and ``spec`` does not set.
+
+    Raises:
+        PartError: there is no such part, or it refuses an argument.
+    """
+    arguments = {"type": spec} if isinstance(spec, str) else dict(spec)
+    try:
+        part = REGISTRY.find(kind, str(arguments.pop("type", "")))
+        takes = part.signature.parameters
+        given = {key: value for key, value in surroundings.items() if key in takes}
+        return REGISTRY.create(kind, part.name, **given | arguments)
+    except (UserError, ValueError) as error:
+        at, colon, text = str(error).partition(": ")
+        known = colon and at in arguments
+        where = f"{argument}.{at}" if known else argument
+        raise PartError(f"{where}: {text if known else error}", where) from error
+
+
 register = REGISTRY.register
 find = REGISTRY.find
 create = REGISTRY.create

@@ -10,17 +10,19 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
+from qsattn_plugin import registry
 from qsattn_plugin.errors import nearest
-from qsattn_plugin.registry.schema import absolute
+from qsattn_plugin.registry.schema import INJECTED, PartSpec, absolute
 from qsattn_plugin.registry.yaml_lines import Node, Problem
 
-__all__ = ["adapter", "check", "check_arguments", "unknown_key"]
+__all__ = ["adapter", "check", "check_arguments", "check_part", "nested", "unknown_key"]
 
 _EMPTY = inspect.Parameter.empty
 _Keys = tuple[str, ...]
@@ -105,7 +107,13 @@ def check_arguments(
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     values = {}
     for name, value in node.value.items():
-        if name in named:
+        inner = nested(named[name].annotation) if name in named else None
+        if inner and inner[1] and isinstance(value.value, list):
+            items = enumerate(value.value)
+            values[name] = [_check_nested(inner[0], item, f"{key}.{name}.{i}", problems) for i, item in items]
+        elif inner and not inner[1]:
+            values[name] = _check_nested(inner[0], value, f"{key}.{name}", problems)
+        elif name in named:
             values[name] = check(named[name].annotation, value, f"{key}.{name}", problems)
         elif takes_any:
             values[name] = check(Any, value, f"{key}.{name}", problems)
@@ -115,6 +123,42 @@ def check_arguments(
         if parameter.default is _EMPTY and name not in node.value:
             problems.append(Problem(node.place, f"{key}.{name}", f"is missing; {owner} needs it"))
     return values
+
+
+def check_part(
+    kind: str, node: Node, key: str, problems: list[Problem], without: Collection[str] = ()
+) -> PartSpec | None:
+    """Return the part that a section names, or add to ``problems``; ``without`` are keys that are not the part's."""
+    if "type" not in node.value:
+        problems.append(Problem(node.place, f"{key}.type", f"is missing; it names the {kind}"))
+        return None
+    name = check(str, node.value["type"], f"{key}.type", problems)
+    if name is None:
+        return None
+    try:
+        parameters = registry.find(kind, name).signature.parameters
+    except registry.PartError as error:
+        problems.append(Problem(node.value["type"].place, f"{key}.type", str(error)))
+        return None
+    own = replace(node, value={k: n for k, n in node.value.items() if k != "type" and k not in without})
+    injected = [n for n in INJECTED.get(kind, ()) if n not in own.value]
+    takes = {n: p for n, p in parameters.items() if n not in (*without, *injected)}
+    return PartSpec(name, check_arguments(takes, own, key, f"{kind} {name!r}", problems, also=without))
+
+
+def nested(annotation: Any) -> tuple[str, bool] | None:
+    """Return the kind of the parts that an argument names, and whether it is a list; None for other arguments."""
+    marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, registry.Nested)]
+    return (marks[0].kind, get_origin(annotation.__origin__) is list) if marks else None
+
+
+def _check_nested(kind: str, node: Node, key: str, problems: list[Problem]) -> Any:
+    """Return a part inside another one's arguments, in the form in which it was written: its name, or a mapping."""
+    alone = not isinstance(node.value, dict)
+    spec = check_part(kind, replace(node, value={"type": node}) if alone else node, key, problems)
+    if spec is None or alone:
+        return spec and spec.type
+    return {"type": spec.type, **spec.arguments}
 
 
 def unknown_key(node: Node, key: str, known: Collection[str], takes: str) -> Problem:

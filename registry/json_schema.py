@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
 from qsattn_plugin import registry
-from qsattn_plugin.registry.checking import adapter
+from qsattn_plugin.registry.checking import adapter, nested
 from qsattn_plugin.registry.docs import argument_docs
 from qsattn_plugin.registry.reading import shipped_recipes
 from qsattn_plugin.registry.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
@@ -78,11 +78,16 @@ def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter],
     for name, parameter in parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue
-        try:
-            schema = adapter(parameter.annotation).json_schema()
-        except PydanticUserError:
-            continue
-        defs.update(schema.pop("$defs", {}))
+        if inner := nested(parameter.annotation):
+            kind, several = inner
+            schema = _part([other for other in registry.list_parts(kind) if other is not part], {}, defs, required=True)
+            schema = {"type": "array", "items": schema} if several else schema
+        else:
+            try:
+                schema = adapter(parameter.annotation).json_schema()
+            except PydanticUserError:
+                continue
+            defs.update(schema.pop("$defs", {}))
         if name in docs:
             schema["description"] = docs[name]
         if isinstance(parameter.default, bool | int | float | str | list | tuple | dict | None):

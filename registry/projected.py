@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
@@ -22,7 +25,8 @@ class Projected(nn.Module):
     Args:
         model: a timm name such as "tf_efficientnet_lite0".
         taps: levels of the model, as timm's ``out_indices``; its four coarsest without them.
-        pretrained: download the weights that timm names, or take them from its cache.
+        pretrained: download the weights that timm names, or take them from its cache; ``false`` says that random ones
+            are wanted.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
         width: channels inside each head, and of the finest level's mixture; coarser levels have up to four times as
             many.
@@ -34,8 +38,8 @@ class Projected(nn.Module):
         self,
         model: str = "tf_efficientnet_lite0",
         taps: tuple[int, ...] | None = None,
-        pretrained: bool = False,
-        weights: str | None = None,
+        pretrained: bool | None = None,
+        weights: Path | None = None,
         width: int = 64,
         size: int | None = None,
         in_channels: int = 3,
@@ -43,13 +47,18 @@ class Projected(nn.Module):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
-        self.features = TimmFeatures(model, taps, pretrained, weights, False, size, in_channels, deepest=4)
+        if pretrained is None and weights is None:
+            raise ValueError(
+                "pretrained: features have to be a trained network's: say pretrained: true to download timm's weights "
+                f"of {model}, or weights: FILE to take them from a file"
+            )
+        self.features = TimmFeatures(model, taps, bool(pretrained), weights, False, size, in_channels, deepest=4)
         levels = [width * min(2**i, 4) for i in range(len(self.features.channels))]
         self.across_channels = nn.ModuleList(
             nn.Conv2d(before, after, 1) for before, after in zip(self.features.channels, levels, strict=True)
         )
         self.across_scales = nn.ModuleList(
-            nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in zip(levels, levels[1:], strict=False)
+            nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in itertools.pairwise(levels)
         )
         for mixing in (*self.across_channels, *self.across_scales):
             nn.init.kaiming_normal_(mixing.weight, a=1)  # keeps the variance: no activation follows
@@ -67,6 +76,11 @@ class Projected(nn.Module):
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        if min(x.shape[-2:]) < (least := max(self.features.strides)) and not self.features.fixed_size:
+            raise ValueError(
+                f"taps: level {self.features.taps[-1]} of the network needs images of at least {least} pixels a side, "
+                f"got {tuple(x.shape[-2:])}; take finer levels"
+            )
         mixed = [mix(level) for mix, level in zip(self.across_channels, self.features(x), strict=True)]
         for fine in range(len(mixed) - 2, -1, -1):
             coarse = self.across_scales[fine](mixed[fine + 1])

@@ -164,7 +164,7 @@ class Recipe:
         except (UserError, ValueError) as error:
             text = str(error)
             argument = getattr(error, "argument", None) or text.partition(":")[0]
-            if argument not in spec.arguments:
+            if argument.partition(".")[0] not in spec.arguments:
                 raise self.error(section, text) from error
             key = f"{'objective' if section == 'method' else section}.{argument}"
             raise self.error(key, text.removeprefix(f"{argument}: ")) from error

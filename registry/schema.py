@@ -82,7 +82,7 @@ DEFAULTS: dict[str, Any] = {
 #: Arguments that a part gets from its surroundings where its recipe does not set them.
 INJECTED = {
     "generator": ("in_channels", "out_channels"),
-    "discriminator": ("in_channels",),
+    "discriminator": ("in_channels", "size"),
     "encoder": ("generator", "in_channels", "size"),
 }
 

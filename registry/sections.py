@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -13,9 +12,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from qsattn_plugin import registry
-from qsattn_plugin.registry.checking import check, check_arguments, unknown_key
+from qsattn_plugin.registry.checking import check, check_arguments, check_part, unknown_key
 from qsattn_plugin.registry.schema import (
-    INJECTED,
     KEYS,
     LISTS,
     PARTS,
@@ -50,13 +48,13 @@ def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, A
         "method": check(str, at["method"], "method", problems),
         "data": _data(at["data"], problems),
         **{
-            key: [_part(PARTS[key], node, f"{key}.{i}", problems) for i, node in enumerate(at[key].value)]
+            key: [check_part(PARTS[key], node, f"{key}.{i}", problems) for i, node in enumerate(at[key].value)]
             for key in LISTS
         },
         "objective": _objective(tree, problems),
     }
     for key in ("generator", "discriminator", "encoder", "sampler"):
-        values[key] = _part(PARTS[key], at[key], key, problems)
+        values[key] = check_part(PARTS[key], at[key], key, problems)
     for key, model in (("train", Train), ("checkpoint", Checkpoint), ("evaluate", Evaluate)):
         values[key] = check(model, at[key], key, problems)
     return values
@@ -95,27 +93,8 @@ def _name(tree: Node, name: str, problems: list[Problem]) -> str:
     return name
 
 
-def _part(kind: str, node: Node, key: str, problems: list[Problem], without: Collection[str] = ()) -> PartSpec | None:
-    """Return the part that a section names; ``without`` are keys of the section that are not the part's."""
-    if "type" not in node.value:
-        problems.append(Problem(node.place, f"{key}.type", f"is missing; it names the {kind}"))
-        return None
-    name = check(str, node.value["type"], f"{key}.type", problems)
-    if name is None:
-        return None
-    try:
-        parameters = registry.find(kind, name).signature.parameters
-    except registry.PartError as error:
-        problems.append(Problem(node.value["type"].place, f"{key}.type", str(error)))
-        return None
-    own = replace(node, value={k: n for k, n in node.value.items() if k != "type" and k not in without})
-    injected = [n for n in INJECTED.get(kind, ()) if n not in own.value]
-    takes = {n: p for n, p in parameters.items() if n not in (*without, *injected)}
-    return PartSpec(name, check_arguments(takes, own, key, f"{kind} {name!r}", problems, also=without))
-
-
 def _data(node: Node, problems: list[Problem]) -> Data | None:
-    part = _part("dataset", node, "data", problems, without=PIPELINE)
+    part = check_part("dataset", node, "data", problems, without=PIPELINE)
     keys = {key: below for key, below in node.value.items() if key in PIPELINE}
     pipeline = check(Pipeline, replace(node, value=keys), "data", problems)
     if part is None or pipeline is None:

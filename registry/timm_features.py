@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class TimmFeatures(nn.Module):
         model: str,
         taps: tuple[int, ...] | None = None,
         pretrained: bool = False,
-        weights: str | None = None,
+        weights: Path | None = None,
         trained: bool = False,
         size: int | None = None,
         in_channels: int = 3,
@@ -132,7 +132,7 @@ def _create(
     taps: list[int] | None = None,
     pretrained: bool = False,
     file: Mapping[str, Tensor] | None = None,
-    path: str | None = None,
+    path: Path | None = None,
 ) -> nn.Module:
     """Build a features-only model with the best of the ways to set a size that it takes."""
     import timm
@@ -143,7 +143,8 @@ def _create(
     free = {"img_size": size, "dynamic_img_size": True}
     # Padding is for vision transformers, whose patches (of 14 pixels, say) need not fit into the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
-    with _hub() if pretrained else contextlib.nullcontext():
+    # timm names what a file holds and features have no use for, such as a classifier; _check_taken knows better.
+    with _hub() if pretrained else contextlib.nullcontext(), _silent("timm.models._builder"):
         for way in ways:
             try:
                 return timm.create_model(model, **arguments, **way)
@@ -157,7 +158,7 @@ def _create(
 
 
 def _explain(
-    problem: Exception, model: str, size: int | None, taps: list[int] | None, pretrained: bool, path: str | None
+    problem: Exception, model: str, size: int | None, taps: list[int] | None, pretrained: bool, path: Path | None
 ) -> str:
     """What went wrong while timm built a model, and what to do."""
     import timm
@@ -181,6 +182,18 @@ def _explain(
 
 
 @contextlib.contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Let a logger say nothing below an error."""
+    logger = logging.getLogger(name)
+    was = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(was)
+
+
+@contextlib.contextmanager
 def _hub() -> Iterator[None]:
     """Let the hub's client use its cache alone where the hub is out of reach.
 
@@ -199,9 +212,9 @@ def _hub() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = was
 
 
-def _read(weights: str) -> dict[str, Tensor]:
+def _read(weights: Path) -> dict[str, Tensor]:
     """Tensors from a file, without executing anything that stands in it."""
-    path = Path(os.path.expanduser(weights))
+    path = Path(weights).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
     try:
@@ -221,7 +234,7 @@ def _read(weights: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: str) -> None:
+def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: Path) -> None:
     """Raise UserError when most weights are not those of the file: timm passes over keys that it does not know."""
 
     def mark(value: Tensor) -> tuple[int, float]:

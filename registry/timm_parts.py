@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -55,7 +57,7 @@ class TimmDiscriminator(nn.Module):
         model: str,
         taps: tuple[int, ...] | None = None,
         pretrained: bool = False,
-        weights: str | None = None,
+        weights: Path | None = None,
         width: int = 64,
         size: int | None = None,
         in_channels: int = 3,

@@ -105,6 +105,10 @@ SETTINGS = [
     ("generator={type: resnet_4blocks, width: 4, norm: instance}", "train.channels_last=true"),
     ("encoder={type: timm, model: resnet18, pretrained: false, taps: [1, 2]}", "sampler.taps=[2]"),
     ("train.accumulate=2", "train.ema=0"),
+    (
+        "discriminator={type: ensemble, of: [{type: projected, model: test_efficientnet, width: 4, pretrained: false},"
+        " {type: patchgan, width: 4, layers: 1}], weights: [1, 0.5], r1: [0, 0.1]}",
+    ),
 ]
 
 

@@ -33,6 +33,12 @@ CASES = {
     "qsattn": ["method=qsattn", EVERYWHERE],
     "qsattn, accumulated": ["method=qsattn", EVERYWHERE, "train.accumulate=2"],
     "cyclegan": ["method=cyclegan"],
+    "projected": [
+        "method=cut",
+        "sampler={type: grid, queries: 16}",
+        "discriminator={type: ensemble, of: [{type: projected, model: test_efficientnet, width: 4, pretrained: false},"
+        " {type: patchgan, width: 4, layers: 1}]}",
+    ],
 }
 IMAGES = 4
 

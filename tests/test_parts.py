@@ -21,6 +21,8 @@ from qsattn_plugin.registry.docs import argument_docs
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("encoder", "timm"): {"model": "test_convnext"},
     ("discriminator", "timm"): {"model": "test_convnext"},
+    ("discriminator", "projected"): {"model": "test_convnext", "pretrained": False},
+    ("discriminator", "ensemble"): {"of": ["pixel", {"type": "patchgan", "layers": 2, "width": 4}]},
 }
 #: Arguments that make a part small, for those parts that have them.
 SMALL = {"width": 4, "size": 16, "queries": 16, "scales": 2, "tile": 16}

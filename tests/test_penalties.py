@@ -12,6 +12,7 @@ from tests.test_gradients import draws, pictures
 
 DISCRIMINATORS = {
     "patchgan": "discriminator={type: patchgan, width: 4, layers: 2, norm: instance}",
+    "projected": "discriminator={type: projected, model: test_efficientnet, width: 4, pretrained: false}",
     "vit": "discriminator={type: timm, model: test_vit, taps: [0], pretrained: false}",
 }
 

@@ -63,7 +63,7 @@ def feature_source(
         raise UserError(f"weights from a file of their own are for {TIMM}NAME; {model} comes with its own")
     if model.startswith(TIMM):
         indices = tuple(_timm_tap(tap) for tap in taps) or None
-        trained = {"pretrained": True} if weights is None else {"weights": str(weights)}
+        trained = {"pretrained": True} if weights is None else {"weights": Path(weights)}
         encoder = create("encoder", "timm", model=model.removeprefix(TIMM), taps=indices, **trained)
         return FeatureSource(None, encoder.to(device).eval(), 3, {}, tuple(taps) or (encoder.taps[-1],))
     path = find_weights(model)

@@ -33,9 +33,11 @@ class RecipeParts:
         return self._sized(network, shape, "augmentations")
 
     def discriminator(self) -> nn.Module:
-        network = self.recipe.build("discriminator", in_channels=self.channels)
         sections = ("augmentations", "discriminator_augmentations")
-        return self._sized(network, self._seen(*sections), *sections)
+        shape = self._seen(*sections)
+        size = max(shape[2:], default=self.recipe.data.crop)
+        network = self.recipe.build("discriminator", in_channels=self.channels, size=size)
+        return self._sized(network, shape, *sections)
 
     def encoder(self, generator: nn.Module) -> nn.Module:
         made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.losses import PatchNCE
 from qsattn_plugin.projection import ProjectionHeads
-from qsattn_plugin.registry import register
+from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.method import Method, Parts
 
@@ -50,7 +50,7 @@ class CUT(Method):
         self,
         parts: Parts,
         *,
-        gan: str | dict[str, Any] = "lsgan",
+        gan: Annotated[str | dict[str, Any], Nested("objective")] = "lsgan",
         gan_weight: float = 1.0,
         nce_weight: float = 1.0,
         identity: bool = True,
@@ -88,8 +88,7 @@ class CUT(Method):
         return {"forward": self.generator}
 
     def compilable(self) -> list[nn.Module]:
-        # What torch.compile makes has no second derivative, and penalties on slopes take one.
-        return [n for n in super().compilable() if not (self.adversary.penalised and n is self.discriminator)]
+        return [n for n in super().compilable() if n is not self.discriminator] + self.adversary.compilable()
 
     def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
         parts = self.divide(batch)

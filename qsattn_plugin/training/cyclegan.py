@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.registry import register
+from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.method import Method, Parts
 
@@ -69,7 +69,7 @@ class CycleGAN(Method):
         self,
         parts: Parts,
         *,
-        gan: str | dict[str, Any] = "lsgan",
+        gan: Annotated[str | dict[str, Any], Nested("objective")] = "lsgan",
         gan_weight: float = 1.0,
         cycle_weight: float = 10.0,
         identity_weight: float = 0.5,
@@ -100,9 +100,7 @@ class CycleGAN(Method):
         return {"forward": self.generator, "backward": self.generator_back}
 
     def compilable(self) -> list[nn.Module]:
-        # What torch.compile makes has no second derivative, and penalties on slopes take one.
-        judges = self.roles()["discriminator"] if self.adversary.penalised else []
-        return [network for network in super().compilable() if network not in judges]
+        return [*self.roles()["generator"], *self.adversary.compilable(), *self.adversary_back.compilable()]
 
     def memory(self) -> dict[str, Tensor]:
         return {f"{name}/{i:04d}": image for name, pool in self.pools.items() for i, image in enumerate(pool.images)}

@@ -102,7 +102,7 @@ def _distance(recipe: Recipe, feed: Feed) -> KernelDistanceTo | None:
             "evaluate.kid", f"needs two test images of the target domain to compare with (test{feed.domains[1]})"
         )
     try:
-        vectors = TimmVectors(kid.model, str(kid.weights) if kid.weights else None)
+        vectors = TimmVectors(kid.model, kid.weights)
     except UserError as error:
         raise recipe.error("evaluate.kid", str(error)) from error
     return KernelDistanceTo(vectors, targets, feed.device)

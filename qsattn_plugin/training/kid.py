@@ -29,10 +29,10 @@ class TimmVectors(nn.Module):
         UserError: there is no such model, or its weights cannot be had.
     """
 
-    def __init__(self, model: str, weights: str | None = None):
+    def __init__(self, model: str, weights: Path | None = None):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
-            self.features = TimmFeatures(model, _deepest(model), pretrained=weights is None, weights=weights)
+            self.features = TimmFeatures(model, pretrained=weights is None, weights=weights, deepest=1)
         self.size: int = self.features.model.pretrained_cfg["input_size"][-1]
 
     @torch.inference_mode()
@@ -41,16 +41,6 @@ class TimmVectors(nn.Module):
         images = images[:, : {2: 1, 4: 3}.get(images.shape[1], images.shape[1])].float()
         images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
         return self.features(images)[-1].mean((2, 3))
-
-
-def _deepest(model: str) -> tuple[int, ...] | None:
-    import timm
-
-    try:
-        with torch.device("meta"):  # a look at the levels: no weights are drawn
-            return (max(timm.create_model(model, features_only=True).feature_info.out_indices),)
-    except Exception:  # whatever it is, building the model meets it too, and says what to do
-        return None
 
 
 class KernelDistanceTo:
