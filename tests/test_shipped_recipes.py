@@ -71,6 +71,8 @@ def test_every_shipped_recipe_trains(name, pictures, monkeypatch, tmp_path):
     settings = [s for s in (*SMALL, *data) if not (s.startswith("data.resize") and whole.data.preprocess == "crop")]
     if "shrink" in whole.discriminator.arguments:
         settings += ["data.resize=108", "data.crop=96"]
+    if "pretrained" in whole.discriminator.arguments:  # which the tests do not download
+        settings += ["discriminator={type: projected, model: test_efficientnet, pretrained: false, width: 2}"]
     recipe = load_recipe(name, settings)
     assert {row[0] for row in part_table(recipe)} >= {"method", "data", "generator", "discriminator"}
     train(recipe, tmp_path / "run")
