@@ -28,11 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.plain_step import QUERIES, PlainStep, TransposedUpsample, attention_rows
-from qsattn_plugin.registry import lean
-from qsattn_plugin.registry.layers import Upsample
+from qsattn_plugin.attention.routes import AttentionRoute
+from qsattn_plugin.registry.layers import Upsample, lean
 from qsattn_plugin.registry.recipe import load_recipe
-from qsattn_plugin.routes import AttentionRoute
-from qsattn_plugin.training.method import Method
+from qsattn_plugin.training.methods.base import Method
 from qsattn_plugin.training.session import Session
 
 # What is switched off, or on ------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from PIL import Image
 from qsattn_plugin.data.images import read_image, write_image
 from qsattn_plugin.data.pixels import as_pil, to_channels
 from qsattn_plugin.translation.load import fresh
-from qsattn_plugin.translation.tiled import TiledTranslation
+from qsattn_plugin.translation.tiles import TiledTranslation
 
 _BATCH_SIDE = 256
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from qsattn_plugin.data.catalogue import PublicSet
+    from qsattn_plugin.data.public.catalogue import PublicSet
 
 SPLITS = ("trainA", "trainB", "testA", "testB")
 
@@ -34,7 +34,7 @@ def command(
     drawn (and takes --split and -s), or a public set: `horse2zebra` and `cat2dog` are downloaded, `cityscapes` is
     prepared from what its makers give you (`qsattn data cityscapes --root DIR` says how).
     """
-    from qsattn_plugin.data.catalogue import CATALOGUE
+    from qsattn_plugin.data.public.catalogue import CATALOGUE
     from qsattn_plugin.errors import UserError, nearest
     from qsattn_plugin.registry import list_parts
 

@@ -31,7 +31,7 @@ def command(model: str, format: str, out: Path, generator: str | None, overwrite
     """
     from qsattn_plugin.registry.pretrained import entries
     from qsattn_plugin.translation.export import export, place_of, subject_of
-    from qsattn_plugin.translation.export_formats import cut_options
+    from qsattn_plugin.translation.export.formats import cut_options
     from qsattn_plugin.translation.load import find_weights, load
 
     weights = find_weights(model)

@@ -34,8 +34,8 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
 
     from qsattn_plugin.cli.progress import Screen
     from qsattn_plugin.training.distributed import Elsewhere, PeerLost
+    from qsattn_plugin.training.distributed.launch import ANOTHER, follow_launcher, is_launched
     from qsattn_plugin.training.interrupts import Interrupted
-    from qsattn_plugin.training.launch import ANOTHER, follow_launcher, is_launched
     from qsattn_plugin.training.loop import Progress, fit
     from qsattn_plugin.training.run import Run
     from qsattn_plugin.training.tensorboard import TensorBoard
@@ -75,7 +75,7 @@ def _together(run: str | None, nproc: int, max_steps: int | None, time_limit: fl
         raise UserError(
             f"--nproc {nproc}: this machine has {cores} cores; start at most one process for each GPU or core"
         )
-    from qsattn_plugin.training.launch import launch
+    from qsattn_plugin.training.distributed.launch import launch
 
     command = [sys.executable, "-m", "qsattn_plugin.cli", "fit"]
     command += [] if max_steps is None else ["--max-steps", str(max_steps)]

@@ -47,9 +47,9 @@ def command(
     qsattn fork --check -- train.py ...     how right and how fast is the fork's own QS-Attn?
     """
     from qsattn_plugin.errors import UserError, nearest
-    from qsattn_plugin.fork_check import Check, Enough
-    from qsattn_plugin.fork_run import Binder, account, run_script
-    from qsattn_plugin.fork_swap import Swap
+    from qsattn_plugin.forks.check import Check, Enough
+    from qsattn_plugin.forks.run import Binder, account, run_script
+    from qsattn_plugin.forks.swap import Swap
 
     swap = Swap(sampler, **_arguments(sampler, settings))
     if not script.is_file():
@@ -84,7 +84,7 @@ def _tell(line: str) -> None:
 def _arguments(sampler: str, settings: tuple[str, ...]) -> dict[str, Any]:
     """Return the sampler's arguments as its signature wants them."""
     from qsattn_plugin.registry import find
-    from qsattn_plugin.registry.checking import check_arguments
+    from qsattn_plugin.registry.recipe.checking import check_arguments
     from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
 
     parameters = find("sampler", sampler).signature.parameters

@@ -16,6 +16,6 @@ def command() -> None:
     \b
     # yaml-language-server: $schema=recipe.schema.json
     """
-    from qsattn_plugin.registry.json_schema import json_schema
+    from qsattn_plugin.registry.recipe.json_schema import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))

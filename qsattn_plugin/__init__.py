@@ -6,7 +6,10 @@ Importing the package costs nothing: each name below imports what it needs when 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
+import warnings
 
 __version__ = "0.1.0"
 
@@ -23,7 +26,39 @@ _LAZY = {
     "swap_sampler": "qsattn_plugin.forks",
 }
 
+#: A module's name in earlier versions, where README or docs named it -> its name now.
+_MOVED = {
+    "qsattn_plugin.point_samplers": "qsattn_plugin.samplers.points",
+    "qsattn_plugin.routes": "qsattn_plugin.attention.routes",
+    "qsattn_plugin.training.method": "qsattn_plugin.training.methods.base",
+}
+
 __all__ = ["__version__", *_LAZY]
+
+
+class _Moved:
+    """An import hook: a module's earlier name gives the module, with a warning."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> object:
+        if name not in _MOVED:
+            return None
+        warnings.warn(f"{name} is now {_MOVED[name]}; the old name will go", DeprecationWarning, stacklevel=2)
+        return importlib.util.spec_from_loader(name, _Moved)
+
+    @staticmethod
+    def create_module(spec: object) -> object:
+        module = importlib.import_module(_MOVED[spec.name])
+        spec.loader_state = module.__spec__
+        return module
+
+    @staticmethod
+    def exec_module(module: object) -> None:
+        module.__spec__ = module.__spec__.loader_state  # it keeps its own: the import system has just set the other
+
+
+if _Moved not in sys.meta_path:
+    sys.meta_path.append(_Moved)
 
 
 def __getattr__(name: str) -> object:

@@ -54,27 +54,26 @@ KINDS = {
 
 #: Modules whose import registers the built-in parts of a kind.
 BUILTIN: dict[str, tuple[str, ...]] = {
-    "method": ("qsattn_plugin.training.cut", "qsattn_plugin.training.cyclegan"),
+    "method": ("qsattn_plugin.training.methods.cut", "qsattn_plugin.training.methods.cyclegan"),
     "generator": (
         "qsattn_plugin.registry.generators",
-        "qsattn_plugin.registry.unet",
-        "qsattn_plugin.registry.mobile",
-        "qsattn_plugin.registry.swift",
+        "qsattn_plugin.registry.generators.unet",
+        "qsattn_plugin.registry.generators.mobile",
+        "qsattn_plugin.registry.generators.swift",
     ),
     "discriminator": (
         "qsattn_plugin.registry.discriminators",
-        "qsattn_plugin.registry.ensemble",
-        "qsattn_plugin.registry.projected",
-        "qsattn_plugin.registry.timm_parts",
+        "qsattn_plugin.registry.discriminators.ensemble",
+        "qsattn_plugin.registry.discriminators.projected",
     ),
-    "encoder": ("qsattn_plugin.registry.encoders", "qsattn_plugin.registry.timm_parts"),
+    "encoder": ("qsattn_plugin.registry.encoders",),
     "sampler": ("qsattn_plugin.samplers",),
     "significance": ("qsattn_plugin.samplers",),
     "objective": ("qsattn_plugin.losses",),
     "augmentation": (
         "qsattn_plugin.registry.augmentations",
-        "qsattn_plugin.registry.colour",
-        "qsattn_plugin.registry.diffaugment",
+        "qsattn_plugin.registry.augmentations.colour",
+        "qsattn_plugin.registry.augmentations.diffaugment",
     ),
     "dataset": ("qsattn_plugin.data.folders", "qsattn_plugin.data.toy"),
 }

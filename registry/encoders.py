@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import register
+from qsattn_plugin.registry.timm_features import TimmFeatures
 
 
 @register("encoder", "generator", tags=("cut", "paper"))
@@ -47,3 +48,26 @@ class GeneratorEncoder(nn.Module):
     def features(self, generator: nn.Module, image: Tensor) -> list[Tensor]:
         """Return the features of ``image`` at each tap: maps (B, C, H, W)."""
         return generator(image, taps=self.taps, encode_only=True)
+
+
+@register("encoder", "timm", tags=("frozen",))
+class TimmEncoder(TimmFeatures):
+    """Any timm model with feature maps, with its own mean and deviation, frozen or trained.
+
+    Args:
+        model: a timm name such as "convnext_tiny" or "swin_tiny_patch4_window7_224".
+        taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
+        pretrained: download the weights that timm names, or take them from its cache; else they are random.
+        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
+        trained: train the model together with the generator; else it is frozen.
+        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
+        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
+    """
+
+    def translate(self, generator: nn.Module, source: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the translation of ``source`` (B, C, H, W) and the features of ``source``."""
+        return generator(source), self(source)
+
+    def features(self, generator: nn.Module, image: Tensor) -> list[Tensor]:
+        """Return the features of ``image`` at each tap: maps (B, C, H, W). The generator is not asked."""
+        return self(image)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qsattn_plugin.download import DownloadFailed, checksum, download
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.yaml_lines import Node, Place, parse
+from qsattn_plugin.storage.download import DownloadFailed, checksum, download
 
 __all__ = ["INDEX", "Entry", "entries", "find", "weights"]
 

@@ -28,7 +28,7 @@ from qsattn_plugin.training.kid import KernelDistanceTo
 from qsattn_plugin.training.session import Session
 from qsattn_plugin.training.watch import Watch
 from qsattn_plugin.translation.apply import translate
-from qsattn_plugin.translation.tiled import translate_tiled
+from qsattn_plugin.translation.tiles import translate_tiled
 from tests import pretended
 from tests.conftest import TINY
 from tests.fork_clients import Model

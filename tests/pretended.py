@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from qsattn_plugin import routes
+from qsattn_plugin.attention import routes
 
 NAME = "npu"
 

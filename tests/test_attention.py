@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qsattn_plugin import log_form
 from qsattn_plugin.attention import GlobalAttention, LocalAttention, row_entropy, select_queries
+from qsattn_plugin.attention import entropy as log_form
 from tests import equations
 
 PICTURES = Path(__file__).parents[2] / "shared" / "data" / "horse2zebra" / "testA"

@@ -16,8 +16,8 @@ from qsattn_plugin.losses import HingeGAN
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
-from qsattn_plugin.training.adversary import Adversary
 from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.methods.adversary import Adversary
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
 from tests.conftest import TINY

@@ -21,7 +21,7 @@ from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training import distributed
 from qsattn_plugin.training.distributed import World, check, world
-from qsattn_plugin.training.launch import launch
+from qsattn_plugin.training.distributed.launch import launch
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session

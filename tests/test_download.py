@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qsattn_plugin.download import DownloadFailed, _SafeRedirects, download
+from qsattn_plugin.storage.download import DownloadFailed, _SafeRedirects, download
 from tests.web import Site, sha, site
 
 __all__ = ["site"]

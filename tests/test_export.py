@@ -24,8 +24,8 @@ from qsattn_plugin.registry import REGISTRY, create, find, register
 from qsattn_plugin.registry.generators import ResnetGenerator
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.translation.export import TOLERANCE, export, subject_of
-from qsattn_plugin.translation.export_formats import FORMATS as WRITERS
-from qsattn_plugin.translation.export_formats import cut_options
+from qsattn_plugin.translation.export.formats import FORMATS as WRITERS
+from qsattn_plugin.translation.export.formats import cut_options
 from qsattn_plugin.translation.load import load
 from tests.test_cli import qsattn, refused
 from tests.test_generators import cut_layout

@@ -17,10 +17,10 @@ from qsattn_plugin.registry import find
 from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
-from qsattn_plugin.training.cut import QSAttn
 from qsattn_plugin.training.feed import Feed
 from qsattn_plugin.training.interrupts import Interrupted
 from qsattn_plugin.training.loop import LossIsNotFinite, Watch, fit
+from qsattn_plugin.training.methods.cut import QSAttn
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import OtherGenerator, Session
 from tests.conftest import TINY

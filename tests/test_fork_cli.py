@@ -18,10 +18,10 @@ from torch import nn
 
 from qsattn_plugin.cli import main
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.fork_check import Check, Enough
-from qsattn_plugin.fork_run import Binder, account
-from qsattn_plugin.fork_swap import Swap
 from qsattn_plugin.forks import take_over
+from qsattn_plugin.forks.check import Check, Enough
+from qsattn_plugin.forks.run import Binder, account
+from qsattn_plugin.forks.swap import Swap
 from tests import fork_clients as clients
 
 TRAIN = """

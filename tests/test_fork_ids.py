@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from qsattn_plugin.attention.routes import PointRoute
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.fork_ids import route_of, with_route
-from qsattn_plugin.fork_swap import ForkWarning
 from qsattn_plugin.forks import PatchSampler, swap_sampler
-from qsattn_plugin.routes import PointRoute
+from qsattn_plugin.forks.ids import route_of, with_route
+from qsattn_plugin.forks.swap import ForkWarning
 from tests import fork_clients as clients
 from tests.fork_support import SIZES, N, features, fresh_classes, is_plain  # noqa: F401
 

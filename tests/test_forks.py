@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import qsattn_plugin
+from qsattn_plugin.attention.routes import AttentionRoute, PointRoute
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.fork_ids import route_of
 from qsattn_plugin.forks import PatchSampler, swap_sampler
+from qsattn_plugin.forks.ids import route_of
 from qsattn_plugin.registry import register
-from qsattn_plugin.routes import AttentionRoute, PointRoute
 from qsattn_plugin.samplers import QSAttnSampler
 from tests import fork_clients as clients
 from tests.fork_support import SIZES, N, features, fresh_classes, is_plain  # noqa: F401

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.registry.generators import ResnetGenerator
 from qsattn_plugin.registry.recipe import load_recipe
-from qsattn_plugin.training.method import Method
+from qsattn_plugin.training.methods.base import Method
 from qsattn_plugin.training.session import Session
 from qsattn_plugin.training.tuning import compile_networks
 from tests.conftest import TINY

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.registry.layers import Downsample, normalisation
-from qsattn_plugin.registry.lean import ReflectionPad, in_a_row
+from qsattn_plugin.registry.layers.lean import ReflectionPad, in_a_row
 from qsattn_plugin.samplers import QSAttnSampler
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

@@ -21,7 +21,7 @@ from qsattn_plugin.translation.apply import padded_size
 from qsattn_plugin.translation.export import place_of, subject_of
 from qsattn_plugin.translation.job import translate_files
 from qsattn_plugin.translation.load import Translator
-from qsattn_plugin.translation.tiled import is_large
+from qsattn_plugin.translation.tiles import is_large
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from qsattn_plugin.cli import main
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.evaluation.maps import EntropyMap
-from qsattn_plugin.registry.timm_parts import TimmEncoder
+from qsattn_plugin.registry.encoders import TimmEncoder
 
 
 def seen(height: int, width: int, padded: tuple[int, int], cells: tuple[int, int], stride: int) -> EntropyMap:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.soak import outcome
-from qsattn_plugin.checkpoints import Checkpoints
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import load_tensors, read_document
+from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.training.evaluate import Evaluation
 from qsattn_plugin.training.interrupts import Interrupt, Interrupted
 from qsattn_plugin.training.loop import Progress, fit

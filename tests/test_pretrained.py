@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import qsattn_plugin
-from qsattn_plugin.download import DownloadFailed
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.pretrained import INDEX, Entry, entries, find, weights
 from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
 from qsattn_plugin.storage import load_tensors, save_tensors
+from qsattn_plugin.storage.download import DownloadFailed
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session

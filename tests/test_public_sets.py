@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from qsattn_plugin.data import SPLITS
-from qsattn_plugin.data.catalogue import CATALOGUE
-from qsattn_plugin.data.cityscapes import prepare
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.public import get_public_set
-from qsattn_plugin.data.unpack import BadArchive
+from qsattn_plugin.data.public.catalogue import CATALOGUE
+from qsattn_plugin.data.public.cityscapes import prepare
+from qsattn_plugin.data.public.unpack import BadArchive
 from tests.test_cli import qsattn, refused
 from tests.web import sha, site, tarred, zipped
 

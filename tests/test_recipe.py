@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from qsattn_plugin import registry
-from qsattn_plugin.registry.json_schema import json_schema
 from qsattn_plugin.registry.recipe import Recipe, RecipeError, load_recipe, shipped_recipes, summary
-from qsattn_plugin.registry.schema import PIPELINE
+from qsattn_plugin.registry.recipe.json_schema import json_schema
+from qsattn_plugin.registry.recipe.schema import PIPELINE
 from tests.recipe_parts import GOOD, Generator, load, parts
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from qsattn_plugin.registry import KINDS, PartError, Registry
-from qsattn_plugin.registry.docs import argument_docs
+from qsattn_plugin.registry.recipe.docs import argument_docs
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_importing_the_registry_needs_the_standard_library_alone():
 
 
 def test_recipes_need_no_torch_by_themselves():
-    code = "import sys, qsattn_plugin.registry.json_schema as j, qsattn_plugin.registry.recipe as r; "
+    code = "import sys, qsattn_plugin.registry.recipe.json_schema as j, qsattn_plugin.registry.recipe as r; "
     code += "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

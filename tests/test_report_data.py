@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qsattn_plugin.training.report import write_report
-from qsattn_plugin.training.report_data import FEWEST, NUMBERS, charts, read_history
-from qsattn_plugin.training.report_pictures import MOST, choose_evenly
+from qsattn_plugin.training.report.history import FEWEST, NUMBERS, charts, read_history
+from qsattn_plugin.training.report.pictures import MOST, choose_evenly
 from tests.report_page import build, made_up, page
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qsattn_plugin.attention import GlobalAttention, LocalAttention
+from qsattn_plugin.attention.routes import OwnRoute, PointRoute
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.routes import OwnRoute, PointRoute
 from tests import equations
 
 QUERIES = torch.tensor([[0, 8, 62, 31, 13], [6, 56, 30, 7, 61]])  # of 9 x 7 positions, corners among them

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from qsattn_plugin import storage
-from qsattn_plugin.checkpoints import Checkpoints
 from qsattn_plugin.data.images import write_image
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.storage.checkpoints import Checkpoints
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b/c": torch.tensor([1, 2])}
 
@@ -82,7 +82,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_old_checkpoint(tmp_path):
     program = """
 import resource, signal, sys, torch
 from pathlib import Path
-from qsattn_plugin.checkpoints import Checkpoints
+from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.data.images import write_image
 from qsattn_plugin.errors import UserError
 checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qsattn_plugin.data import SPLITS, Dataset, ImageSet, toy_coat
+from qsattn_plugin.data import SPLITS, Dataset, ImageSet
 from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.data.toy import ToyHorses, ToyImages
-from qsattn_plugin.data.toy_drawing import draw, picture_seed
-from qsattn_plugin.data.toy_score import background_change, coat_distance
+from qsattn_plugin.data.toy import coat as toy_coat
+from qsattn_plugin.data.toy.drawing import draw, picture_seed
+from qsattn_plugin.data.toy.score import background_change, coat_distance
 from qsattn_plugin.distances import patches, sliced_wasserstein
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create

@@ -23,13 +23,14 @@ from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.storage import save_tensors
-from qsattn_plugin.translation import job, tiled
+from qsattn_plugin.translation import job
 from qsattn_plugin.translation import load as loading
+from qsattn_plugin.translation import tiles as tiled
 from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.files import parse_shard, parse_size, plan
 from qsattn_plugin.translation.job import Report, Untiled, translate_files
 from qsattn_plugin.translation.load import Translator, fresh, load
-from qsattn_plugin.translation.tiled import translate_tiled
+from qsattn_plugin.translation.tiles import translate_tiled
 
 ROOT = Path(__file__).parents[1]
 

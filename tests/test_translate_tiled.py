@@ -16,14 +16,14 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.generators import Resnet4Blocks, ResnetBlock
 from qsattn_plugin.registry.layers import Downsample, Upsample
-from qsattn_plugin.registry.primitives import Skip
-from qsattn_plugin.translation import tiled
+from qsattn_plugin.registry.layers.primitives import Skip
+from qsattn_plugin.translation import tiles as tiled
 from qsattn_plugin.translation.apply import translate
-from qsattn_plugin.translation.chain import chain_of, steps_of
-from qsattn_plugin.translation.moments import Moments
-from qsattn_plugin.translation.steps import Span, crop
-from qsattn_plugin.translation.sweeps import plan_sweeps
-from qsattn_plugin.translation.tiled import SPILL, CannotTile, TiledTranslation, translate_tiled
+from qsattn_plugin.translation.tiles import SPILL, CannotTile, TiledTranslation, translate_tiled
+from qsattn_plugin.translation.tiles.chain import chain_of, steps_of
+from qsattn_plugin.translation.tiles.moments import Moments
+from qsattn_plugin.translation.tiles.steps import Span, crop
+from qsattn_plugin.translation.tiles.sweeps import plan_sweeps
 
 PLAIN = {"antialias": False, "antialias_up": False}
 
@@ -231,7 +231,7 @@ def test_memory_does_not_grow_with_the_picture():
 import torch
 from qsattn_plugin.registry import create
 from qsattn_plugin.translation.apply import translate
-from qsattn_plugin.translation.tiled import translate_tiled
+from qsattn_plugin.translation.tiles import translate_tiled
 torch.set_num_threads(1)
 # Not getrusage's peak, which a process takes over from the one that started it.
 peak = lambda: int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])

@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from qsattn_plugin.data.unpack import BadArchive, unpack
+from qsattn_plugin.data.public.unpack import BadArchive, unpack
 from qsattn_plugin.errors import UserError
 from tests.web import tarred, zipped
 

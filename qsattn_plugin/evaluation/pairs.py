@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from qsattn_plugin.data.images import show
 from qsattn_plugin.data.pixels import to_float
-from qsattn_plugin.data.toy_score import background_change
+from qsattn_plugin.data.toy.score import background_change
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.figures import Figure
 from qsattn_plugin.evaluation.labels import LabelMaps, compare_labels, label_scores

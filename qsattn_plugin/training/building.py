@@ -17,7 +17,7 @@ __all__ = ["RecipeParts", "augmentations"]
 
 
 class RecipeParts:
-    """Builds what a recipe names, as often as a method asks (:class:`qsattn_plugin.training.method.Parts`)."""
+    """Builds what a recipe names, as often as a method asks (:class:`qsattn_plugin.training.methods.base.Parts`)."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qsattn_plugin.checkpoints import Checkpoints
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.storage import WriteFailed, write_text
+from qsattn_plugin.storage.checkpoints import Checkpoints
 
 RUNS = Path("runs")
 _LAST = ".last"

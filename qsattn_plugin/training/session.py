@@ -18,8 +18,8 @@ from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.registry.schema import INJECTED
-from qsattn_plugin.registry.sections import plain
+from qsattn_plugin.registry.recipe.schema import INJECTED
+from qsattn_plugin.registry.recipe.sections import plain
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.building import RecipeParts
 from qsattn_plugin.training.ema import EMA

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create, find
-from qsattn_plugin.registry.checking import check_arguments
 from qsattn_plugin.registry.foreign import Report as Loaded
 from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, recognise
+from qsattn_plugin.registry.recipe.checking import check_arguments
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.translation.files import identity

@@ -19,8 +19,8 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import may_write
 from qsattn_plugin.translation.apply import padded_size, resized, with_alpha
 from qsattn_plugin.translation.load import Translator
-from qsattn_plugin.translation.spill import NoRoom
-from qsattn_plugin.translation.tiled import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
+from qsattn_plugin.translation.tiles import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
+from qsattn_plugin.translation.tiles.spill import NoRoom
 
 #: Pictures that share a batch; one on the CPU, where large blocks of memory cost more than batches save.
 _BATCH = {"cpu": 1}

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.checkpoints import Checkpoints
 from qsattn_plugin.data.images import plain
 from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
 from qsattn_plugin.registry.pretrained import entries, find, weights
 from qsattn_plugin.storage import DamagedFile, load_tensors
+from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
-from qsattn_plugin.translation.tiled import TILE, CannotTile, is_large, translate_tiled
+from qsattn_plugin.translation.tiles import TILE, CannotTile, is_large, translate_tiled
 
 #: Endings of what other projects write.
 _FOREIGN = (".pth", ".pt", ".bin", ".ckpt")

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from qsattn_plugin.download import checksum
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.files import identity
 from qsattn_plugin.translation.load import find_weights, load, main_generator
 

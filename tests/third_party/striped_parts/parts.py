@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from qsattn_plugin.point_samplers import Sampler
+from qsattn_plugin.attention.routes import PointRoute
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import TappedGenerator
-from qsattn_plugin.routes import PointRoute
+from qsattn_plugin.samplers.points import Sampler
 
 
 @register("generator", "striped", tags=("small",))

@@ -1,0 +1,244 @@
+"""Routes: which positions of a feature map are looked at, and how features are gathered there.
+
+A route is chosen once, on the source features, and applied to the features of both domains; that is the paper's
+cross-domain value routing. It maps any features (B, C, H, W) of its H and W, with any number of channels, to (B, N, C).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qsattn_plugin.attention.entropy import full_precision
+from qsattn_plugin.devices import no_autocast
+from qsattn_plugin.errors import UserError
+
+__all__ = ["AttentionRoute", "OwnRoute", "PointRoute", "Route", "WindowRoute", "gather_positions", "gather_windows"]
+
+
+class Route:
+    """Base class of routes. A route is not changed once made: its methods return new ones.
+
+    Attributes:
+        queries: LongTensor (B, N), the positions, counted row by row.
+        shape: (H, W) of the features that the route was chosen on.
+        stats: what was observed when it was chosen, 0-dim tensors on its device, by name.
+    """
+
+    def __init__(self, queries: Tensor, shape: Sequence[int], stats: dict[str, Tensor] | None = None):
+        self.queries = queries
+        self.shape = (shape[0], shape[1])
+        self.stats = stats if stats is not None else {}
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return what the route gathers from the features (B, C, H, W): (B, N, C), float32 or float64.
+
+        Raises:
+            UserError: the features are of another batch size, height or width than the route was chosen on.
+        """
+        want = (self.queries.shape[0], *self.shape)
+        if features.ndim != 4 or (features.shape[0], *features.shape[2:]) != want:
+            raise UserError(
+                f"this route was chosen on {want[0]} image(s) of {want[1]} x {want[2]} positions and cannot be applied "
+                f"to features of shape {tuple(features.shape)}; choose it on features of the same layer and batch"
+            )
+        # Probabilities and features are multiplied in the precision that they were computed in, not in autocast's.
+        with no_autocast(features.device.type):
+            return self._gather(_widest(features, self._rows_dtype()))
+
+    def _rows_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def _gather(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def detach(self) -> Route:
+        """Return the route without its gradient to the source features."""
+        return self
+
+    def to(self, device: torch.device | str) -> Route:
+        """Return the route on another device."""
+        tensors = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return self._with(**tensors, stats={name: v.to(device) for name, v in self.stats.items()})
+
+    def flip(self) -> Route:
+        """Return the route mirrored along the width: ``route.flip()(f.flip(-1))`` is ``route(f)``."""
+        width = self.shape[1]
+        column = self.queries % width
+        return self._with(queries=self.queries + (width - 1 - 2 * column))
+
+    def _with(self, **changes: Any) -> Route:
+        other = copy.copy(self)
+        vars(other).update(changes)
+        return other
+
+    def __repr__(self) -> str:
+        batch, n = self.queries.shape
+        return f"{type(self).__name__}({batch} x {n} queries of {self.shape[0]} x {self.shape[1]} positions)"
+
+
+class PointRoute(Route):
+    """Gathers the features at the queries and nothing else, as CUT does."""
+
+    def _gather(self, features: Tensor) -> Tensor:
+        return gather_positions(features.flatten(2), self.queries).transpose(1, 2)
+
+
+class AttentionRoute(Route):
+    """Multiplies rows of the source's global attention with the features.
+
+    Args:
+        rows: (B, N, HW), non-negative, each row sums to 1.
+        queries: (B, N).
+        shape: (H, W).
+        stats: see :class:`Route`.
+    """
+
+    def __init__(self, rows: Tensor, queries: Tensor, shape: Sequence[int], stats: dict[str, Tensor] | None = None):
+        super().__init__(queries, shape, stats)
+        self.rows = rows
+
+    def _rows_dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def _gather(self, features: Tensor) -> Tensor:
+        # This way round, the features' gradient has their layout. Transposed, it would have the channels side by side,
+        # which PyTorch's instance norm on the CPU (2.15, batch size 1) takes for something else.
+        return torch.bmm(features.flatten(2), self.rows.to(features.dtype).transpose(1, 2)).transpose(1, 2)
+
+    def detach(self) -> Route:
+        return self._with(rows=self.rows.detach())
+
+    def flip(self) -> Route:
+        rows = self.rows.unflatten(-1, self.shape).flip(-1).flatten(-2)
+        return super().flip()._with(rows=rows)
+
+
+class WindowRoute(Route):
+    """Multiplies rows of the source's local attention with the features in the window around each query.
+
+    Args:
+        rows: (B, N, window^2), each sums to 1 and is 0 beyond the border.
+        queries: (B, N).
+        shape: (H, W).
+        window: the window's side, odd.
+        stats: see :class:`Route`.
+    """
+
+    def __init__(
+        self, rows: Tensor, queries: Tensor, shape: Sequence[int], window: int, stats: dict[str, Tensor] | None = None
+    ):
+        super().__init__(queries, shape, stats)
+        self.rows = rows
+        self.window = window
+
+    def _rows_dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def _gather(self, features: Tensor) -> Tensor:
+        values, _ = gather_windows(features, self.queries, self.window)
+        return (self.rows.to(features.dtype).unsqueeze(1) * values).sum(-1).transpose(1, 2)
+
+    def detach(self) -> Route:
+        return self._with(rows=self.rows.detach())
+
+    def flip(self) -> Route:
+        rows = self.rows.unflatten(-1, (self.window, self.window)).flip(-1).flatten(-2)
+        return super().flip()._with(rows=rows)
+
+
+class Attention(Protocol):
+    """What makes routes: global or local attention."""
+
+    def route(self, features: Tensor, queries: Tensor, detach: bool = False) -> Route: ...
+
+
+class OwnRoute(Route):
+    """Lets the features it is applied to make their own rows, at queries that were chosen on the source.
+
+    Args:
+        attention: makes the rows.
+        queries: (B, N).
+        shape: (H, W).
+        detached: no gradient flows through the rows.
+        stats: see :class:`Route`.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        queries: Tensor,
+        shape: Sequence[int],
+        detached: bool = False,
+        stats: dict[str, Tensor] | None = None,
+    ):
+        super().__init__(queries, shape, stats)
+        self.attention = attention
+        self.detached = detached
+
+    def _gather(self, features: Tensor) -> Tensor:
+        return self.attention.route(features, self.queries, self.detached)._gather(features)
+
+    def detach(self) -> Route:
+        return self._with(detached=True)
+
+
+def gather_positions(features: Tensor, queries: Tensor) -> Tensor:
+    """Return the features (B, C, HW) at the queries (B, N): (B, C, N)."""
+    return features.gather(2, queries.unsqueeze(1).expand(-1, features.shape[1], -1))
+
+
+@torch.library.custom_op("qsattn_plugin::global_rows", mutates_args=())
+def global_rows(features: torch.Tensor, queries: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return the queries' rows of softmax(scale * F F^T), (B, N, M), of F (B, C, M) and queries (B, N).
+
+    An operator of its own, because torch.compile could not keep the precision of its matrix product, and because the
+    gradient takes half the memory that autograd's would: the queries' share is added into the keys'.
+    """
+    with full_precision(features.device):
+        return torch.bmm((scale * gather_positions(features, queries)).transpose(1, 2), features).softmax(dim=-1)
+
+
+@global_rows.register_fake
+def _(features, queries, scale):
+    return features.new_empty(*queries.shape, features.shape[2])
+
+
+def _keep(ctx, inputs, output):
+    features, queries, ctx.scale = inputs
+    ctx.save_for_backward(features, queries, output)
+
+
+def _backward(ctx, grad):
+    features, queries, rows = ctx.saved_tensors
+    scores = torch._softmax_backward_data(grad, rows, -1, rows.dtype)
+    keys = torch.bmm(ctx.scale * gather_positions(features, queries), scores)
+    anchors = ctx.scale * torch.bmm(features, scores.transpose(1, 2))
+    return keys.scatter_add_(2, queries.unsqueeze(1).expand_as(anchors), anchors), None, None
+
+
+global_rows.register_autograd(_backward, setup_context=_keep)
+
+
+def gather_windows(features: Tensor, queries: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Return the features (B, C, H, W) in the windows around the queries (B, N), and which places lie inside the image.
+
+    Returns:
+        (B, C, N, window^2), where places beyond the border repeat it, and a bool tensor (B, N, window^2).
+    """
+    channels, height, width = features.shape[1:]
+    offsets = torch.arange(window * window, device=queries.device)
+    y = (queries // width).unsqueeze(-1) + (offsets // window - window // 2)
+    x = (queries % width).unsqueeze(-1) + (offsets % window - window // 2)
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    places = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
+    index = places.unsqueeze(1).expand(-1, channels, -1)
+    return features.flatten(2).gather(2, index).unflatten(-1, (queries.shape[1], window * window)), inside
+
+
+def _widest(features: Tensor, rows: torch.dtype) -> Tensor:
+    return features.to(torch.promote_types(torch.promote_types(features.dtype, torch.float32), rows))

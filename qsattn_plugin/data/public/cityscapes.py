@@ -1,0 +1,116 @@
+"""Cityscapes as the papers have it: photos and coloured label maps of 256 x 256 pixels, in the fork world's folders.
+
+Follows CycleGAN's preparation: domain A is the photos, B the label maps; the set's ``train`` becomes ``trainA`` and
+``trainB``, its ``val`` ``testA`` and ``testB``; pictures are numbered in the order of their paths and scaled, not
+cropped, with Pillow's default (bicubic) filter, labels too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from PIL import Image
+
+from qsattn_plugin.data.images import UnreadableImage, find_images
+from qsattn_plugin.data.parallel import each
+from qsattn_plugin.data.public.unpack import BadArchive
+from qsattn_plugin.errors import UserError
+
+__all__ = ["prepare"]
+
+#: Domain -> the kind of data, and how its files end.
+_KINDS = {"A": ("leftImg8bit", "_leftImg8bit.png"), "B": ("gtFine", "_gtFine_color.png")}
+_SPLITS = {"train": "train", "val": "test"}
+_SIDE = 256
+#: The largest picture file that is read; Cityscapes' have about 2.5 million bytes.
+_MOST_BYTES = 1 << 26
+
+#: Reads a file's bytes.
+_Read = Callable[[], bytes]
+
+
+def prepare(
+    source: Path, target: Path, counts: Mapping[str, int], how: str, progress: Callable[[int], None] = lambda done: None
+) -> None:
+    """Write trainA, trainB, testA and testB below ``target``.
+
+    Args:
+        source: a folder with ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip``, which are read without
+            being unpacked, or with what is in them, at any depth.
+        target: where the folders go.
+        counts: how many pictures each must get.
+        how: what people must fetch, for the error where something is missing.
+        progress: called with 1 after each picture.
+
+    Raises:
+        UserError: pictures are missing, without their counterpart, or cannot be read.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source} is not a folder; {how}")
+    with contextlib.ExitStack() as opened:
+        found = {domain: _find(source, *kind, opened) for domain, kind in _KINDS.items()}
+        jobs = []
+        for split, ours in _SPLITS.items():
+            scenes = {domain: {key[1] for key in files if key[0] == split} for domain, files in found.items()}
+            for domain, (kind, ending) in _KINDS.items():
+                wanted = counts[f"{ours}{domain}"]
+                if len(scenes[domain]) != wanted:
+                    files = f"{len(scenes[domain])} files {kind}/{split}/*/*{ending}"
+                    raise UserError(f"{source} holds {files} where there should be {wanted}; {how}")
+            alone = sorted(scenes["A"] ^ scenes["B"])
+            if alone:
+                raise UserError(f"{split}/{alone[0]} has a photo or a label map, but not both, in {source}")
+            for domain in _KINDS:
+                (target / f"{ours}{domain}").mkdir(parents=True, exist_ok=True)
+                for number, scene in enumerate(sorted(scenes[domain])):
+                    place = target / f"{ours}{domain}" / f"{number}_{domain}.jpg"
+                    jobs.append((found[domain][split, scene], f"{split}/{scene}", place))
+        for _ in each(_resize, jobs):
+            progress(1)
+
+
+def _find(source: Path, kind: str, ending: str, opened: contextlib.ExitStack) -> dict[tuple[str, str], _Read]:
+    """Return how to read each file of a kind, by its split and scene (``city/city_000000_000019``)."""
+    pattern = re.compile(rf"(?:.*/)?{kind}/(train|val)/([^/]+/[^/]+){re.escape(ending)}")
+    archive = source / f"{kind}_trainvaltest.zip"
+    listed: Iterator[tuple[str, _Read]]
+    if archive.is_file():
+        try:
+            file = opened.enter_context(zipfile.ZipFile(archive))
+        except zipfile.BadZipFile as error:
+            raise BadArchive(f"{archive} is broken or cut off: {error}") from error
+        listed = ((name, lambda name=name: _read_member(file, name)) for name in file.namelist())
+    else:
+        # The folder may be given itself: leftImg8bit must be in what the pattern sees.
+        base = source.resolve().parent
+        paths: list[Path] = []
+        with contextlib.suppress(UserError):  # no picture at all: what is missing is said where both kinds are known
+            paths = find_images(source.resolve())  # through links to folders, where people keep large sets
+        listed = ((path.relative_to(base).as_posix(), path.read_bytes) for path in paths if path.name.endswith(ending))
+    matched = ((pattern.fullmatch(name), read) for name, read in listed)
+    return {(found[1], found[2]): read for found, read in matched if found}
+
+
+def _read_member(file: zipfile.ZipFile, name: str) -> bytes:
+    with file.open(name) as member:
+        content = member.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise UnreadableImage("the file is too large", name)
+    return content
+
+
+def _resize(job: tuple[_Read, str, Path]) -> None:
+    read, name, place = job
+    try:
+        with Image.open(io.BytesIO(read())) as picture:
+            small = picture.convert("RGB").resize((_SIDE, _SIDE))
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged input
+        raise UnreadableImage(f"cannot be read ({error})", name) from error
+    small.save(place, format="JPEG", quality=100, subsampling=0)

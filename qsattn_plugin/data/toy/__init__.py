@@ -1,0 +1,147 @@
+"""The embedded data set: toy horses and toy zebras, drawn from a seed, with the truth to score against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qsattn_plugin.data import SPLITS
+from qsattn_plugin.data.pixels import as_pil, check_channels, to_channels, to_float
+from qsattn_plugin.data.toy.drawing import draw, picture_seed
+from qsattn_plugin.data.toy.score import background_change, coat_distance
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry import register
+
+__all__ = ["ToyHorses", "ToyImages"]
+
+#: Which pictures share their seeds: the two test sets, which show the same animals, and nothing else.
+_GROUPS = {"trainA": 0, "trainB": 1, "testA": 2, "testB": 2}
+
+
+class ToyImages:
+    """Drawn pictures as an :class:`~qsattn_plugin.data.ImageSet`; each is drawn anew whenever it is asked for.
+
+    Args:
+        seeds: one for each picture.
+        size: height and width in pixels.
+        striped: zebras rather than horses.
+        channels: 1 to 4.
+    """
+
+    def __init__(self, seeds: list[int], size: int, striped: bool, channels: int = 3):
+        self.seeds = seeds
+        self.size = size
+        self.striped = striped
+        self.channels = check_channels(channels)
+        self.names = [f"animal_{index:04d}.png" for index in range(len(seeds))]
+        self.skipped: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Draw picture ``index``: uint8 (C, H, W)."""
+        picture = draw(self.seeds[index], self.size, self.striped).picture
+        return picture if self.channels == 3 else to_channels(as_pil(picture), self.channels)
+
+
+@register("dataset", "toy")
+class ToyHorses:
+    """Toy horses (A) and toy zebras (B) in landscapes, drawn from a seed; no download.
+
+    The training sets share no animal and no landscape, though both are drawn in the same way. Image i of ``testA`` and
+    image i of ``testB`` show the same animal in the same place, pose and light, once with each coat, so that
+    translations can be scored. A picture depends on the seed, its split, its index and the size alone.
+
+    Args:
+        size: height and width in pixels, at least 32. Stripes are about 3 pixels wide at 64.
+        train: pictures in each of ``trainA`` and ``trainB``.
+        test: pictures in each of ``testA`` and ``testB``.
+        seed: of all the pictures.
+        channels: channels of every image: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; alpha is opaque.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(self, size: int = 64, train: int = 400, test: int = 32, seed: int = 0, channels: int = 3):
+        if size < 32:
+            raise ValueError(f"size: must be at least 32, for the animals to have legs, got {size}")
+        for name, count in (("train", train), ("test", test)):
+            if count < 1:
+                raise ValueError(f"{name}: must be at least 1, got {count}")
+        self.size = size
+        self.train = train
+        self.test = test
+        self.seed = seed
+        self.channels = check_channels(channels)
+        self._truth: tuple[dict[str, Tensor], Tensor] | None = None
+
+    def _seeds(self, name: str) -> list[int]:
+        if name not in _GROUPS:
+            raise ValueError(f"name: must be one of {', '.join(SPLITS)}, got {name!r}")
+        count = self.train if name.startswith("train") else self.test
+        return [picture_seed(self.seed, _GROUPS[name], index) for index in range(count)]
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a split ``name``: all four are there."""
+        return bool(self._seeds(name))
+
+    def split(self, name: str) -> ToyImages:
+        """Give the pictures of a split; none of them is drawn yet.
+
+        Raises:
+            ValueError: ``name`` is no split's name.
+        """
+        return ToyImages(self._seeds(name), self.size, name.endswith("B"), self.channels)
+
+    def silhouettes(self, name: str) -> Tensor:
+        """Draw the animals' silhouettes of a split: float (N, H, W), how much of each pixel is the animal.
+
+        Raises:
+            ValueError: ``name`` is no split's name.
+        """
+        return torch.stack([draw(seed, self.size, name.endswith("B")).silhouette for seed in self._seeds(name)])
+
+    def _test_set(self) -> tuple[dict[str, Tensor], Tensor]:
+        """The test images of both domains, float (N, C, H, W) in [-1, 1], and their silhouettes; drawn once."""
+        if self._truth is None:
+            both = {d: to_float(torch.stack(list(self.split(f"test{d}")))) for d in "AB"}
+            self._truth = both, self.silhouettes("testA")
+        return self._truth
+
+    def score(self, images: Tensor, direction: str) -> dict[str, float]:
+        """Score translations of the first N test images against the truth.
+
+        Args:
+            images: float (N, C, H, W) in [-1, 1], in the order of the test set; alpha is not scored.
+            direction: ``"AtoB"`` or ``"BtoA"``.
+
+        Returns:
+            ``coat_distance``: 0 is the truth, 1 is nothing done
+            (:func:`~qsattn_plugin.data.toy.score.coat_distance`); ``background_change``: mean absolute change of
+            pixels outside the animals, in [-1, 1] units. Smaller is better for both.
+
+        Raises:
+            ValueError: ``direction`` is neither.
+            UserError: the images do not have the test set's size or channels, or are more.
+        """
+        if direction not in ("AtoB", "BtoA"):
+            raise ValueError(f"direction: must be AtoB or BtoA, got {direction!r}")
+        both, silhouettes = self._test_set()
+        source, target = both[direction[0]], both[direction[-1]]
+        if images.ndim != 4 or images.shape[1:] != source.shape[1:] or not 1 <= len(images) <= len(source):
+            wanted = f"1 to {len(source)} images of {' x '.join(map(str, source.shape[1:]))}"
+            got = " x ".join(map(str, images.shape))
+            raise UserError(
+                f"the toy score compares pixel by pixel: it needs {wanted} (channels, height, width), got {got}; "
+                f"translate the test images at their own size, {self.size} x {self.size}"
+            )
+        count, colours = len(images), {2: 1, 4: 3}.get(self.channels, self.channels)
+        images = images.detach().float()[:, :colours]
+        source, target = (truth[:count, :colours].to(images.device) for truth in (source, target))
+        silhouettes = silhouettes[:count].to(images.device)
+        return {
+            "coat_distance": coat_distance(images, source, target, silhouettes),
+            "background_change": background_change(images, source, silhouettes),
+        }

@@ -1,0 +1,238 @@
+"""What a fork's own sampler chooses, beside a registered sampler that is computed in float64 on the same features.
+
+For people who have a QS-Attn of their own: in float32, softmax and logarithm taken one after the other round the
+entropy of most rows to exactly 0, and what is sorted then is the order of equal numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.forks.calls import Call
+from qsattn_plugin.forks.ids import positions
+from qsattn_plugin.forks.swap import Swap
+
+__all__ = ["Check", "Enough"]
+
+#: Two rows count as the same one where the overlap of their probabilities differs by no more.
+SAME = 1e-6
+
+
+class Enough(BaseException):
+    """Ends the fork's script; no ``except Exception`` on the way holds it up."""
+
+
+class Check:
+    """Watches a fork's own sampler for some steps, and then raises :class:`Enough`.
+
+    Args:
+        swap: What the fork's sampler is compared with.
+        steps: How many calls that choose positions are watched.
+    """
+
+    def __init__(self, swap: Swap, steps: int = 3):
+        self.swap = swap
+        self.steps = steps
+        self.layers: dict[int, dict[str, Any]] = {}
+        self.costs: dict[str, list[tuple[float, float | None]]] = {"own": [], "ours": []}
+        self.done = 0
+        self._looking = False
+
+    def __call__(self, module: nn.Module, call: Call) -> tuple:
+        """Answer a call by the fork's own function; look at it where it chooses positions."""
+        if self._looking or call.ids is not None or call.count == 0:
+            return call.own(call.features)
+        self._looking = True  # the fork's own function may call another one that is watched, its base class's
+        result = call.own(call.features)
+        with _random_state():
+            self._look(module, call, result)
+        self._looking = False
+        self.done += 1
+        if self.done == self.steps:
+            raise Enough
+        return result
+
+    def _look(self, module: nn.Module, call: Call, result: tuple) -> None:
+        again = call.own(call.features)
+        for index, feature in enumerate(call.features):
+            layer = self.layers.setdefault(index, {"shape": tuple(feature.shape[1:]), "own": [], "ours": []})
+            queries = min(call.count, feature.shape[-2:].numel())
+            chosen = _chosen(result, index, feature, call)
+            fixed = _chosen(again, index, feature, call)
+            layer["how"] = _how(chosen, fixed)
+            if layer["how"] == "random":
+                continue
+            best = self._exact(feature, call.count)
+            ours = self._choose(feature, call.count)
+            layer["ours"].append(_hits(ours, best) / queries)
+            if layer["how"] == "attention":
+                layer["own"].append(self._rows_hit(chosen[1], feature, best, call.count) / queries)
+            else:
+                layer["own"].append(_hits(chosen[0], best) / queries)
+        ours = self._like_own(call.count)
+        for name, run in (("own", call.own), ("ours", lambda features: ours(module, _alone(call, features)))):
+            self.costs[name].append(_cost(run, call.features))
+
+    def _like_own(self, count: int) -> Swap:
+        """Return ours, attending to the maps that the fork's own attends to, if any, and if nothing else is set."""
+        taps = tuple(i for i, layer in sorted(self.layers.items()) if layer["how"] != "random")
+        fixed = not taps or "taps" in self.swap.arguments or not hasattr(self.swap.sampler(count), "taps")
+        return self.swap if fixed else Swap(self.swap.name, **(self.swap.arguments | {"taps": taps}))
+
+    def _sampler(self, count: int) -> Any:
+        takes = {"taps": "all"} if hasattr(self.swap.sampler(count), "taps") else {}
+        return Swap(self.swap.name, **(self.swap.arguments | takes)).sampler(count)
+
+    @torch.no_grad()
+    def _choose(self, feature: Tensor, count: int) -> Tensor:
+        return self._sampler(count).choose([feature])[0].queries
+
+    def _exact(self, feature: Tensor, count: int) -> Tensor:
+        return self._choose(feature.detach().double(), count)
+
+    @torch.no_grad()
+    def _rows_hit(self, rows: Tensor, feature: Tensor, best: Tensor, count: int) -> float:
+        """Return how many of the attention's rows (B, N, M) are those of the right queries (B, N), a mean over images.
+
+        A row's query is the position whose row in float64 overlaps most with it. Where several rows are the same, it
+        is enough that one of these positions is right.
+        """
+        router = getattr(self._sampler(count), "router", None)
+        if router is None:
+            raise UserError(f"sampler {self.swap.name!r} has no attention to compare the fork's with")
+        batch, _, height, width = feature.shape
+        exact, own = feature.detach().double(), rows.double().clamp(min=0).sqrt()
+        overlap = []
+        for some in torch.arange(height * width, device=feature.device).split(512):
+            of_some = router.rows(exact, some.expand(batch, -1))
+            if of_some.shape[-1] != own.shape[-1]:
+                raise UserError(
+                    f"the fork's attention has rows of {own.shape[-1]} places, sampler {self.swap.name!r} of "
+                    f"{of_some.shape[-1]}: name the one that it is meant to be with --sampler"
+                )
+            overlap.append(own @ of_some.sqrt().transpose(1, 2))
+        overlap = torch.cat(overlap, dim=2)
+        most = overlap.amax(2, keepdim=True)
+        right = torch.zeros(batch, height * width, dtype=torch.bool, device=feature.device).scatter(1, best, True)
+        return ((overlap >= most - SAME) & right.unsqueeze(1)).any(2).sum(1).double().mean().item()
+
+    def table(self) -> str:
+        """Return the findings as lines for people."""
+        rows = [("map", "size", "its own sampler", "of its queries right", f"{self.swap.name} in float32")]
+        for index, layer in sorted(self.layers.items()):
+            shape = " x ".join(map(str, layer["shape"]))
+            own, ours = (_percent(layer[name]) for name in ("own", "ours"))
+            rows.append((str(index), shape, _WORDS[layer["how"]], own, ours))
+        rows.append(("", "", "", "", ""))
+        rows.append(("", "a call, with gradient", "its own", self.swap.name, ""))
+        for title, which, unit in (("time", 0, "ms"), ("memory", 1, "MB")):
+            values = []
+            for name in ("own", "ours"):
+                known = [cost[which] for cost in self.costs[name] if cost[which] is not None]
+                values.append(f"{statistics.median(known):.1f} {unit}" if known else "not known")
+            rows.append(("", title, *values, ""))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join(lines)
+
+
+_WORDS = {"random": "random", "positions": "chooses positions", "attention": "attention"}
+
+
+def _percent(shares: list[float]) -> str:
+    return f"{100 * statistics.fmean(shares):.1f} %" if shares else "-"
+
+
+def _alone(call: Call, features: list[Tensor]) -> Call:
+    """Return the call, in a form that any sampler understands, with other features."""
+    return Call(
+        features, call.count, None, call.own, call.project, choice=call.choice, use_mlp=call.use_mlp, prj=call.prj
+    )
+
+
+def _chosen(result: tuple, index: int, feature: Tensor, call: Call) -> tuple[Tensor | None, Tensor | None]:
+    """Return what a call chose for one layer: positions (B, N) where it tells, and the attention's rows (B, N, M)."""
+    ids = result[2 if call.return_all else 1][index]
+    places = positions(ids, feature) if ids is not None and len(ids) else None
+    rows = result[2][index].detach() if call.wants_rows and len(result) > 2 else None
+    if rows is None or rows.ndim < 3:  # a placeholder, where there was no attention
+        return places, None
+    return places, rows.reshape(feature.shape[0], -1, rows.shape[-1])
+
+
+def _how(chosen: tuple[Tensor | None, Tensor | None], again: tuple[Tensor | None, Tensor | None]) -> str:
+    if chosen[0] is not None:
+        return "positions" if again[0].shape == chosen[0].shape and bool((again[0] == chosen[0]).all()) else "random"
+    if chosen[1] is None:
+        raise UserError("the fork's sampler returns neither the positions that it chose nor the attention's rows")
+    return "attention"
+
+
+def _hits(chosen: Tensor, best: Tensor) -> float:
+    """Return how many of the positions (B, N) are among the best (B, N), a mean over images."""
+    return (chosen.unsqueeze(2) == best.unsqueeze(1)).any(2).sum(1).double().mean().item()
+
+
+def _cost(run: Callable, features: list[Tensor]) -> tuple[float, float | None]:
+    """Return milliseconds and peak megabytes of a call and its gradient to the features."""
+
+    def step() -> None:
+        leaves = [f.detach().clone().requires_grad_() for f in features]
+        pooled = run(leaves)[0]
+        torch.autograd.grad(sum((p * p[:1]).sum() for p in pooled), leaves, allow_unused=True)
+
+    device = features[0].device
+    cuda = device.type == "cuda"
+    memory = None
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        memory = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    elif device.type == "cpu":
+        memory = _profiled(step)
+    if cuda:  # what is still under way is not of the call that is timed
+        torch.cuda.synchronize(device)
+    begin = time.perf_counter()
+    step()
+    if cuda:
+        torch.cuda.synchronize(device)
+    return 1000 * (time.perf_counter() - begin), memory
+
+
+def _profiled(step: Callable[[], None]) -> float:
+    """Return the peak of the memory that the CPU's allocator gave during a step, in megabytes."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports the profiler's start and end otherwise
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
+        step()
+    live = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return peak / 1e6
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    """Leave every random generator that a fork may draw from as it was."""
+    python = random.getstate()
+    numpy = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy else None
+    with torch.random.fork_rng():
+        yield
+    random.setstate(python)
+    if numpy:
+        numpy.random.set_state(state)

@@ -1,0 +1,66 @@
+"""The ids that a sampler hands to a fork: plain LongTensors of the selected positions, which carry their route.
+
+A CUT fork calls its sampler twice and gives the second call what the first one returned. The second call may be to
+another module, or on another domain's features, so the route must travel with the ids. It hangs on the *storage* of
+the ids, not on the tensor: views share the storage, and so does what ``DataParallel`` makes of the ids on one device. A
+copy (on another device, as numpy) has another storage and no route; then only the positions are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qsattn_plugin.attention.routes import Route
+from qsattn_plugin.errors import UserError
+
+__all__ = ["positions", "route_of", "with_route"]
+
+_ROUTE = "_qsattn_route"
+
+
+def with_route(route: Route) -> Tensor:
+    """Return the route's positions as a LongTensor that carries it: (N,) for one image, (B, N) for several."""
+    # In memory of their own. The route holds its queries: a route that hung on these would keep itself alive for ever.
+    ids = route.queries.clone(memory_format=torch.contiguous_format)
+    setattr(ids.untyped_storage(), _ROUTE, route)
+    return ids[0] if ids.shape[0] == 1 else ids
+
+
+def route_of(ids: Any) -> Route | None:
+    """Return the route that the ids carry, or None: other ids than ours, a copy of them, or a part."""
+    if not isinstance(ids, Tensor):
+        return None
+    route = getattr(ids.untyped_storage(), _ROUTE, None)
+    whole = route is not None and ids.numel() == route.queries.numel() and ids.is_contiguous()
+    return route if whole else None
+
+
+def positions(ids: Any, features: Tensor) -> Tensor:
+    """Return ids of any make (tensor, numpy, list, one list an image) as positions (B, N) of features (B, C, H, W).
+
+    Raises:
+        UserError: they are no positions, or not of these features.
+    """
+    batch, _, height, width = features.shape
+    try:
+        if isinstance(ids, Sequence) and ids and isinstance(ids[0], Tensor):
+            ids = torch.stack(list(ids))
+        found = torch.as_tensor(ids, device=features.device).long()
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"patch ids must be whole numbers, as many for each image; got {type(ids).__name__}") from None
+    shape = tuple(found.shape)
+    if found.ndim == 1:
+        found = found.unsqueeze(0)
+    if found.ndim != 2 or found.shape[1] == 0 or found.shape[0] not in (1, batch):
+        raise UserError(f"patch ids of shape {shape} do not fit features of shape {tuple(features.shape)}")
+    low, high = found.aminmax()
+    if low < 0 or high >= height * width:
+        raise UserError(
+            f"patch ids go from {int(low)} to {int(high)}, but the features have {height} x {width} positions: "
+            "the fork must sample both times on features of the same size"
+        )
+    return found.expand(batch, -1)

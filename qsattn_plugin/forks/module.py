@@ -1,0 +1,102 @@
+"""A class with the interface of CUT's ``PatchSampleF`` and a registered sampler inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from qsattn_plugin.forks.calls import CallForm
+from qsattn_plugin.forks.swap import Swap
+
+__all__ = ["PatchSampler"]
+
+_DRAWS = {
+    "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
+    "xavier": lambda weight, gain: nn.init.xavier_normal_(weight, gain),
+    "kaiming": lambda weight, gain: nn.init.kaiming_normal_(weight),
+    "orthogonal": lambda weight, gain: nn.init.orthogonal_(weight, gain),
+}
+
+#: Stands for an argument that was not given.
+_ABSENT = object()
+
+
+class PatchSampler(nn.Module):
+    """CUT's ``PatchSampleF`` with a registered sampler inside, for code that can name its class.
+
+    Called with ``(feats, num_patches, patch_ids)`` it returns unit rows (B * N, nc) of each feature map, image by
+    image, and ids: (N,) for one image, (B, N) for several, N = min(num_patches, H * W). ``num_patches=0`` asks for maps
+    (B, nc, H, W). A fourth value in the call is ``return_all`` where it is a bool, and otherwise ``attn_mats``; what
+    these and others mean stands in :mod:`qsattn_plugin.forks.calls`.
+
+    Args:
+        use_mlp: Project by one MLP a feature map, made at the first call; otherwise only normalise.
+        init_type: How the MLPs' weights are drawn: "normal", "xavier", "kaiming" or "orthogonal".
+        init_gain: Scale of that draw.
+        nc: Width of the MLPs.
+        gpu_ids: Not looked at: the MLPs are made where the features are.
+        sampler: Registered name of the sampler.
+        arguments: Its arguments.
+        ignored: Whatever else a fork gives to its class.
+
+    Raises:
+        ValueError: an init_type that there is not.
+        UserError: no such sampler, or not such arguments.
+    """
+
+    def __init__(
+        self,
+        use_mlp: bool = False,
+        init_type: str = "normal",
+        init_gain: float = 0.02,
+        nc: int = 256,
+        gpu_ids: Sequence[int] = (),
+        sampler: str = "qsattn_global",
+        arguments: dict[str, Any] | None = None,
+        **ignored: Any,
+    ):
+        super().__init__()
+        if init_type not in _DRAWS:
+            raise ValueError(f"init_type: must be one of {', '.join(_DRAWS)}, got {init_type!r}")
+        self.use_mlp = use_mlp
+        self.mlp_init = False
+        self.init_type = init_type
+        self.init_gain = init_gain
+        self.nc = nc
+        self.gpu_ids = gpu_ids
+        self.swap = Swap(sampler, **(arguments or {}))
+
+    def create_mlp(self, feats: Sequence[Tensor | int]) -> None:
+        """Make one MLP for each feature map (B, C, H, W), where it is, or for each number of channels."""
+        for index, feat in enumerate(feats):
+            channels = feat.shape[1] if isinstance(feat, Tensor) else int(feat)
+            mlp = nn.Sequential(nn.Linear(channels, self.nc), nn.ReLU(), nn.Linear(self.nc, self.nc))
+            for layer in (mlp[0], mlp[2]):
+                _DRAWS[self.init_type](layer.weight, self.init_gain)
+                nn.init.zeros_(layer.bias)
+            self.add_module(f"mlp_{index}", mlp.to(feat.device) if isinstance(feat, Tensor) else mlp)
+        self.mlp_init = True
+
+    def forward(
+        self, feats: Sequence[Tensor], num_patches: int = 64, patch_ids: Any = None, fourth: Any = _ABSENT, **named: Any
+    ) -> tuple:
+        """Return features and ids, or three values, as the call asks."""
+        if fourth is not _ABSENT:
+            named["return_all" if isinstance(fourth, bool) else "attn_mats"] = fourth
+        form = _WITH_ROWS if "attn_mats" in named else _PLAIN
+        return self.swap(self, form.read(_nothing_else, self, feats, num_patches, patch_ids, **named))
+
+
+def _nothing_else(*_: Any, **__: Any) -> tuple:
+    raise NotImplementedError("PatchSampler has no sampling of its own")
+
+
+def _plain(self, feats, num_patches, patch_ids, return_all=False, choice=None, use_mlp=True, cams=None, prj=False): ...
+def _with_rows(
+    self, feats, num_patches, patch_ids, attn_mats=None, choice=None, use_mlp=True, cams=None, prj=False
+): ...
+
+
+_PLAIN, _WITH_ROWS = (CallForm(form, "PatchSampler") for form in (_plain, _with_rows))

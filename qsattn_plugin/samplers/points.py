@@ -1,0 +1,111 @@
+"""Samplers: where the contrastive loss looks. Here the base class, CUT's random positions and a regular grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qsattn_plugin.attention import select_queries
+from qsattn_plugin.attention.routes import PointRoute, Route
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry import register
+from qsattn_plugin.samplers.significance import uniform
+
+__all__ = ["GridSampler", "RandomSampler", "Sampler"]
+
+
+class Sampler:
+    """Base class: calls :meth:`choose_one` for each layer.
+
+    Args:
+        queries: N, how many positions of each map.
+    """
+
+    def __init__(self, queries: int = 256):
+        if queries < 1:
+            raise ValueError(f"queries: must be at least 1, got {queries}")
+        self.queries = queries
+
+    def choose(
+        self,
+        features: Sequence[Tensor],
+        taps: Sequence[int | str] | None = None,
+        generator: torch.Generator | None = None,
+        observe: bool = False,
+    ) -> list[Route]:
+        """Choose one route a layer.
+
+        Args:
+            features: the source's feature maps, (B, C, H, W) each.
+            taps: their names, in the same order; None numbers them 0, 1, ...
+            generator: for random draws, on the features' device or the CPU; None is torch's global one.
+            observe: also measure what attention does, for the log: ``largest_probability`` and ``entropy_q00`` to
+                ``entropy_q100`` in the ``stats`` of attentive routes.
+
+        Returns:
+            The routes. ``stats["nonfinite"]`` tells whether a layer's source features held an inf or a nan.
+
+        Raises:
+            UserError: the sampler is set to a tap that is not among ``taps``.
+        """
+        names = [str(t) for t in (range(len(features)) if taps is None else taps)]
+        if len(names) != len(features):
+            raise UserError(f"{len(features)} feature maps were given with {len(names)} tap names: {', '.join(names)}")
+        attentive = self.attentive(features, names)
+        routes = []
+        for one, attends in zip(features, attentive, strict=True):
+            route = self.choose_one(one, generator, observe) if attends else self.random_route(one, generator)
+            low, high = one.detach().aminmax()
+            route.stats["nonfinite"] = ~(low.isfinite() & high.isfinite())
+            routes.append(route)
+        return routes
+
+    def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
+        """Return for each layer whether :meth:`choose_one` decides it; the others' positions are random."""
+        return [True] * len(features)
+
+    def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
+        """Choose the route of one layer."""
+        raise NotImplementedError
+
+    def random_route(self, features: Tensor, generator: torch.Generator | None) -> Route:
+        """Return a route of random positions of the features (B, C, H, W), each image its own, none twice."""
+        return PointRoute(select_queries(uniform(features, generator), self.queries), features.shape[-2:])
+
+
+@register("sampler", "random", tags=("cut",))
+class RandomSampler(Sampler):
+    """Random positions, each image its own, none twice: what CUT does for batches of one.
+
+    CUT draws one list for all images of a larger batch.
+
+    Args:
+        queries: how many positions of each map.
+    """
+
+    def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
+        return self.random_route(features, generator)
+
+
+@register("sampler", "grid")
+class GridSampler(Sampler):
+    """A regular grid of positions, the same in every image and step.
+
+    Args:
+        queries: at most how many positions of each map; the grid takes as many as fit its rows and columns.
+    """
+
+    def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
+        batch, _, height, width = features.shape
+        rows = min(height, max(1, math.isqrt(self.queries * height // width)), self.queries)
+        columns = min(width, self.queries // rows)
+        rows = min(height, self.queries // columns)
+        y, x = (
+            (2 * torch.arange(n, device=features.device) + 1) * size // (2 * n)  # the middles of n equal parts
+            for n, size in ((rows, height), (columns, width))
+        )
+        queries = (y.unsqueeze(1) * width + x).flatten()
+        return PointRoute(queries.expand(batch, -1), (height, width))

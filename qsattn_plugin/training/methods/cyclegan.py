@@ -1,0 +1,165 @@
+"""CycleGAN: two generators that undo each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qsattn_plugin.registry import Nested, register
+from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
+from qsattn_plugin.training.methods.base import Method, Parts
+
+
+class ImagePool:
+    """Earlier translations, half of the time shown to a discriminator instead of the newest (Shrivastava et al. 2017).
+
+    Args:
+        size: how many are kept; 0 shows the newest always.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.images: list[Tensor] = []
+
+    def exchange(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        """Return as many images (B, C, H, W) as given, from now and earlier, all of one size."""
+        shown = []
+        for image in images.detach():
+            if len(self.images) < self.size:
+                self.images.append(image.clone())
+                shown.append(image)
+                continue
+            swap, place = torch.rand((), generator=draws) < 0.5, torch.randint(2**31, (), generator=draws)
+            place = int(place) % max(self.size, 1)
+            if self.size and swap and self.images[place].shape == image.shape:
+                shown.append(self.images[place])
+                self.images[place] = image.clone()
+            else:
+                shown.append(image)
+        return torch.stack(shown)
+
+
+@register("method", "cyclegan", tags=("paper", "cycle"))
+class CycleGAN(Method):
+    """Two generators, two discriminators, and the promise that there and back gives the image again (Zhu et al. 2017).
+
+    The generators' objective is both adversarial losses, ``cycle_weight`` times the L1 distance of each image to what
+    comes back, and ``identity_weight`` times that of each image to its translation into the domain that it is in.
+
+    Args:
+        parts: builds the networks.
+        gan: the adversarial loss: a registered objective's name, or ``{type: name, ...}`` with its arguments.
+        gan_weight: its weight for the generators.
+        cycle_weight: the cycle's, lambda in the paper.
+        identity_weight: the identity term's, as a factor on ``cycle_weight``; 0 leaves the term out.
+        pool: how many earlier translations the discriminators may be shown; 0 is none.
+    """
+
+    defaults: Mapping[str, Any] = {
+        "generator": {"type": "resnet_9blocks", "antialias": False, "antialias_up": False, "init": "normal"},
+        "discriminator": {"type": "patchgan", "antialias": False, "init": "normal"},
+    }
+
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        gan: Annotated[str | dict[str, Any], Nested("objective")] = "lsgan",
+        gan_weight: float = 1.0,
+        cycle_weight: float = 10.0,
+        identity_weight: float = 0.5,
+        pool: int = 50,
+    ):
+        super().__init__()
+        if pool < 0:
+            raise ValueError(f"pool: must be at least 0, got {pool}")
+        self.generator = parts.generator()
+        self.generator_back = parts.generator()
+        self.discriminator = parts.discriminator()
+        self.discriminator_back = parts.discriminator()
+        loss, augment = adversarial_loss(gan), parts.augmentation()
+        self.adversary = Adversary(self.discriminator, loss, augment)
+        self.adversary_back = Adversary(self.discriminator_back, loss, augment)
+        self.gan_weight = gan_weight
+        self.cycle_weight = cycle_weight
+        self.identity_weight = identity_weight
+        self.pools = {"forward": ImagePool(pool), "backward": ImagePool(pool)}
+
+    def roles(self) -> dict[str, list[nn.Module]]:
+        return {
+            "generator": [self.generator, self.generator_back],
+            "discriminator": [self.discriminator, self.discriminator_back],
+        }
+
+    def published(self) -> dict[str, nn.Module]:
+        return {"forward": self.generator, "backward": self.generator_back}
+
+    def compilable(self) -> list[nn.Module]:
+        return [*self.roles()["generator"], *self.adversary.compilable(), *self.adversary_back.compilable()]
+
+    def memory(self) -> dict[str, Tensor]:
+        return {f"{name}/{i:04d}": image for name, pool in self.pools.items() for i, image in enumerate(pool.images)}
+
+    def load_memory(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, pool in self.pools.items():
+            pool.images = [tensors[key].to(self.device) for key in sorted(tensors) if key.startswith(f"{name}/")]
+
+    def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
+        parts = self.divide(batch)
+        logs: list[dict[str, Tensor]] = [{} for _ in parts]
+        fakes: dict[str, list[Tensor]] = {"forward": [], "backward": []}
+        there, back = self.generator, self.generator_back
+        terms = []
+        for part, log in zip(parts, logs, strict=True):
+            a, b = part["A"], part["B"]
+            # Four terms that share no activations: each is differentiated before the next is computed.
+            terms += [
+                partial(self._cycle, a, there, back, self.adversary, "forward", fakes, draws, log),
+                partial(self._cycle, b, back, there, self.adversary_back, "backward", fakes, draws, log),
+            ]
+            if self.identity_weight:
+                terms += [
+                    partial(self._unchanged, b, there, "forward", log),
+                    partial(self._unchanged, a, back, "backward", log),
+                ]
+        self.update("generator", terms, len(parts))
+        terms = []
+        for index, (part, log) in enumerate(zip(parts, logs, strict=True)):
+            shown = {name: self.pools[name].exchange(fakes[name][index], draws) for name in ("forward", "backward")}
+            terms += [
+                partial(self.adversary.judge, part["B"], shown["forward"], draws, log, "_forward"),
+                partial(self.adversary_back.judge, part["A"], shown["backward"], draws, log, "_backward"),
+            ]
+        self.update("discriminator", terms, len(parts))
+        self.end_step()
+        return self.merge(logs)
+
+    def _cycle(
+        self,
+        image: Tensor,
+        there: nn.Module,
+        back: nn.Module,
+        adversary: Adversary,
+        name: str,
+        fakes: dict[str, list[Tensor]],
+        draws: torch.Generator,
+        log: dict[str, Tensor],
+    ) -> Tensor:
+        """One image's way to the other domain and back: fool the adversary there, come back unchanged."""
+        fake = there(image)
+        fakes[name].append(fake.detach())
+        adversarial = adversary.fooled_by(fake, draws, log, f"_{name}")
+        cycle = F.l1_loss(back(fake).float(), image)
+        log[f"cycle_{name}"] = cycle.detach()
+        return self.gan_weight * adversarial + self.cycle_weight * cycle
+
+    def _unchanged(self, image: Tensor, generator: nn.Module, name: str, log: dict[str, Tensor]) -> Tensor:
+        """An image that is in the target domain already stays as it is."""
+        loss = F.l1_loss(generator(image).float(), image)
+        log[f"identity_{name}"] = loss.detach()
+        return self.cycle_weight * self.identity_weight * loss

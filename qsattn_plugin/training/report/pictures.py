@@ -1,0 +1,127 @@
+"""The pictures of a report: which evaluations are shown, and how they become text of a bounded size."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+
+#: Characters of all pictures together, as they stand in the page.
+BUDGET = 11_000_000
+#: Evaluations shown at most: more would not be looked at one by one.
+MOST = 48
+#: Fewer than this are not shown for the sake of the budget; the pictures become smaller instead.
+FEW = 20
+#: Pixels: wider sheets are made that wide, or the next of these, until the budget is kept.
+WIDTHS = (1600, 1100, 750, 500, 320)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as a data URI, with its size in pixels."""
+
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is seen of one evaluation: its pictures by name ("grid", or the tap of an entropy map)."""
+
+    step: int
+    pictures: dict[str, Picture]
+
+
+def choose_evenly(count: int, most: int, always: Iterable[int] = ()) -> list[int]:
+    """Return at most ``most`` of ``range(count)``: the first, the last, ``always``, and others evenly between.
+
+    What must be there is there even if that is more than ``most``. The others are every second, or every third, fourth,
+    sixth, ...: a growing count seldom changes the choice, and what was encoded once stays in use.
+    """
+    musts = {i for i in (0, count - 1, *always) if 0 <= i < count}
+    every = 1
+    while len(kept := musts | set(range(0, count, every))) > most and every < count:
+        every += max(1, every // 2)
+    return sorted(kept)
+
+
+def make_frames(
+    sheets: Sequence[tuple[int, dict[str, Path]]], always: Iterable[int] = (), budget: int = BUDGET
+) -> list[Frame]:
+    """Encode the sheets of some evaluations; where all are too large, fewer are kept, then smaller ones.
+
+    Args:
+        sheets: step and picture files of each evaluation, in order; missing and unreadable files are passed over.
+        always: steps that are kept beside the first and the last.
+        budget: characters of all data URIs together.
+    """
+    sheets = [(step, there) for step, files in sheets if (there := {n: p for n, p in files.items() if p.is_file()})]
+    wanted = set(always)
+    musts = [i for i, (step, _) in enumerate(sheets) if step in wanted]
+    frames: list[Frame] = []
+    for width in WIDTHS:
+        most = MOST
+        while most >= FEW:
+            kept = choose_evenly(len(sheets), most, musts)
+            frames = [Frame(sheets[i][0], _encode_all(sheets[i][1], width)) for i in kept]
+            frames = [frame for frame in frames if frame.pictures]
+            size = sum(len(p.uri) for frame in frames for p in frame.pictures.values())
+            if size <= budget:
+                return frames
+            most = min(most, len(frames), int(len(frames) * budget / size) + 1) - 1
+    ends = {sheets[i][0] for i in (0, -1, *musts)}
+    return _those_that_fit(sorted(frames, key=lambda frame: frame.step not in ends), budget)
+
+
+def _those_that_fit(frames: list[Frame], budget: int) -> list[Frame]:
+    """Return what the budget has room for, the first in the list before the others, in the order of their steps."""
+    kept, size = [], 0
+    for frame in frames:
+        more = sum(len(p.uri) for p in frame.pictures.values())
+        if size + more <= budget:
+            kept.append(frame)
+            size += more
+    return sorted(kept, key=lambda frame: frame.step)
+
+
+def _encode_all(files: dict[str, Path], width: int) -> dict[str, Picture]:
+    found = {}
+    for name, path in files.items():
+        try:
+            found[name] = _encode(path, path.stat().st_mtime_ns, width)
+        except (OSError, ValueError, Image.DecompressionBombError):  # cut short by a crash: the others still say much
+            continue
+    return found
+
+
+@lru_cache(maxsize=4 * MOST)
+def _encode(path: Path, changed: int, width: int) -> Picture:
+    """Return a picture file as a JPEG of at most that width. ``changed`` makes a new file a new entry of the cache."""
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if image.width > width:
+        image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=84, optimize=True)
+    return Picture(f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}", *image.size)
+
+
+def find_maps(folder: Path) -> dict[int, dict[str, Path]]:
+    """Return the entropy maps in a folder, by step and tap (see :mod:`qsattn_plugin.training.report.maps`)."""
+    found: dict[int, dict[str, Path]] = {}
+    for path in sorted(folder.glob("step-*-tap-*.png"), key=_natural):
+        if match := re.fullmatch(r"step-(\d+)-tap-(.+)", path.stem):
+            found.setdefault(int(match[1]), {})[match[2]] = path
+    return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts numbers in names by their value."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -1,0 +1,215 @@
+"""Large pictures in tiles, exactly: as if the picture had been translated whole, in bounded memory.
+
+:mod:`~qsattn_plugin.translation.tiles.chain` describes the generator, :mod:`~qsattn_plugin.translation.tiles.sweeps`
+plans, and this module does it: every tile's input is as much larger as the layers reach, padding happens only at the
+picture's own borders, and norms use the statistics of the whole map.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.data.pixels import to_float
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.translation.tiles.chain import Chain, Join, UnknownLayer, chain_of
+from qsattn_plugin.translation.tiles.moments import Moments
+from qsattn_plugin.translation.tiles.spill import NoRoom, Spill, amount
+from qsattn_plugin.translation.tiles.steps import Box, Normalise, crop
+from qsattn_plugin.translation.tiles.sweeps import Sweep, needed_boxes, part_of, plan_sweeps
+
+#: Bytes on disk for every pixel of the picture: 5 GB for 4096 x 4096.
+SPILL = 298
+#: Pictures with more pixels than this squared are translated in tiles of the other side, where nothing is said.
+WHOLE, TILE = 1024, 512
+
+
+class CannotTile(UserError):
+    """The generator does not say what it is made of."""
+
+
+def is_large(size: tuple[int, int], tile: int | None = None) -> bool:
+    """Return whether a picture of these sides is to be translated in tiles, where ``tile`` was said; 0 is never."""
+    return tile != 0 and size[0] * size[1] > (tile or WHOLE) ** 2
+
+
+@torch.inference_mode()
+def translate_tiled(
+    generator: nn.Module,
+    picture: Tensor,
+    tile: int,
+    spill: float | None = None,
+    folder: str | os.PathLike | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Tensor:
+    """Translate one picture in tiles.
+
+    Args:
+        generator: in evaluation mode, on the device to compute on.
+        picture: (C, H, W), uint8 or float in [-1, 1].
+        tile: side of a tile in pixels. Memory beside the picture and its translation grows with its square.
+        spill: the most bytes that feature maps may take on disk at any moment; :data:`SPILL` a pixel without it.
+        folder: where they lie; the system's folder for temporary files (``TMPDIR``) without it.
+        progress: called after every tile with the share of the work that it was.
+
+    Returns:
+        (C, H, W) on the picture's device: uint8 for uint8, otherwise float in [-1, 1].
+
+    Raises:
+        CannotTile: the generator does not say what it is made of.
+        NoRoom: the disk is full.
+    """
+    return TiledTranslation(generator, picture, tile, spill, folder, progress).run()
+
+
+class TiledTranslation:
+    """One picture's translation in tiles; the arguments are :func:`translate_tiled`'s."""
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        picture: Tensor,
+        tile: int,
+        spill: float | None = None,
+        folder: str | os.PathLike | None = None,
+        progress: Callable[[float], None] = lambda share: None,
+    ):
+        if tile < 1:
+            raise ValueError(f"tile: must be at least 1, got {tile}")
+        weights = next(generator.parameters())
+        self.device, self.dtype = weights.device, weights.dtype
+        self.picture, self.progress = picture, progress
+        height, width = picture.shape[-2:]
+        self.chain = tiled_chain(generator, len(picture), (height, width))
+        limit = SPILL * height * width if spill is None else spill
+        self.sweeps = plan_sweeps(self.chain, tile, limit, self.dtype.itemsize, self.device.type)
+        self.spill = Spill(folder)
+        #: What every norm multiplies by and then adds, by its input's position; each (1, C, 1, 1).
+        self.affine: dict[int, tuple[Tensor, Tensor]] = {}
+        for position, step in enumerate(self.chain.steps):
+            if isinstance(step, Normalise) and not step.measured:
+                self._set_affine(position, *step.scale_and_shift())
+        self.out = picture.new_empty(self.chain.channels[-1], height, width)
+
+    @torch.inference_mode()
+    def run(self) -> Tensor:
+        # In the weights' own precision: autocast would choose another from layer to layer, and tile to tile.
+        with self.spill, torch.autocast(self.device.type, enabled=False):
+            self._check_room()
+            for sweep in self.sweeps:
+                self._sweep(sweep)
+        return self.out
+
+    def _set_affine(self, position: int, *values: Tensor) -> None:
+        self.affine[position] = tuple(v.to(self.dtype).to(self.device)[None, :, None, None] for v in values)
+
+    def _check_room(self) -> None:
+        """Say before the first sweep that the disk will not do."""
+        chain, kept, most = self.chain, frozenset(), 0
+        for sweep in self.sweeps:
+            after = chain.needed_at(sweep.keep)
+            most = max(most, sum(chain.area(p) for p in kept | after) * self.dtype.itemsize)
+            kept = after
+        free = shutil.disk_usage(self.spill.folder).free
+        if most > free:
+            height, width = chain.sizes[0]
+            raise NoRoom(
+                f"a picture of {width} x {height} pixels takes {amount(most)} in the temporary folder "
+                f"{self.spill.folder}, where {amount(free)} are free; set TMPDIR to a folder with more room"
+            )
+
+    def _sweep(self, sweep: Sweep) -> None:
+        """Go over all tiles once."""
+        chain, stop = self.chain, sweep.stop
+        measures = stop < chain.end and isinstance(chain.steps[stop], Normalise) and stop not in self.affine
+        kept = chain.needed_at(sweep.keep)
+        new = kept - self.spill.maps.keys()
+        for position in new:
+            self.spill.make(position, chain.channels[position], chain.sizes[position], self.dtype)
+        moments = Moments(chain.channels[stop])
+        grid = tuple(-(-length // sweep.tile) for length in chain.sizes[stop])
+        share = sweep.seconds / sum(s.seconds for s in self.sweeps) / (grid[0] * grid[1])
+        for tile in itertools.product(range(grid[0]), range(grid[1])):
+            boxes = {position: part_of(chain.sizes[position], grid, tile) for position in (stop, *new)}
+            x = self._compute(sweep.start, stop, {p: box for p, box in boxes.items() if box is not None}, new)
+            if stop == chain.end:
+                self._put(x, boxes[stop])
+            elif measures:
+                moments.add(x)
+            self.progress(share)
+        if measures:
+            self._set_affine(stop, *chain.steps[stop].scale_and_shift(moments.mean, moments.variance))
+        self.spill.keep(kept)
+
+    def _compute(self, start: int, stop: int, cores: dict[int, Box], keep: frozenset[int]) -> Tensor:
+        """Compute one tile of the map at ``stop``, and write what is to be kept of the maps on the way."""
+        chain = self.chain
+        boxes = needed_boxes(chain, start, stop, cores)
+        skips: dict[int, Tensor] = {}
+        forks = {s.fork for s in chain.steps[start:stop] if isinstance(s, Join)}
+        x, owned = self._read(start, boxes[start]), True
+        for position in range(start, stop + 1):
+            if position in keep and position in cores:
+                self.spill.maps[position].write(cores[position], crop(x, boxes[position], cores[position]))
+            if position == stop:
+                break
+            if position in forks:
+                skips[position], owned = x, False
+            step, size, want = chain.steps[position], chain.sizes[position], boxes[position + 1]
+            need = tuple(step.need(span, size[axis], axis) for axis, span in enumerate(want))
+            x = crop(x, boxes[position], need)
+            if isinstance(step, Join):
+                skip = skips.pop(step.fork, None)
+                if skip is None:
+                    skip = self._read(step.fork, boxes[step.fork])
+                skip = crop(skip, boxes[step.fork], want)
+                x = torch.cat([skip, x], 1) if step.extra else x.add_(skip) if owned else x + skip
+                owned = True
+            elif isinstance(step, Normalise):
+                scale, shift = self.affine[position]
+                x = torch.addcmul(shift, x, scale, out=x if owned else None)
+                owned = True
+            else:
+                y = step.run(x, need, want, size, owned)
+                owned = owned or y.data_ptr() != x.data_ptr()
+                x = y.contiguous(memory_format=torch.channels_last)
+        return crop(x, boxes[stop], cores[stop])
+
+    def _read(self, position: int, box: Box) -> Tensor:
+        if position:
+            return self.spill.maps[position].read(box, self.device)
+        part = crop(self.picture, self.chain.whole(0), box).to(self.device)
+        part = to_float(part, self.dtype) if part.dtype == torch.uint8 else part.to(self.dtype, copy=True)
+        return part[None].contiguous(memory_format=torch.channels_last)
+
+    def _put(self, x: Tensor, box: Box) -> None:
+        """Put a tile of the translation in its place."""
+        x = x[0].clamp(-1, 1)
+        if x.isnan().any():  # no grey level would show it as such
+            raise ValueError("the translation holds NaN")
+        if self.out.dtype == torch.uint8:
+            x = ((x.float() + 1) * 127.5).round()
+        rows, columns = box
+        self.out[:, rows.start : rows.stop, columns.start : columns.stop] = x.to(self.out.device, self.out.dtype)
+
+
+def tiled_chain(generator: nn.Module, channels: int, size: tuple[int, int]) -> Chain:
+    """Return :func:`chain_of`, or say in words why there is none.
+
+    Raises:
+        CannotTile: the generator does not say what it is made of.
+    """
+    try:
+        return chain_of(generator, channels, size)
+    except UnknownLayer as error:
+        raise CannotTile(
+            f"{type(generator).__name__} cannot be translated in tiles: it has a layer of kind {error}, and nothing is "
+            "said about how that works on a part of a picture. Its `primitives` method can say so "
+            "(qsattn_plugin.registry.layers.primitives); `--tile 0` translates pictures whole, however much memory it "
+            "takes"
+        ) from error

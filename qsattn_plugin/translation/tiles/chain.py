@@ -1,0 +1,134 @@
+"""A generator as a chain of steps, with the sizes that a picture's maps have along it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from qsattn_plugin.registry.layers import BatchNorm, Downsample, InstanceNorm, Upsample
+from qsattn_plugin.registry.layers.lean import ReflectionPad
+from qsattn_plugin.registry.layers.primitives import Skip, primitives
+from qsattn_plugin.translation.apply import padding_for
+from qsattn_plugin.translation.tiles.steps import (
+    Activation,
+    Box,
+    Convolve,
+    ConvolveUp,
+    Crop,
+    Double,
+    Normalise,
+    Pad,
+    Shuffle,
+    Span,
+    Step,
+)
+
+
+class UnknownLayer(TypeError):
+    """A layer of which nobody has said how it works on a part of a picture."""
+
+
+def steps_of(layer: nn.Module) -> list[Step]:
+    """Return the steps that a layer is made of.
+
+    Raises:
+        UnknownLayer: it is not known what the layer does.
+    """
+    kind = type(layer)
+    if kind in (nn.Identity, nn.Dropout, nn.Dropout2d) and not (layer.training and kind is not nn.Identity):
+        return []
+    if kind in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Hardtanh):
+        return [Activation(layer)]
+    if kind in (nn.InstanceNorm2d, nn.BatchNorm2d, InstanceNorm, BatchNorm):
+        return [Normalise(layer)]
+    if kind in (nn.ReflectionPad2d, ReflectionPad):
+        return [Pad(tuple(layer.padding), "reflect")]
+    if kind is nn.ReplicationPad2d:
+        return [Pad(tuple(layer.padding), "replicate")]
+    if kind is nn.ZeroPad2d:
+        return [Pad(tuple(layer.padding), "constant")]
+    if kind is Downsample:
+        return [Pad((1, 1, 1, 1), "reflect"), Convolve(layer.filt, None, (2, 2), groups=len(layer.filt))]
+    if kind is Upsample:
+        return [Double()]
+    if kind is nn.PixelShuffle:
+        return [Shuffle(layer.upscale_factor)]
+    if kind is nn.PixelUnshuffle:
+        return [Shuffle(-layer.downscale_factor)]
+    if kind is nn.ConvTranspose2d:
+        return [ConvolveUp(layer)]
+    if kind is nn.Conv2d and layer.padding_mode in ("zeros", "reflect", "replicate") and type(layer.padding) is tuple:
+        (down, across), mode = layer.padding, layer.padding_mode.replace("zeros", "constant")
+        around = [Pad((across, across, down, down), mode)] if down or across else []
+        return [*around, Convolve(layer.weight, layer.bias, layer.stride, layer.dilation, layer.groups)]
+    raise UnknownLayer(kind.__name__)
+
+
+@dataclass
+class Join(Step):
+    """The end of a skip connection; ``fork`` is the position of its beginning."""
+
+    fork: int
+    extra: int  # channels that the skip puts before the others; 0 where it is added
+
+    def channels(self, given):
+        return given + self.extra
+
+
+@dataclass
+class Chain:
+    """Steps in a row. Position 0 is the picture, position p what step p - 1 gave; the last one is the translation."""
+
+    steps: list[Step] = field(default_factory=list)
+    channels: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    #: For every position, the beginnings of the skip connections that lie across it.
+    forks: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        return len(self.steps)
+
+    def whole(self, position: int) -> Box:
+        return tuple(Span(0, length) for length in self.sizes[position])
+
+    def area(self, position: int) -> int:
+        """How many numbers the map at a position has."""
+        return self.channels[position] * self.sizes[position][0] * self.sizes[position][1]
+
+    def needed_at(self, position: int) -> frozenset[int]:
+        """Which maps one must have to go on from a position. The picture is always there."""
+        return frozenset((position, *self.forks[position])) - {0}
+
+    def add(self, step: Step, forks: tuple[int, ...]) -> None:
+        height, width = self.sizes[-1]
+        self.steps.append(step)
+        self.sizes.append((step.size(height, 0), step.size(width, 1)))
+        self.channels.append(step.channels(self.channels[-1]))
+        self.forks.append(forks)
+
+
+def chain_of(generator: nn.Module, channels: int, size: tuple[int, int]) -> Chain:
+    """Describe what a generator does to a picture of (height, width), padding to sides that it takes included.
+
+    Raises:
+        UnknownLayer: the generator does not say what it is made of.
+    """
+    chain = Chain(channels=[channels], sizes=[size], forks=[()])
+    for sides, mode in padding_for(generator, size):
+        chain.add(Pad(sides, mode), ())
+    open_forks: list[int] = []
+    for layer in primitives(generator):
+        if layer is Skip.FORK:
+            open_forks.append(chain.end)
+            chain.forks[chain.end] = tuple(open_forks)
+        elif isinstance(layer, Skip):
+            fork = open_forks.pop()
+            extra = chain.channels[fork] if layer is Skip.CONCATENATE else 0
+            chain.add(Join(fork, extra), tuple(open_forks))
+        else:
+            for step in steps_of(layer):
+                chain.add(step, tuple(open_forks))
+    chain.add(Crop(size), ())
+    return chain

@@ -1,0 +1,168 @@
+"""Discriminators: (B, C, H, W) in [-1, 1] to a map of scores, one a patch, or to a list of such maps."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qsattn_plugin.registry import register
+from qsattn_plugin.registry.layers import Downsample, Init, Norm, initialise, normalisation
+from qsattn_plugin.registry.layers.lean import in_a_row
+
+
+@register("discriminator", "patchgan", tags=("cut", "cyclegan", "pix2pix"))
+class PatchGAN(nn.Module):
+    """Scores overlapping patches, 70 x 70 pixels with the default three layers (Isola et al. 2017).
+
+    ``state_dict`` keys are those of CUT's and CycleGAN's ``NLayerDiscriminator``.
+
+    Args:
+        layers: steps down, each doubling the patch's size and the channels (up to eight times ``width``).
+        width: channels of the first layer.
+        norm: "instance" (the papers'), "batch" or "none".
+        antialias: blur on each step down, as CUT does; CycleGAN uses strides alone.
+        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: the scale of that draw.
+        in_channels: channels of the images; a recipe takes them from ``data.channels``.
+        shrink: look at the image so many times smaller (means over squares of pixels), which makes patches as many
+            times as large for a fraction of the arithmetic, and blind to what only single pixels tell.
+    """
+
+    def __init__(
+        self,
+        layers: int = 3,
+        width: int = 64,
+        norm: Norm = "instance",
+        antialias: bool = True,
+        init: Init = "xavier",
+        init_gain: float = 0.02,
+        in_channels: int = 3,
+        shrink: int = 1,
+    ):
+        super().__init__()
+        for name, value in (("layers", layers), ("width", width), ("shrink", shrink)):
+            if value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
+        self.shrink = shrink
+        # The last two convolutions take a pixel each, and a score map must have one left.
+        self.smallest = 3 * 2**layers * shrink
+        make_norm = normalisation(norm)
+        bias = norm != "batch"
+        model: list[nn.Module] = []
+        channels = in_channels
+        for level in range(layers):
+            out = width * min(2**level, 8)
+            first = level == 0  # the papers leave the first layer without normalisation, and so with a bias
+            model.append(nn.Conv2d(channels, out, 4, stride=1 if antialias else 2, padding=1, bias=bias or first))
+            model += [] if first else [make_norm(out)]
+            model.append(nn.LeakyReLU(0.2))
+            model += [Downsample(out)] if antialias else []
+            channels = out
+        out = width * min(2**layers, 8)
+        model += [nn.Conv2d(channels, out, 4, padding=1, bias=bias), make_norm(out), nn.LeakyReLU(0.2)]
+        model.append(nn.Conv2d(out, 1, 4, padding=1))
+        self.model = nn.Sequential(*model)
+        initialise(self, init, init_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[-2:]) < self.smallest:
+            raise ValueError(
+                f"layers: this PatchGAN needs images of at least {self.smallest} pixels a side, "
+                f"got {tuple(x.shape[-2:])}; take fewer layers, or shrink less"
+            )
+        x = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
+        for _, layer in in_a_row(self.model):
+            x = layer(x)
+        return x
+
+
+@register("discriminator", "pixel", tags=("pix2pix", "cyclegan", "cut"))
+class PixelGAN(nn.Module):
+    """Scores each pixel by its colour alone (Isola et al. 2017).
+
+    ``state_dict`` keys are those of pix2pix's and CUT's ``PixelDiscriminator``.
+
+    Args:
+        width: channels of the first layer; the second has twice as many.
+        norm: "instance" (the papers'), "batch" or "none".
+        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: the scale of that draw.
+        in_channels: channels of the images; a recipe takes them from ``data.channels``.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        norm: Norm = "instance",
+        init: Init = "xavier",
+        init_gain: float = 0.02,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: must be at least 1, got {width}")
+        bias = norm == "instance"
+        self.net = nn.Sequential(
+            nn.Conv2d(in_channels, width, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 1, bias=bias),
+            normalisation(norm)(2 * width),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 1, 1, bias=bias),
+        )
+        initialise(self, init, init_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@register("discriminator", "multi_scale", tags=("pix2pixhd",))
+class MultiScale(nn.Module):
+    """Several patch discriminators, each on a copy of the image half as large as the last (Wang et al. 2018).
+
+    Returns a list of score maps, the finest first.
+
+    Args:
+        scales: how many discriminators.
+        layers: steps down in each, as in ``patchgan``.
+        width: channels of the first layer of each.
+        norm: "instance" (the papers'), "batch" or "none".
+        antialias: blur on each step down, as in ``patchgan``.
+        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: the scale of that draw.
+        in_channels: channels of the images; a recipe takes them from ``data.channels``.
+    """
+
+    def __init__(
+        self,
+        scales: int = 3,
+        layers: int = 3,
+        width: int = 64,
+        norm: Norm = "instance",
+        antialias: bool = True,
+        init: Init = "xavier",
+        init_gain: float = 0.02,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if scales < 1:
+            raise ValueError(f"scales: must be at least 1, got {scales}")
+        self.scales = nn.ModuleList(
+            PatchGAN(layers, width, norm, antialias, init, init_gain, in_channels) for _ in range(scales)
+        )
+        # The last two convolutions of a PatchGAN take a pixel each, and a score map must have one left.
+        self.smallest = 3 * 2 ** (layers + scales - 1)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if min(x.shape[-2:]) < self.smallest:
+            raise ValueError(
+                f"scales: {len(self.scales)} scales need images of at least {self.smallest} pixels a side, "
+                f"got {tuple(x.shape[-2:])}"
+            )
+        scores = []
+        for index, patchgan in enumerate(self.scales):
+            if index:
+                # Means over what lies inside alone: a padded border would darken edges.
+                x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
+            scores.append(patchgan(x))
+        return scores

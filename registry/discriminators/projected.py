@@ -1,0 +1,141 @@
+"""Discriminators that know pictures: small trained heads on the features of a frozen network."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from qsattn_plugin.registry import register
+from qsattn_plugin.registry.layers import initialise
+from qsattn_plugin.registry.timm_features import TimmFeatures
+
+
+@register("discriminator", "projected", tags=("frozen", "timm"))
+class Projected(nn.Module):
+    """Judges frozen timm features, mixed at random across channels and scales (Sauer et al. 2021, Projected GANs).
+
+    Features of each level go through a fixed random 1 x 1 convolution; from coarse to fine, each level is then added
+    to the next one after a fixed random 3 x 3 convolution and bilinear enlargement. One small head with spectral norm
+    a level is all that learns. The random convolutions follow from the run's seed and lie in its checkpoints.
+    Returns a list of score maps, one a level, the finest first. The paper's loss is ``objective: {gan: hinge}``.
+
+    Args:
+        model: a timm name such as "tf_efficientnet_lite0".
+        taps: levels of the model, as timm's ``out_indices``; its four coarsest without them.
+        pretrained: download the weights that timm names, or take them from its cache; ``false`` says that random ones
+            are wanted.
+        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
+        width: channels inside each head, and of the finest level's mixture; coarser levels have up to four times as
+            many.
+        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
+        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
+    """
+
+    def __init__(
+        self,
+        model: str = "tf_efficientnet_lite0",
+        taps: tuple[int, ...] | None = None,
+        pretrained: bool | None = None,
+        weights: Path | None = None,
+        width: int = 64,
+        size: int | None = None,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: must be at least 1, got {width}")
+        if pretrained is None and weights is None:
+            raise ValueError(
+                "pretrained: features have to be a trained network's: say pretrained: true to download timm's weights "
+                f"of {model}, or weights: FILE to take them from a file"
+            )
+        self.features = TimmFeatures(model, taps, bool(pretrained), weights, False, size, in_channels, deepest=4)
+        levels = [width * min(2**i, 4) for i in range(len(self.features.channels))]
+        self.across_channels = nn.ModuleList(
+            nn.Conv2d(before, after, 1) for before, after in zip(self.features.channels, levels, strict=True)
+        )
+        self.across_scales = nn.ModuleList(
+            nn.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in itertools.pairwise(levels)
+        )
+        for mixing in (*self.across_channels, *self.across_scales):
+            nn.init.kaiming_normal_(mixing.weight, a=1)  # keeps the variance: no activation follows
+            nn.init.zeros_(mixing.bias)
+            mixing.requires_grad_(False)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(channels, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, 1, 1)),
+            )
+            for channels in levels
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        if min(x.shape[-2:]) < (least := max(self.features.strides)) and not self.features.fixed_size:
+            raise ValueError(
+                f"taps: level {self.features.taps[-1]} of the network needs images of at least {least} pixels a side, "
+                f"got {tuple(x.shape[-2:])}; take finer levels"
+            )
+        mixed = [mix(level) for mix, level in zip(self.across_channels, self.features(x), strict=True)]
+        for fine in range(len(mixed) - 2, -1, -1):
+            coarse = self.across_scales[fine](mixed[fine + 1])
+            coarse = F.interpolate(coarse, mixed[fine].shape[-2:], mode="bilinear")
+            mixed[fine] = (mixed[fine] + coarse) * 0.5**0.5
+        return [head(level) for head, level in zip(self.heads, mixed, strict=True)]
+
+
+@register("discriminator", "timm", tags=("frozen",))
+class TimmDiscriminator(nn.Module):
+    """Small trained heads on the frozen features of a timm model, after Sauer et al. 2021 (projected GANs).
+
+    Returns a list of score maps, one a tap. Heads have spectral norm; features are used as they are, without the
+    paper's random mixing across levels.
+
+    Args:
+        model: a timm name such as "efficientnet_lite0".
+        taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
+        pretrained: download the weights that timm names, or take them from its cache; else they are random.
+        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
+        width: channels inside each head.
+        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
+        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        taps: tuple[int, ...] | None = None,
+        pretrained: bool = False,
+        weights: Path | None = None,
+        width: int = 64,
+        size: int | None = None,
+        in_channels: int = 3,
+    ):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: must be at least 1, got {width}")
+        self.features = TimmFeatures(model, taps, pretrained, weights, False, size, in_channels)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, width, 1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 1, 1),
+            )
+            for channels in self.features.channels
+        )
+        initialise(self.heads, gain=1.0)  # spectral norm sets the scale
+        for head in self.heads:
+            for layer in head:
+                if isinstance(layer, nn.Conv2d):
+                    spectral_norm(layer)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [head(features) for head, features in zip(self.heads, self.features(x), strict=True)]

@@ -1,0 +1,256 @@
+"""Generators: an image of one domain in, the same picture in the other domain out.
+
+Every generator offers its layers as *taps*, the places where a contrastive loss may look::
+
+    image = generator(x)                                             # (B, 3, H, W), values in [-1, 1]
+    image, features = generator(x, taps=(0, 4, 8, 12, 16))           # and the features on the way, from the same pass
+    features = generator(x, taps=(12, 16), encode_only=True)         # stops at the deepest tap
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.registry import register
+from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
+from qsattn_plugin.registry.layers.lean import ReflectionPad, in_a_row
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+
+
+class Tap(NamedTuple):
+    """A place in a network: its index and name, the channels there, and how many pixels one position spans."""
+
+    index: int
+    name: str
+    channels: int
+    stride: int
+
+
+class TappedGenerator(nn.Module):
+    """A generator that is one ``self.model`` of layers in a row, each of them a tap.
+
+    A subclass makes its layers in its constructor and hands them to :meth:`finish`.
+    """
+
+    #: The taps that the contrastive loss uses where a recipe names none.
+    default_taps: tuple[int | str, ...] = ()
+    #: Sides that are not a multiple of this many pixels do not come back at their size.
+    multiple: int = 4
+
+    def finish(
+        self,
+        model: list[nn.Module],
+        names: Mapping[int, str] | None = None,
+        in_channels: int = 3,
+        init: Init = "xavier",
+        gain: float = 0.02,
+    ) -> None:
+        """Take the layers, draw their weights, and find out the channels and the stride of each.
+
+        Args:
+            model: the layers in their order; each takes what the one before it gives, the first the image.
+            names: of layers that a recipe may name as taps, by index; all can be named by their index.
+            in_channels: channels of the image.
+            init: how convolutions are drawn: xavier, normal, kaiming or orthogonal.
+            gain: the draw's scale.
+        """
+        self.model = nn.Sequential(*model)
+        initialise(self, init, gain)
+        self.taps: list[Tap] = []
+        channels, stride = in_channels, 1
+        for index, layer in enumerate(model):
+            inner = list(layer.modules())
+            channels = next((m.out_channels for m in reversed(inner) if hasattr(m, "out_channels")), channels)
+            for m in inner:
+                if isinstance(m, Downsample) or (type(m) is nn.Conv2d and m.stride[0] == 2):
+                    stride *= 2
+                elif isinstance(m, (Upsample, nn.ConvTranspose2d)):
+                    stride //= 2
+            self.taps.append(Tap(index, (names or {}).get(index, str(index)), channels, stride))
+
+    def find_taps(self, taps: Sequence[int | str] | None = None) -> list[Tap]:
+        """Return the taps of these indices or names, in the order of the layers; without any, the default ones.
+
+        Raises:
+            UserError: there is no such tap, or one is named twice.
+        """
+        by_name = {key: tap for tap in self.taps for key in (tap.index, str(tap.index), tap.name)}
+        found = []
+        for name in self.default_taps if taps is None else taps:
+            if name not in by_name:
+                named = [t.name for t in self.taps if not t.name.isdigit()]
+                raise UserError(
+                    f"the generator has no tap {name!r}{nearest(name, named)} "
+                    f"(taps: 0 to {len(self.taps) - 1}, or {', '.join(named)})"
+                )
+            found.append(by_name[name])
+        if len(set(found)) < len(found):
+            raise UserError(f"a tap is named twice: {', '.join(map(str, taps or ()))}")
+        return sorted(found)
+
+    def forward(self, x: Tensor, taps: Sequence[int | str] = (), encode_only: bool = False):
+        """Translate (B, C, H, W) in [-1, 1].
+
+        Args:
+            x: the images; sides a multiple of ``self.multiple``.
+            taps: indices or names of layers whose outputs are wanted too.
+            encode_only: stop at the deepest tap and return the features alone.
+
+        Returns:
+            The image; (image, list of features) with ``taps``; the list alone with ``encode_only``.
+        """
+        wanted = [tap.index for tap in self.find_taps(taps)] if len(taps) else []
+        features: list[Tensor] = []
+        out = x
+        if not encode_only or wanted:
+            for index, out in self._walk(x, wanted):
+                if index in wanted:
+                    features.append(out)
+                    if encode_only and len(features) == len(wanted):
+                        break
+        if encode_only:
+            return features
+        return (out, features) if wanted else out
+
+    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield the outputs of the layers in order, with the layers' indices; what nobody asks for is not computed.
+
+        Only those that are ``wanted`` and the last one have to be there.
+        """
+        for index, layer in in_a_row(self.model, wanted):
+            x = layer(x)
+            yield index, x
+
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs, for :mod:`qsattn_plugin.registry.layers.primitives`."""
+        return list(self.model)
+
+
+class ResnetBlock(nn.Module):
+    """Two 3 x 3 convolutions and a skip connection; reflection padding (Johnson et al. 2016)."""
+
+    def __init__(self, channels: int, norm: Norm):
+        super().__init__()
+        make_norm = normalisation(norm)
+        bias = norm != "batch"
+        self.conv_block = nn.Sequential(
+            ReflectionPad(1),
+            nn.Conv2d(channels, channels, 3, bias=bias),
+            make_norm(channels),
+            nn.ReLU(),
+            ReflectionPad(1),
+            nn.Conv2d(channels, channels, 3, bias=bias),
+            make_norm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = x
+        for _, layer in in_a_row(self.conv_block):
+            inner = layer(inner)
+        return x + inner
+
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs."""
+        return [Skip.FORK, *self.conv_block, Skip.ADD]
+
+
+class ResnetGenerator(TappedGenerator):
+    """The ResNet generator of CycleGAN and CUT: two steps down, ``blocks`` residual blocks, two steps up.
+
+    Layer indices and ``state_dict`` keys are those of both projects' ``ResnetGenerator``. ReLUs are not in place, so a
+    tap holds what its layer gave.
+
+    Args:
+        width: channels of the stem; the blocks have four times as many.
+        norm: "instance" (the papers'), "batch" or "none".
+        antialias: blur before each step down, as CUT does; CycleGAN does not.
+        antialias_up: blur on each step up, as CUT does; CycleGAN uses transposed convolutions.
+        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: the scale of that draw.
+        in_channels: channels of the images that come in; a recipe takes them from ``data.channels``.
+        out_channels: channels of the images that go out; likewise.
+    """
+
+    #: How many residual blocks, and of which class.
+    blocks: int = 9
+    block_type: type[nn.Module] = ResnetBlock
+
+    def __init__(
+        self,
+        width: int = 64,
+        norm: Norm = "instance",
+        antialias: bool = True,
+        antialias_up: bool = True,
+        init: Init = "xavier",
+        init_gain: float = 0.02,
+        in_channels: int = 3,
+        out_channels: int = 3,
+    ):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: must be at least 1, got {width}")
+        make_norm = normalisation(norm)
+        bias = norm != "batch"  # batch norm has a bias of its own
+        model: list[nn.Module] = []
+        names: dict[str, int] = {}
+
+        def add(*layers: nn.Module, name: str) -> None:
+            model.extend(layers)
+            names[name] = len(model) - 1
+
+        add(ReflectionPad(3), name="image")
+        add(nn.Conv2d(in_channels, width, 7, bias=bias), make_norm(width), nn.ReLU(), name="stem")
+        channels = width
+        taps = [names["image"]]
+        for level in (1, 2):
+            taps.append(len(model))
+            # With antialiasing the convolution keeps the size and a blur halves it; without, its stride does both.
+            conv = nn.Conv2d(channels, channels * 2, 3, stride=1 if antialias else 2, padding=1, bias=bias)
+            channels *= 2
+            blur = [Downsample(channels)] if antialias else []
+            add(conv, make_norm(channels), nn.ReLU(), *blur, name=f"down_{level}")
+        for block in range(1, self.blocks + 1):
+            add(self.block_type(channels, norm), name=f"block_{block}")
+        for level in (1, 2):
+            half = channels // 2
+            if antialias_up:
+                up = [Upsample(channels), nn.Conv2d(channels, half, 3, padding=1, bias=bias)]
+            else:
+                up = [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1, bias=bias)]
+            channels = half
+            add(*up, make_norm(channels), nn.ReLU(), name=f"up_{level}")
+        add(ReflectionPad(3), nn.Conv2d(channels, out_channels, 7), nn.Tanh(), name="output")
+
+        # The papers' taps: the padded image, both convolutions on the way down, the first block and the fifth: 0, 4, 8,
+        # 12, 16 with antialiasing.
+        taps += [names["block_1"], names[f"block_{min(5, self.blocks)}"]]
+        self.default_taps = tuple(dict.fromkeys(taps))
+        self.finish(model, {index: name for name, index in names.items()}, in_channels, init, init_gain)
+
+
+def _for_blocks(count: str, use: str) -> str:
+    """The docstring of a ResNet generator with a fixed number of blocks: its own first line, the shared arguments."""
+    return f"ResNet generator with {count} blocks: {use}.\n" + (ResnetGenerator.__doc__ or "").split("\n", 1)[-1]
+
+
+@register("generator", "resnet_9blocks", tags=("resnet", "cut", "cyclegan"))
+class Resnet9Blocks(ResnetGenerator):
+    __doc__ = _for_blocks("nine", "the papers' generator at 256 pixels")
+
+
+@register("generator", "resnet_6blocks", tags=("resnet", "cut", "cyclegan"))
+class Resnet6Blocks(ResnetGenerator):
+    __doc__ = _for_blocks("six", "CycleGAN's at 128 pixels")
+
+    blocks = 6
+
+
+@register("generator", "resnet_4blocks", tags=("resnet", "small"))
+class Resnet4Blocks(ResnetGenerator):
+    __doc__ = _for_blocks("four", "for small pictures")
+
+    blocks = 4

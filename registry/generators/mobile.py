@@ -1,0 +1,122 @@
+"""A ResNet generator of depthwise separable convolutions, for processors without an accelerator.
+
+Most of its arithmetic is 1 x 1 convolutions at a quarter of the image's side, which are plain matrix products; nothing
+wide is ever computed at full size, where memory, not arithmetic, would set the pace.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.registry import register
+from qsattn_plugin.registry.generators import Tap, TappedGenerator
+from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+
+
+def _depthwise(channels: int, stride: int = 1) -> list[nn.Module]:
+    """A 3 x 3 filter for each channel by itself; without a bias, which the norm that follows would take away again."""
+    return [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, stride=stride, groups=channels, bias=False)]
+
+
+class MobileBlock(nn.Module):
+    """Two depthwise separable convolutions and a skip connection."""
+
+    def __init__(self, channels: int, norm: Norm):
+        super().__init__()
+        make_norm = normalisation(norm)
+        bias = norm == "none"
+        self.conv_block = nn.Sequential(
+            *_depthwise(channels),
+            nn.Conv2d(channels, channels, 1, bias=bias),
+            make_norm(channels),
+            nn.ReLU(),
+            *_depthwise(channels),
+            nn.Conv2d(channels, channels, 1, bias=bias),
+            make_norm(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv_block(x)
+
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs."""
+        return [Skip.FORK, *self.conv_block, Skip.ADD]
+
+
+@register("generator", "mobile_resnet_9blocks", tags=("resnet", "mobile", "small"))
+class MobileResnet9Blocks(TappedGenerator):
+    """ResNet generator with nine depthwise separable blocks: a twelfth of the papers' arithmetic, for CPUs.
+
+    The idea of separable residual blocks is that of Li et al. 2020 (GAN Compression). The stem takes 2 x 2 pixels as
+    twelve channels. Layer indices are the taps: 0 image, 1 stem, 2 down_1, 3 to 11 block_1 to block_9, 12 up_1,
+    13 up_2, 14 output.
+
+    Args:
+        width: channels of the stem; the blocks have four times as many.
+        norm: "instance" (the papers'), "batch" or "none".
+        antialias: step down by a fixed blur; without it by learned filters.
+        antialias_up: step up by interpolation; without it by pixel shuffling.
+        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal". Depthwise filters
+            keep their input's scale whatever this says: they are so small that the others' scale would silence them.
+        init_gain: the scale of that draw.
+        in_channels: channels of the images that come in; a recipe takes them from ``data.channels``.
+        out_channels: channels of the images that go out; likewise.
+    """
+
+    blocks: int = 9
+    default_taps = ("image", "stem", "down_1", "block_1", "block_5")
+
+    def __init__(
+        self,
+        width: int = 64,
+        norm: Norm = "instance",
+        antialias: bool = True,
+        antialias_up: bool = True,
+        init: Init = "xavier",
+        init_gain: float = 0.02,
+        in_channels: int = 3,
+        out_channels: int = 3,
+    ):
+        super().__init__()
+        if width < 4:
+            raise ValueError(f"width: must be at least 4, got {width}")
+        make_norm = normalisation(norm)
+        bias = norm == "none"
+        model: list[nn.Module] = []
+        self.taps = []
+
+        def add(*layers: nn.Module, name: str, channels: int, stride: int) -> None:
+            self.taps.append(Tap(len(model), name, channels, stride))
+            model.append(layers[0] if len(layers) == 1 else nn.Sequential(*layers))
+
+        def pointwise(before: int, after: int) -> nn.Conv2d:
+            return nn.Conv2d(before, after, 1, bias=bias)
+
+        def double(before: int, after: int) -> list[nn.Module]:
+            # The interpolation runs after the channels became fewer: it is then cheaper, and the result is the same.
+            if antialias_up:
+                return [pointwise(before, after), Upsample(after)]
+            return [pointwise(before, 4 * after), nn.PixelShuffle(2)]
+
+        deep, thin = 4 * width, width // 4
+        add(nn.PixelUnshuffle(2), name="image", channels=4 * in_channels, stride=2)
+        stem = nn.Conv2d(4 * in_channels, width, 3, bias=bias)
+        add(nn.ReflectionPad2d(1), stem, make_norm(width), nn.ReLU(), name="stem", channels=width, stride=2)
+        halve = [Downsample(width)] if antialias else _depthwise(width, stride=2)
+        add(*halve, pointwise(width, deep), make_norm(deep), nn.ReLU(), name="down_1", channels=deep, stride=4)
+        for block in range(1, self.blocks + 1):
+            add(MobileBlock(deep, norm), name=f"block_{block}", channels=deep, stride=4)
+        sharpen = _depthwise(width)
+        add(*double(deep, width), *sharpen, make_norm(width), nn.ReLU(), name="up_1", channels=width, stride=2)
+        add(*double(width, thin), make_norm(thin), nn.ReLU(), name="up_2", channels=thin, stride=1)
+        paint = nn.Conv2d(thin, out_channels, 5)
+        add(nn.ReflectionPad2d(2), paint, nn.Tanh(), name="output", channels=out_channels, stride=1)
+        self.model = nn.Sequential(*model)
+
+        initialise(self, init, init_gain)
+        with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                    layer.weight.normal_(0.0, 1 / 3)  # nine of them add up to the variance that came in

@@ -1,0 +1,169 @@
+"""The U-Net generators of pix2pix and CycleGAN: halve the picture down to one pixel, and back up with skip connections.
+
+Taps of a U-Net with n levels, from the picture inwards and out again:
+
+    0           image       the input itself
+    k = 1 .. n  down_k      the output of the k-th step down (before its activation): what the skip connection carries
+    n + j       up_j        the output of the j-th step up, at the size of down_(n - j), before it meets that skip
+    2 n         output      the translation
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from qsattn_plugin.registry import register
+from qsattn_plugin.registry.generators import Tap, TappedGenerator
+from qsattn_plugin.registry.layers import Init, Norm, initialise, normalisation
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+
+
+class UnetBlock(nn.Module):
+    """One step down, the blocks below it, one step up.
+
+    Blocks lie inside each other because that is how pix2pix's checkpoints name their layers
+    (``model.1.model.3.model. ...``); :meth:`down` and :meth:`up` let the generator walk through them in a row.
+    """
+
+    def __init__(self, down: list[nn.Module], inner: UnetBlock | None, up: list[nn.Module]):
+        super().__init__()
+        self.steps_down = len(down)
+        self.model = nn.Sequential(*down, *([inner] if inner is not None else []), *up)
+
+    @property
+    def inner(self) -> UnetBlock | None:
+        """The next block inwards, None in the innermost."""
+        layer = self.model[self.steps_down]
+        return layer if isinstance(layer, UnetBlock) else None
+
+    def down(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to half of both sides."""
+        return self.model[: self.steps_down](x)
+
+    def up(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to double of both sides."""
+        return self.model[self.steps_down + (self.inner is not None) :](x)
+
+    def primitives(self) -> list[Primitive]:
+        """What the generator's walk runs of this block and of those inside it."""
+        layers = list(self.model)
+        down, up = layers[: self.steps_down], layers[self.steps_down + (self.inner is not None) :]
+        if self.inner is None:
+            return [*down, *up]
+        return [*down, Skip.FORK, *self.inner.primitives(), Skip.CONCATENATE, *up]
+
+
+class UnetGenerator(TappedGenerator):
+    """A U-Net that halves the image ``levels`` times.
+
+    ``state_dict`` keys are those of pix2pix's and CycleGAN's ``UnetGenerator`` without dropout.
+
+    Args:
+        width: channels of the first level; they double up to eight times as many.
+        norm: "instance", "batch" (pix2pix's) or "none".
+        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN, pix2pix), "kaiming" or "orthogonal".
+        init_gain: the scale of that draw.
+        in_channels: channels of the images that come in; a recipe takes them from ``data.channels``.
+        out_channels: channels of the images that go out; likewise.
+    """
+
+    levels: int = 8
+    #: At 256 pixels: 256, 128, 64 and 32 places a side.
+    default_taps = (0, 1, 2, 3)
+
+    def __init__(
+        self,
+        width: int = 64,
+        norm: Norm = "instance",
+        init: Init = "xavier",
+        init_gain: float = 0.02,
+        in_channels: int = 3,
+        out_channels: int = 3,
+    ):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: must be at least 1, got {width}")
+        make_norm = normalisation(norm)
+        bias = norm == "instance"
+        channels = [width * min(2**level, 8) for level in range(self.levels)]
+        block: UnetBlock | None = None
+        for level in reversed(range(self.levels)):
+            first, innermost = level == 0, level == self.levels - 1
+            outside = in_channels if first else channels[level - 1]
+            down: list[nn.Module] = [] if first else [nn.LeakyReLU(0.2)]
+            down.append(nn.Conv2d(outside, channels[level], 4, stride=2, padding=1, bias=bias))
+            # One place has no variance: the innermost level, at the intended size, cannot be normalised.
+            down += [] if first or innermost else [make_norm(channels[level])]
+            gathered = channels[level] * (1 if innermost else 2)  # what comes up, beside what went down
+            if first:
+                up = [nn.ReLU(), nn.ConvTranspose2d(gathered, out_channels, 4, stride=2, padding=1), nn.Tanh()]
+            else:
+                conv = nn.ConvTranspose2d(gathered, outside, 4, stride=2, padding=1, bias=bias)
+                up = [nn.ReLU(), conv, make_norm(outside)]
+            block = UnetBlock(down, block, up)
+        self.model = block
+        initialise(self, init, init_gain)
+
+        self.multiple = 2**self.levels
+        self.taps = [Tap(0, "image", in_channels, 1)]
+        self.taps += [Tap(k + 1, f"down_{k + 1}", channels[k], 2 ** (k + 1)) for k in range(self.levels)]
+        for j, k in enumerate(reversed(range(self.levels)), start=1):
+            name = f"up_{j}" if k else "output"
+            self.taps.append(Tap(self.levels + j, name, channels[k - 1] if k else out_channels, 2**k))
+
+    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+        if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
+            height, width = x.shape[-2:]
+            raise ValueError(
+                f"this U-Net halves images {self.levels} times: sides must be multiples of {self.multiple}, "
+                f"got {height} x {width}"
+            )
+        index = 0
+        yield index, x
+        blocks, skips = [], []
+        block: UnetBlock | None = self.model
+        while block is not None:
+            x = block.down(x)
+            index += 1
+            yield index, x
+            blocks.append(block)
+            skips.append(x)
+            block = block.inner
+        skips.pop()
+        for block in reversed(blocks):
+            x = block.up(x)
+            index += 1
+            yield index, x
+            if skips:
+                x = torch.cat([skips.pop(), x], 1)
+
+    def primitives(self) -> list[Primitive]:
+        """What :meth:`forward` runs."""
+        return self.model.primitives()
+
+
+def _at_size(use: str) -> str:
+    """The docstring of a U-Net with a fixed number of levels: its own first line, the shared arguments."""
+    return f"U-Net {use}.\n" + (UnetGenerator.__doc__ or "").split("\n", 1)[-1]
+
+
+@register("generator", "unet_256", tags=("unet", "pix2pix", "cyclegan"))
+class Unet256(UnetGenerator):
+    __doc__ = _at_size("with eight levels, for images whose sides are multiples of 256 pixels")
+
+
+@register("generator", "unet_128", tags=("unet", "pix2pix", "cyclegan"))
+class Unet128(UnetGenerator):
+    __doc__ = _at_size("with seven levels, for images whose sides are multiples of 128 pixels")
+
+    levels = 7
+
+
+@register("generator", "unet_64", tags=("unet", "small"))
+class Unet64(UnetGenerator):
+    __doc__ = _at_size("with six levels, for small pictures whose sides are multiples of 64 pixels")
+
+    levels = 6

@@ -1,0 +1,197 @@
+"""Recipes: a YAML file in, a checked description of a whole training out.
+
+    recipe = load_recipe("horse2zebra", ["data.root=data/horses", "train.steps=1000"])
+    generator = recipe.build("generator", in_channels=recipe.data.channels)
+
+Everything that a person can get wrong is found while loading, and said with file, line and key. The resolved recipe
+(:meth:`Recipe.to_yaml`) holds every value and loads as the same recipe.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import qsattn_plugin
+from qsattn_plugin import registry
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.recipe.imports import import_parts
+from qsattn_plugin.registry.recipe.merging import stack
+from qsattn_plugin.registry.recipe.reading import (
+    Layer,
+    find_recipe,
+    follow,
+    read_file,
+    read_text,
+    shipped_recipes,
+    shown,
+    write_out,
+)
+from qsattn_plugin.registry.recipe.schema import KEYS, PARTS, PIPELINE, Checkpoint, Data, Evaluate, PartSpec, Train
+from qsattn_plugin.registry.recipe.sections import plain, read_sections
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, write
+
+__all__ = ["PartSpec", "Recipe", "RecipeError", "load_recipe", "shipped_recipes", "summary"]
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the checked recipe of a file, or of a shipped name such as ``toy``.
+
+    Args:
+        source: a path to a YAML file, or a shipped name.
+        overrides: ``key=value`` with dotted keys, over everything else; later ones win.
+
+    Raises:
+        RecipeError: anything in the recipe or the overrides that cannot be used, one line a problem.
+    """
+    path = find_recipe(source)
+    return _assemble(follow(read_file(path), path), overrides, shown(path), path.stem)
+
+
+def summary(path: Path) -> str:
+    """Return the first comment line of a recipe's file: what ``qsattn list recipes`` says about it."""
+    with path.open(encoding="utf-8") as lines:
+        return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe. Equal recipes describe the same run; where they were read does not count.
+
+    ``data``, ``train``, ``checkpoint`` and ``evaluate`` have their keys as attributes; ``generator``,
+    ``discriminator``, ``encoder``, ``sampler`` and each of the augmentations are a :class:`PartSpec`.
+    """
+
+    name: str
+    method: str
+    data: Data
+    generator: PartSpec
+    discriminator: PartSpec
+    encoder: PartSpec
+    sampler: PartSpec
+    augmentations: list[PartSpec]
+    discriminator_augmentations: list[PartSpec]
+    objective: dict[str, Any]
+    train: Train
+    checkpoint: Checkpoint
+    evaluate: Evaluate
+    imports: list[str] = field(default_factory=list)
+    source: str = field(default="recipe", compare=False)
+    tree: Node = field(default=Node({}, Place("recipe")), compare=False, repr=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+        """Return the recipe that a YAML text is; relative paths start from the current directory."""
+        return _assemble(follow(read_text(text, Place(source), Path.cwd())), overrides, source, source)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """Return the recipe that :meth:`to_dict` gave, as a checkpoint keeps it.
+
+        Its ``import`` is kept but not followed: a file of weights does not decide what code runs. Whoever loads a
+        model of parts from elsewhere imports them first.
+        """
+        layer = Layer(write_out(from_plain(dict(values), Place(source))), Path.cwd())
+        return _assemble([layer], (), source, source, run_imports=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain data (what JSON can hold) in the recipe's own form, complete and in order."""
+        found: dict[str, Any] = {}
+        for key in KEYS:
+            if key == "import" and self.imports:
+                found[key] = list(self.imports)
+            elif hasattr(self, key):
+                found[key] = plain(getattr(self, key))
+        return found
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML: complete, commented, and the same text for equal recipes."""
+        text = (
+            f"# The recipe {self.name}, resolved by qsattn-plugin {qsattn_plugin.__version__}.\n"
+            "# An argument that a part is not given here has the part's own default, or comes from the method.\n"
+        )
+        for key, value in self.to_dict().items():
+            text += f"\n# {KEYS[key]}\n"
+            if isinstance(value, dict) and value:
+                text += f"{key}:\n" + "".join(f"  {write(k)}: {write(v)}\n" for k, v in value.items())
+            elif isinstance(value, list) and value:
+                text += f"{key}:\n" + "".join(f"  - {write(v)}\n" for v in value)
+            else:
+                text += f"{key}: {write(value)}\n"
+        return text
+
+    def locate(self, key: str) -> str:
+        """Return ``file:line`` of a dotted key, or of the nearest one above it that was written."""
+        return str(self._place(key))
+
+    def error(self, key: str, text: str) -> RecipeError:
+        """Return the error that says ``text`` about a key, with its file and line."""
+        return RecipeError(Problem(self._place(key), key, text))
+
+    def part(self, section: str) -> PartSpec:
+        """Return the part of a section: ``generator``, ``data``, ``method``, ``augmentations.0``, ..."""
+        if section == "method":
+            return PartSpec(self.method, self.objective)
+        if section == "data":
+            return PartSpec(self.data.type, self.data.arguments)
+        name, _, index = section.partition(".")
+        return getattr(self, name)[int(index)] if index else getattr(self, name)
+
+    def build(self, section: str, **injected: Any) -> Any:
+        """Build the part of a section.
+
+        Args:
+            section: as for :meth:`part`.
+            injected: values from the surroundings, such as ``in_channels``. The part gets those that its signature
+                takes and the recipe does not set. A dataset gets the pipeline's values (``channels``, ...) this way.
+
+        Raises:
+            RecipeError: the part refuses an argument, at the argument's file and line.
+        """
+        spec = self.part(section)
+        kind = "method" if section == "method" else PARTS[section.partition(".")[0]]
+        if section == "data":
+            injected = {key: getattr(self.data, key) for key in PIPELINE} | injected
+        takes = registry.find(kind, spec.type).signature.parameters
+        given = {k: v for k, v in injected.items() if k in takes} | spec.arguments
+        try:
+            return registry.create(kind, spec.type, **given)
+        except RecipeError:
+            raise
+        except (UserError, ValueError) as error:
+            text = str(error)
+            argument = getattr(error, "argument", None) or text.partition(":")[0]
+            if argument.partition(".")[0] not in spec.arguments:
+                raise self.error(section, text) from error
+            key = f"{'objective' if section == 'method' else section}.{argument}"
+            raise self.error(key, text.removeprefix(f"{argument}: ")) from error
+        except Exception as error:  # of PyTorch, say, about a width that no memory holds; or of somebody's own part
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            text = f"{spec.type} cannot be built: {what} ({shown(Path(last.filename))}, line {last.lineno})"
+            raise self.error(section, text) from error
+
+    def _place(self, key: str) -> Place:
+        node = self.tree
+        for name in key.split("."):
+            below = node.get(name)
+            if below is None:
+                break
+            node = below
+        return node.place
+
+
+def _assemble(
+    layers: Sequence[Layer], overrides: Sequence[str], source: str, name: str, run_imports: bool = True
+) -> Recipe:
+    """Return the recipe of some layers, the lowest first; ``name`` is its name if it gives itself none."""
+    imports = [done for layer in layers for done in import_parts(layer, run_imports)]
+    tree = stack(layers, overrides)
+    problems: list[Problem] = []
+    values = read_sections(tree, name, problems)
+    if problems:
+        raise RecipeError(*problems)
+    return Recipe(**values, imports=list(dict.fromkeys(imports)), source=source, tree=tree)

@@ -1,0 +1,247 @@
+"""Values against types, with messages for people.
+
+pydantic checks, strictly and as for JSON: a list may become a tuple, a whole number a float, but text never becomes a
+number and ``true`` never becomes 1. Two things that a person writes without thinking are put right and tried again:
+``1e5`` where an integer is due, and unquoted ``001`` where text is due.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_origin
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from qsattn_plugin import registry
+from qsattn_plugin.errors import nearest
+from qsattn_plugin.registry.recipe.schema import INJECTED, PartSpec, absolute
+from qsattn_plugin.registry.yaml_lines import Node, Problem
+
+__all__ = ["adapter", "check", "check_arguments", "check_part", "nested", "unknown_key"]
+
+_EMPTY = inspect.Parameter.empty
+_Keys = tuple[str, ...]
+
+#: pydantic's error type -> what the value must be; ``{ge}`` and the like come from the error's context.
+_MUST = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "needs_python_object": "left out (the method gives it)",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+
+
+def adapter(annotation: Any) -> TypeAdapter:
+    """Return pydantic's checker for an annotation; one that pydantic cannot check takes anything."""
+    if annotation is _EMPTY or isinstance(annotation, str):  # text: a name that exists for type checkers alone
+        return TypeAdapter(Any)
+    try:
+        if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+            return TypeAdapter(annotation)
+        return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
+    except (PydanticUserError, TypeError):
+        return TypeAdapter(Any)
+
+
+def check(annotation: Any, node: Node, key: str, problems: list[Problem]) -> Any:
+    """Return the node's value as the type that ``annotation`` names, or add to ``problems`` and return None.
+
+    Paths come back absolute, against the current directory.
+    """
+    checker = adapter(annotation)
+    corrections: dict[_Keys, Any] = {}
+    while True:
+        try:
+            text = json.dumps(_plain(node, corrections))
+            return _absolute_paths(checker.validate_json(text, strict=True))
+        except ValidationError as error:
+            wrong = _by_place(node, error)
+        found = {path: _correction(_below(node, path), errors) for path, errors in wrong.items()}
+        fresh = {path: value for path, value in found.items() if value is not None and path not in corrections}
+        if not fresh:
+            known = getattr(annotation, "model_fields", ())
+            problems += [_explain(node, path, errors, key, known) for path, errors in wrong.items()]
+            return None
+        corrections |= fresh
+
+
+def check_arguments(
+    parameters: Mapping[str, inspect.Parameter],
+    node: Node,
+    key: str,
+    owner: str,
+    problems: list[Problem],
+    also: Collection[str] = (),
+) -> dict[str, Any]:
+    """Return the values below ``node`` as arguments for ``parameters``; what does not fit is added to ``problems``.
+
+    Args:
+        parameters: Of the part's signature.
+        node: A mapping of arguments.
+        key: The section, for messages.
+        owner: What takes the arguments, for messages: ``sampler 'random'``.
+        problems: Is added to.
+        also: Other keys of the section, which a misspelt name may have meant.
+    """
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    values = {}
+    for name, value in node.value.items():
+        inner = nested(named[name].annotation) if name in named else None
+        if inner and inner[1] and isinstance(value.value, list):
+            items = enumerate(value.value)
+            values[name] = [_check_nested(inner[0], item, f"{key}.{name}.{i}", problems) for i, item in items]
+        elif inner and not inner[1]:
+            values[name] = _check_nested(inner[0], value, f"{key}.{name}", problems)
+        elif name in named:
+            values[name] = check(named[name].annotation, value, f"{key}.{name}", problems)
+        elif takes_any:
+            values[name] = check(Any, value, f"{key}.{name}", problems)
+        else:
+            problems.append(unknown_key(value, f"{key}.{name}", [*named, *also], f"{owner} takes"))
+    for name, parameter in named.items():
+        if parameter.default is _EMPTY and name not in node.value:
+            problems.append(Problem(node.place, f"{key}.{name}", f"is missing; {owner} needs it"))
+    return values
+
+
+def check_part(
+    kind: str, node: Node, key: str, problems: list[Problem], without: Collection[str] = ()
+) -> PartSpec | None:
+    """Return the part that a section names, or add to ``problems``; ``without`` are keys that are not the part's."""
+    if "type" not in node.value:
+        problems.append(Problem(node.place, f"{key}.type", f"is missing; it names the {kind}"))
+        return None
+    name = check(str, node.value["type"], f"{key}.type", problems)
+    if name is None:
+        return None
+    try:
+        parameters = registry.find(kind, name).signature.parameters
+    except registry.PartError as error:
+        problems.append(Problem(node.value["type"].place, f"{key}.type", str(error)))
+        return None
+    own = replace(node, value={k: n for k, n in node.value.items() if k != "type" and k not in without})
+    injected = [n for n in INJECTED.get(kind, ()) if n not in own.value]
+    takes = {n: p for n, p in parameters.items() if n not in (*without, *injected)}
+    return PartSpec(name, check_arguments(takes, own, key, f"{kind} {name!r}", problems, also=without))
+
+
+def nested(annotation: Any) -> tuple[str, bool] | None:
+    """Return the kind of the parts that an argument names, and whether it is a list; None for other arguments."""
+    marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, registry.Nested)]
+    return (marks[0].kind, get_origin(annotation.__origin__) is list) if marks else None
+
+
+def _check_nested(kind: str, node: Node, key: str, problems: list[Problem]) -> Any:
+    """Return a part inside another one's arguments, in the form in which it was written: its name, or a mapping."""
+    alone = not isinstance(node.value, dict)
+    spec = check_part(kind, replace(node, value={"type": node}) if alone else node, key, problems)
+    if spec is None or alone:
+        return spec and spec.type
+    return {"type": spec.type, **spec.arguments}
+
+
+def unknown_key(node: Node, key: str, known: Collection[str], takes: str) -> Problem:
+    """Return the problem of a key that does not exist: the nearest one, and all there are."""
+    name = key.rpartition(".")[2]
+    every = ", ".join(known) or "no keys"
+    return Problem(node.place, key, f"there is no such key{nearest(name, known)} ({takes} {every})")
+
+
+def _plain(node: Node, corrections: Mapping[_Keys, Any], path: _Keys = ()) -> Any:
+    if isinstance(node.value, dict):
+        return {k: _plain(n, corrections, (*path, k)) for k, n in node.value.items()}
+    if isinstance(node.value, list):
+        return [_plain(n, corrections, (*path, str(i))) for i, n in enumerate(node.value)]
+    return corrections.get(path, node.value)
+
+
+def _absolute_paths(value: Any) -> Any:
+    if isinstance(value, Path):
+        return absolute(value)
+    if type(value) in (list, tuple):
+        return type(value)(map(_absolute_paths, value))
+    if type(value) is dict:
+        return {k: _absolute_paths(v) for k, v in value.items()}
+    return value
+
+
+def _below(node: Node, path: _Keys) -> Node:
+    for key in path:
+        node = node.get(key) or node
+    return node
+
+
+def _by_place(node: Node, error: ValidationError) -> dict[_Keys, list[dict]]:
+    """Return pydantic's errors by the path of the node that each concerns, without the names of a union's branches."""
+    found: dict[_Keys, list[dict]] = {}
+    for item in error.errors(include_url=False):
+        path, at = [], node
+        for key in map(str, item["loc"]):
+            if below := at.get(key):
+                path, at = [*path, key], below
+        found.setdefault(tuple(path), []).append(item)
+    # When one branch of a union looked into a list and another wanted no list at all, the first is what was meant.
+    deeper = {path[:n] for path in found for n in range(len(path))}
+    return {
+        path: errors
+        for path, errors in found.items()
+        if path not in deeper or any(e["type"] == "missing" for e in errors)
+    }
+
+
+def _correction(node: Node, errors: list[dict]) -> Any:
+    types = {error["type"] for error in errors}
+    whole = isinstance(node.value, float) and node.value.is_integer()
+    if whole and types & {"int_type", "int_from_float"}:
+        return int(node.value)
+    return node.text if types & {"string_type", "path_type", "literal_error"} else None
+
+
+def _explain(root: Node, path: _Keys, errors: list[dict], key: str, known: Collection[str]) -> Problem:
+    node = _below(root, path)
+    where = ".".join((key, *path))
+    types = {error["type"] for error in errors}
+    if "extra_forbidden" in types:
+        return unknown_key(node, where, known, f"{key} takes")
+    if "missing" in types:
+        name = errors[0]["loc"][-1]
+        if isinstance(name, int):
+            return Problem(node.place, where, f"must have at least {name + 1} values, got {len(node.value)}")
+        return Problem(node.place, f"{where}.{name}", "is missing, and nothing gives it a default")
+    wanted, choices = [], []
+    for error in errors:
+        context = error.get("ctx", {})
+        if error["type"] == "value_error":
+            return Problem(node.place, where, str(context["error"]))
+        if error["type"] in ("too_long", "too_short"):
+            bound = "at most" if error["type"] == "too_long" else "at least"
+            length = context.get("max_length", context.get("min_length"))
+            return Problem(node.place, where, f"must have {bound} {length} values, got {len(node.value)}")
+        if error["type"] not in _MUST:
+            return Problem(node.place, where, f"{error['msg'][:1].lower()}{error['msg'][1:]}, got {node}")
+        wanted.append(_MUST[error["type"]].format(**context))
+        if error["type"] == "literal_error":
+            choices += [part.strip("'\"") for part in context["expected"].replace(" or ", ", ").split(", ")]
+    text = f"must be {' or '.join(dict.fromkeys(wanted))}, got {node}"
+    return Problem(node.place, where, text + (nearest(node.value, choices) if isinstance(node.value, str) else ""))

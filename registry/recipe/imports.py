@@ -1,0 +1,75 @@
+"""The Python files and modules that a recipe imports for the parts that they register."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from qsattn_plugin.registry.recipe.checking import check
+from qsattn_plugin.registry.recipe.reading import Layer, shown
+from qsattn_plugin.registry.yaml_lines import Problem, RecipeError
+
+__all__ = ["import_parts"]
+
+
+def import_parts(layer: Layer, run: bool = True) -> list[str]:
+    """Import what the layer asks for under ``import``, and return it as module names and absolute paths.
+
+    Without ``run`` nothing is imported. A name is a file beside the recipe if there is one, else an installed module.
+
+    Raises:
+        RecipeError: there is no such file or module, or importing it failed.
+    """
+    node = layer.tree.get("import")
+    problems: list[Problem] = []
+    names = check(list[str], node, "import", problems) if node else []
+    if problems:
+        raise RecipeError(*problems)
+    if not run:
+        return names
+    done = []
+    for i, name in enumerate(names):
+        at = Problem(node.value[i].place, "import", "")
+        is_path = name.endswith(".py") or "/" in name
+        file = layer.directory / Path(os.path.expanduser(name if is_path else f"{name}.py"))
+        if is_path and not file.is_file():
+            raise RecipeError(at._replace(text=f"{shown(file)} does not exist"))
+        try:
+            if file.is_file():
+                name = os.path.abspath(file)
+                _import_file(Path(name))
+            else:
+                importlib.import_module(name)
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error} ({shown(Path(last.filename))}, line {last.lineno})"
+            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+                what = f"there is no file {shown(file)} and no module {name!r}"
+            raise RecipeError(at._replace(text=f"{name}: {what}" if name not in what else what)) from error
+        done.append(name)
+    return done
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file under a name that follows from its path, so that a second recipe finds the same classes."""
+    content = path.read_bytes()
+    name = f"recipe_parts_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    known = sys.modules.get(name)
+    if known and known.__dict__.get("__content__") == content:
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    module.__content__ = content
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,111 @@
+"""JSON Schema of recipes, from the sections' models and the signatures and docstrings of everything registered.
+
+Editors with a YAML language server complete and check recipes by it. It describes one file: what ``extends`` brings in
+is not seen, so nothing but a part's ``type`` in a list is required.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.errors import PydanticUserError
+
+from qsattn_plugin import registry
+from qsattn_plugin.registry.recipe.checking import adapter, nested
+from qsattn_plugin.registry.recipe.docs import argument_docs
+from qsattn_plugin.registry.recipe.reading import shipped_recipes
+from qsattn_plugin.registry.recipe.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
+from qsattn_plugin.registry.recipe.sections import NAME, objective_parameters, plain
+
+__all__ = ["json_schema"]
+
+_MODELS: dict[str, type[BaseModel]] = {"train": Train, "checkpoint": Checkpoint, "evaluate": Evaluate}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of recipes made of the parts that are registered now."""
+    parts = {kind: registry.list_parts(kind) for kind in ("method", *PARTS.values())}
+    defs: dict[str, Any] = {}
+    methods = parts["method"]
+    properties: dict[str, Any] = {
+        "extends": {"type": "string", "examples": list(shipped_recipes())},
+        "import": {"type": "array", "items": {"type": "string"}},
+        "name": {"type": "string", "pattern": f"^{NAME}$"},
+        "method": {"type": "string", "oneOf": [{"const": m.name, "description": m.summary} for m in methods]},
+        "objective": {"type": "object"},
+    }
+    for key, kind in PARTS.items():
+        shared = _model_properties(Pipeline, defs) if key == "data" else {}
+        if key in LISTS:
+            properties[key] = {"type": "array", "items": _part(parts[kind], shared, defs, required=True)}
+        else:
+            properties[key] = _part(parts[kind], shared, defs)
+    for key, model in _MODELS.items():
+        properties[key] = _object(_model_properties(model, defs))
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "qsattn-plugin recipe",
+        **_object({key: {"description": text, **properties[key]} for key, text in KEYS.items()}),
+        "allOf": [_if({"method": m.name}, {"properties": {"objective": _object(_settings(m, defs))}}) for m in methods],
+    }
+    return {**schema, "$defs": defs} if defs else schema
+
+
+def _part(parts: list[registry.Part], shared: dict, defs: dict, required: bool = False) -> dict[str, Any]:
+    """A part's section: its name alone, or a mapping whose ``type`` decides which arguments there are."""
+    names = {"type": "string", "oneOf": [{"const": part.name, "description": part.summary} for part in parts]}
+    cases = []
+    for part in parts:
+        parameters = part.signature.parameters
+        own = {"type": names, **_arguments(part, parameters, defs), **shared}
+        any_key = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        cases.append(_if({"type": part.name}, {"properties": own} if any_key else _object(own)))
+    mapping = {"type": "object", "properties": {"type": names, **shared}, "allOf": cases}
+    return {"oneOf": [names, {**mapping, "required": ["type"]} if required else mapping]}
+
+
+def _settings(method: registry.Part, defs: dict) -> dict[str, Any]:
+    return _arguments(method, objective_parameters(method), defs)
+
+
+def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict) -> dict[str, Any]:
+    """The schema of each parameter that YAML can give a value to; networks and the like come from the method."""
+    docs = argument_docs(part.target)
+    found = {}
+    for name, parameter in parameters.items():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            continue
+        if inner := nested(parameter.annotation):
+            kind, several = inner
+            schema = _part([other for other in registry.list_parts(kind) if other is not part], {}, defs, required=True)
+            schema = {"type": "array", "items": schema} if several else schema
+        else:
+            try:
+                schema = adapter(parameter.annotation).json_schema()
+            except PydanticUserError:
+                continue
+            defs.update(schema.pop("$defs", {}))
+        if name in docs:
+            schema["description"] = docs[name]
+        if isinstance(parameter.default, bool | int | float | str | list | tuple | dict | None):
+            schema["default"] = plain(parameter.default)
+        found[name] = schema
+    return found
+
+
+def _model_properties(model: type[BaseModel], defs: dict) -> dict[str, Any]:
+    schema, docs = model.model_json_schema(), argument_docs(model)
+    defs.update(schema.pop("$defs", {}))
+    return {name: {**field, "description": docs[name]} for name, field in schema["properties"].items()}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _if(condition: dict[str, str], then: dict[str, Any]) -> dict[str, Any]:
+    (key, value) = next(iter(condition.items()))
+    return {"if": {"properties": {key: {"const": value}}, "required": [key]}, "then": then}

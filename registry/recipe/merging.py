@@ -1,0 +1,141 @@
+"""One mapping from the layers of a recipe, the command line's overrides and the defaults.
+
+From the ground up: the schema's defaults, the method's defaults, the recipe that is extended (and so on upwards), the
+recipe itself, the overrides. Mappings merge key by key, lists are replaced. What was said about a part that is then
+exchanged does not concern the new one: in a part's section a different ``type`` drops the arguments below it (``data``
+keeps the keys of its pipeline), and a different ``method`` drops the ``objective`` below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from qsattn_plugin import registry
+from qsattn_plugin.errors import nearest
+from qsattn_plugin.registry.recipe.checking import check
+from qsattn_plugin.registry.recipe.reading import Layer, write_out
+from qsattn_plugin.registry.recipe.schema import DEFAULTS, KEYS, PARTS, PIPELINE
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, parse
+
+__all__ = ["stack"]
+
+
+def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
+    """Return one mapping of all layers (the lowest first), overrides and defaults, without ``extends`` and ``import``.
+
+    Raises:
+        RecipeError: an unknown method, an override that cannot be understood.
+    """
+    options = [(text, *_read_override(text)) for text in overrides]
+    explicit = None
+    for layer in layers:
+        own = {key: node for key, node in layer.tree.value.items() if key not in ("extends", "import")}
+        if layer is not layers[-1]:
+            own.pop("name", None)  # a recipe that extends another one is not that one
+        tree = replace(layer.tree, value=own)
+        explicit = tree if explicit is None else _over(explicit, tree)
+    late = []
+    for text, path, value in options:
+        if any(key.isdecimal() for key in path):
+            late.append((text, path, value))  # an item of a list: the list may come from the method's defaults
+            continue
+        for key in reversed(path):
+            value = Node({key: value}, value.place)
+        explicit = _over(explicit, replace(write_out(value), place=explicit.place))
+    tree = _with_defaults(explicit)
+    for text, path, value in late:
+        tree = write_out(_put(tree, path, value, Problem(Place(f"-s {text}"), ".".join(path), "")))
+    return tree
+
+
+def _said(tree: Node, *path: str) -> str | None:
+    """Return what stands at a path as text, or None."""
+    node: Node | None = tree
+    for key in path:
+        node = node and node.get(key)
+    if node is None:
+        return None
+    return str(node.value) if node.text is None else node.text
+
+
+def _overlay(lower: Node, upper: Node) -> Node:
+    """Return ``upper`` over ``lower``, key by key."""
+    if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
+        return upper
+    both = {k: _overlay(lower.value[k], n) if k in lower.value else n for k, n in upper.value.items()}
+    return replace(upper, value={**lower.value, **both})
+
+
+def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
+    """Return ``lower`` without what it says about parts whose type differs between two states of the recipe."""
+    kept = dict(lower.value)
+    for key, kind in PARTS.items():
+        section = kept.get(key)
+        if section and isinstance(section.value, dict) and _said(before, key, "type") != _said(after, key, "type"):
+            stays = PIPELINE if kind == "dataset" else ()
+            kept[key] = replace(section, value={k: n for k, n in section.value.items() if k in stays})
+    if _said(before, "method") != _said(after, "method"):
+        kept["objective"] = Node({}, lower.place)
+    return replace(lower, value=kept)
+
+
+def _over(lower: Node, upper: Node) -> Node:
+    """Return one explicit layer over the others; both may leave a part's type to the method's defaults."""
+    before, after = _with_defaults(lower), _with_defaults(_overlay(lower, upper))
+    return _overlay(_without_exchanged(lower, before, after), upper)
+
+
+def _with_defaults(explicit: Node) -> Node:
+    """Return the explicit keys over the defaults of their method over those of the schema."""
+    tree = from_plain(DEFAULTS, explicit.place)
+    method = explicit.get("method") or tree.get("method")
+    problems: list[Problem] = []
+    name = check(str, method, "method", problems)
+    if problems:
+        raise RecipeError(*problems)
+    try:
+        defaults = getattr(registry.find("method", name).target, "defaults", {})
+    except registry.PartError as error:
+        raise RecipeError(Problem(method.place, "method", str(error))) from None
+    tree.value["method"] = method
+    below = write_out(from_plain(defaults, Place(f"defaults of method {name!r}")))
+    # Sections lie in the recipe, even where all that they hold are defaults: what they lack is missing there.
+    sections = {key: replace(node, place=explicit.place) for key, node in below.value.items()}
+    for upper in (replace(below, value=sections), explicit):
+        both = _overlay(tree, upper)
+        tree = replace(_overlay(_without_exchanged(tree, tree, both), upper), place=explicit.place)
+    return tree
+
+
+def _read_override(text: str) -> tuple[list[str], Node]:
+    place = Place(f"-s {text}")
+    key, equals, value = text.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise RecipeError(Problem(place, "", "write an override as key=value, for example -s train.steps=100"))
+    if path[0] in ("extends", "import"):
+        raise RecipeError(Problem(place, path[0], "this key can only stand in a recipe's file"))
+    if path[0] not in KEYS:
+        known = list(KEYS)[2:]
+        what = f"there is no such key{nearest(path[0], known)} (a recipe takes {', '.join(known)})"
+        raise RecipeError(Problem(place, path[0], what))
+    return path, parse(value, place, lines=False)
+
+
+def _put(node: Node, path: Sequence[str], new: Node, at: Problem) -> Node:
+    """Return ``node`` with ``new`` at a path through mappings and lists."""
+    if not path:
+        return new
+    key, rest = path[0], path[1:]
+    if isinstance(node.value, list):
+        if not node.get(key):
+            count = f"{len(node.value)} item" + "s" * (len(node.value) != 1)
+            raise RecipeError(at._replace(text=f"the list has {count}, numbered from 0; there is no {key!r}"))
+        items = list(node.value)
+        items[int(key)] = _put(items[int(key)], rest, new, at)
+        return replace(node, value=items)
+    children: Mapping[str, Node] = node.value if isinstance(node.value, dict) else {}
+    if key == "type" and not rest and _said(node, key) != _said(new):
+        children = {}
+    return replace(node, value={**children, key: _put(children.get(key, Node({}, new.place)), rest, new, at)})

@@ -1,0 +1,117 @@
+"""A recipe's merged mapping, section by section, as checked values; and those as plain data again."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from qsattn_plugin import registry
+from qsattn_plugin.registry.recipe.checking import check, check_arguments, check_part, unknown_key
+from qsattn_plugin.registry.recipe.schema import (
+    KEYS,
+    LISTS,
+    PARTS,
+    PIPELINE,
+    Checkpoint,
+    Data,
+    Evaluate,
+    PartSpec,
+    Pipeline,
+    Train,
+)
+from qsattn_plugin.registry.yaml_lines import Node, Problem, from_plain
+
+__all__ = ["NAME", "objective_parameters", "plain", "read_sections"]
+
+#: What a recipe's name may be made of: it becomes a folder's.
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
+def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, Any]:
+    """Return the value of every key of a complete tree; what is wrong is added to ``problems``.
+
+    Args:
+        tree: All layers and defaults, in which each section has its shape.
+        name: The recipe's name if it gives itself none.
+        problems: Is added to; the values count only if it stays empty.
+    """
+    at = tree.value
+    problems += [unknown_key(node, key, KEYS, "a recipe takes") for key, node in at.items() if key not in KEYS]
+    values: dict[str, Any] = {
+        "name": _name(tree, name, problems),
+        "method": check(str, at["method"], "method", problems),
+        "data": _data(at["data"], problems),
+        **{
+            key: [check_part(PARTS[key], node, f"{key}.{i}", problems) for i, node in enumerate(at[key].value)]
+            for key in LISTS
+        },
+        "objective": _objective(tree, problems),
+    }
+    for key in ("generator", "discriminator", "encoder", "sampler"):
+        values[key] = check_part(PARTS[key], at[key], key, problems)
+    for key, model in (("train", Train), ("checkpoint", Checkpoint), ("evaluate", Evaluate)):
+        values[key] = check(model, at[key], key, problems)
+    return values
+
+
+def objective_parameters(method: registry.Part) -> dict[str, inspect.Parameter]:
+    """Return what a recipe may set under ``objective``: the method's keyword-only parameters."""
+    return {name: p for name, p in method.signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def plain(value: Any) -> Any:
+    """Return a section's value in the form in which a recipe has it, as data that JSON can hold."""
+    if isinstance(value, PartSpec):
+        return {"type": value.type, **plain(value.arguments)}
+    if isinstance(value, Data):
+        fields = value.model_dump()
+        return {"type": value.type, **plain(value.arguments), **{key: fields[key] for key in PIPELINE}}
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump())
+    if isinstance(value, dict):
+        return {key: plain(below) for key, below in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(below) for below in value]
+    if isinstance(value, Enum):
+        return plain(value.value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _name(tree: Node, name: str, problems: list[Problem]) -> str:
+    node = tree.get("name") or Node(name, tree.place)
+    name = check(str, node, "name", problems)
+    if name is not None and not re.fullmatch(NAME, name):
+        whose = "" if tree.get("name") else " from the file's name; give the recipe a 'name'"
+        text = f"must be letters, digits, '.', '_' and '-', and begin with a letter or digit, got {name!r}{whose}"
+        problems.append(Problem(node.place, "name", text))
+    return name
+
+
+def _data(node: Node, problems: list[Problem]) -> Data | None:
+    part = check_part("dataset", node, "data", problems, without=PIPELINE)
+    keys = {key: below for key, below in node.value.items() if key in PIPELINE}
+    pipeline = check(Pipeline, replace(node, value=keys), "data", problems)
+    if part is None or pipeline is None:
+        return None
+    return Data(**pipeline.model_dump(), type=part.type, arguments=part.arguments)
+
+
+def _objective(tree: Node, problems: list[Problem]) -> dict[str, Any]:
+    """Return the method's settings, those that nobody set with the default of its signature."""
+    name = tree.value["method"]
+    method = registry.find("method", str(name.value if name.text is None else name.text))
+    takes = objective_parameters(method)
+    values = check_arguments(takes, tree.value["objective"], "objective", f"method {method.name!r}", problems)
+    for key, parameter in takes.items():
+        if key not in values and isinstance(parameter.default, bool | int | float | str | list | tuple | dict | None):
+            ignored: list[Problem] = []
+            default = check(parameter.annotation, from_plain(parameter.default, tree.place), key, ignored)
+            if not ignored:  # else the default is nothing that a recipe could say
+                values[key] = default
+    return values
