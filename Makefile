@@ -28,7 +28,7 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
-# A training is killed a hundred times and must end with the bytes of one that never was: docs/soak.md.
+# A training is killed a hundred times and must end with the bytes of one that never was: docs/measured/soak.md.
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --kills 100
 

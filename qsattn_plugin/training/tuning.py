@@ -12,7 +12,7 @@ from torch import nn
 
 from qsattn_plugin.errors import UserError
 
-#: Device -> whether channels_last was measured to be faster there (docs/train-step.md); off where nothing was measured.
+#: Device -> whether channels_last was measured to be faster there (docs/measured/train-step.md); off where nothing was measured.
 CHANNELS_LAST = {"cpu": False}
 
 
