@@ -50,6 +50,7 @@ KINDS = {
     "objective": "a loss",
     "augmentation": "changes training images on the training device",
     "dataset": "gives the images of both domains",
+    "metric": "scores pictures; its signature says what it needs",
 }
 
 #: Modules whose import registers the built-in parts of a kind.
@@ -76,6 +77,7 @@ BUILTIN: dict[str, tuple[str, ...]] = {
         "qsattn_plugin.registry.augmentations.diffaugment",
     ),
     "dataset": ("qsattn_plugin.data.folders", "qsattn_plugin.data.toy"),
+    "metric": ("qsattn_plugin.evaluation.metrics",),
 }
 
 

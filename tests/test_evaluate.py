@@ -18,7 +18,8 @@ from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import as_pil
 from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.evaluation.fidelity import fetched
-from qsattn_plugin.evaluation.scoring import METRICS, Evaluation
+from qsattn_plugin.evaluation.scoring import Evaluation
+from qsattn_plugin.registry import list_parts
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.translation.load import fresh, load
 from tests.metric_parts import folder, greys, noise
@@ -271,7 +272,7 @@ def test_without_the_library_one_is_told_what_to_install(workplace, sets, monkey
 
 def test_help_names_every_metric():
     said = qsattn("evaluate", "--help").output
-    assert all(name in said for name in METRICS)
+    assert all(part.name in said for part in list_parts("metrics"))
 
 
 def test_transparency_and_grey_are_read_as_colours(workplace):

@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 
 from qsattn_plugin.data.images import read_image
-from qsattn_plugin.registry import REGISTRY
+from qsattn_plugin.evaluation.scoring import Evaluation
+from qsattn_plugin.registry import REGISTRY, register
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
-from tests.test_cli import qsattn
+from tests.test_cli import qsattn, refused
 
 PAGE = (Path(__file__).parents[1] / "docs" / "parts.md").read_text(encoding="utf-8")
 SMALL = ("data.crop=32", "train.batch_size=2", "train.device=cpu", "evaluate={every: 4, grid: 1}")
@@ -32,7 +33,7 @@ def no_longer(monkeypatch):
 def place(workplace):
     """A folder with the page's file and recipe."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     Path("parts.py").write_text("\n".join(blocks))
     (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
     Path("mine.yaml").write_text(recipe)
@@ -75,6 +76,54 @@ def test_what_was_trained_with_parts_of_ones_own_is_a_model_like_others(place):
     assert read_image(Path("out/a.png")).size == (51, 40)
     (numbers,) = (json.loads(path.read_text()) for path in Path("maps").glob("*.json"))
     assert numbers["tap"] == "2" and len(numbers["queries"]) == 9
+
+
+def test_a_metric_of_ones_own_is_scored_with(place):
+    load_recipe(Path("mine.yaml"))
+    for name, shade in (("a", 60), ("b", 100)):
+        Path(name).mkdir()
+        for index in range(2):
+            Image.new("RGB", (16, 16), (shade,) * 3).save(f"{name}/{index}.png")
+    scores = Evaluation("a", real="b", metrics=("swd", "brightness")).run()
+    assert [figure.name for figure in scores.figures] == ["swd", "brightness"]
+    assert scores["brightness"].value == 40
+    assert "brightness needs --real, a folder" in refused("evaluate", "a", "--metrics", "brightness")
+    assert "metric/brightness  Distance of the mean" in qsattn("list", "metrics").output
+    assert "scored: anything" in qsattn("show", "metric/brightness").output
+    of_all = Evaluation("a", real="b", extractor="tests.metric_parts:small", features=("6",)).run()
+    assert [figure.name for figure in of_all.figures] == ["fid-6", "kid-6", "swd"]  # one's own must be named
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda scored, reel: None, "metric 'odd' asks for 'reel', which no evaluation has; did you mean 'real'?"),
+        (lambda scored: 1.5, "metric 'odd' must return a Figure or a list of them, got 1.5"),
+    ],
+)
+def test_metrics_that_cannot_be_used_are_refused_in_words(workplace, metric, message):
+    register("metric", "odd")(metric)
+    Path("a").mkdir()
+    Image.new("RGB", (16, 16)).save("a/0.png")
+    assert message in refused("evaluate", "a", "--metrics", "odd")
+
+
+@pytest.mark.parametrize("given", [{}, {"source": "c", "masks": "b"}], ids=["without", "with"])
+def test_what_a_metric_can_do_without_is_given_where_it_is_there(workplace, given):
+    seen = {}
+
+    @register("metric", "odd")
+    def odd(scored, source=None, masks=None, unheard_of=None):
+        seen.update(source=source and source.names, masks=masks and masks.names, unheard_of=unheard_of)
+        return []
+
+    for name, names in (("a", "12"), ("b", "012"), ("c", "2143")):
+        Path(name).mkdir()
+        for picture in names:
+            Image.new("RGB", (16, 16)).save(f"{name}/{picture}.png")
+    assert Evaluation("a", metrics=("odd",), **given).run().figures == []
+    partners = ["1", "2"] if given else None  # of b's and c's three and four pictures, in the order of a's
+    assert seen == {"source": partners, "masks": partners, "unheard_of": None}
 
 
 GENERATORS = """

@@ -8,8 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,28 @@ class Extractor(Protocol):
     """
 
     def __call__(self, images: Tensor) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """Features of the scored and of the real pictures, for metrics that compare the two sets.
+
+    Attributes:
+        scored: (N, D) on the CPU for each layer, by its name.
+        real: (M, D) for the same layers.
+        images: how many pictures there are: ``{"scored": N, "real": M}``.
+        resize: what was done to the pictures' sizes.
+        settings: what else the features depend on, for the report.
+        published: whether they are of the network that FIDs are published with, so that torch-fidelity's own formulas
+            judge them. Those of :mod:`qsattn_plugin.distances` give the same numbers and need nothing installed.
+    """
+
+    scored: dict[str, Tensor]
+    real: dict[str, Tensor]
+    images: dict[str, int]
+    resize: str
+    settings: dict[str, Any]
+    published: bool = False
 
 
 #: Makes an extractor: ``factory(weights, device)``, weights the path of a file as text, or None.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.files import identity
 from qsattn_plugin.translation.load import Translator
+
+#: Begins a stage of work on so many pictures; what it gives is called with how many more are done.
+Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,18 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.read, range(len(self)))
+
     @property
     def names(self) -> list[str]:
         """The relative paths without their ending."""
         return [path.relative_to(self.folder).with_suffix("").as_posix() for path in self.paths]
+
+    @property
+    def resize(self) -> str:
+        """What is done to the pictures' sizes, for a report."""
+        return f"brought to {self.size} x {self.size} (bicubic, antialiased)" if self.size else "as they are"
 
     def read(self, index: int) -> Tensor:
         """Return one picture as uint8 (3, H, W), transparency dropped.
@@ -106,6 +118,27 @@ def partners(wanted: Pictures, others: Pictures, key: Callable[[str], str] = lam
             f"{show(others.folder)}, the first is {lost[0]!r} (there are {there}{', ...' if len(known) > 3 else ''})"
         )
     return [known[key(name)] for name in wanted.names]
+
+
+def paired(wanted: Pictures, others: Pictures) -> Pictures:
+    """Return the partners of pictures in the order of these, see :func:`partners`."""
+    return replace(others, paths=tuple(others.paths[place] for place in partners(wanted, others)))
+
+
+def read_pair(after: Pictures, before: Pictures, index: int) -> tuple[Tensor, Tensor]:
+    """Return the pictures at one place of two folders in the same order, uint8 (3, H, W) each.
+
+    Raises:
+        UserError: they differ in size, or one cannot be read.
+    """
+    pair = after.read(index), before.read(index)
+    if pair[0].shape != pair[1].shape:
+        sizes = " and ".join(f"{x.shape[2]} x {x.shape[1]}" for x in pair)
+        raise UserError(
+            f"{show(after.paths[index])} and {show(before.paths[index])} differ in size ({sizes}); "
+            "--size brings every picture to one"
+        )
+    return pair
 
 
 def _by_key(pictures: Pictures, key: Callable[[str], str]) -> dict[str, int]:

@@ -16,27 +16,26 @@ import torch
 from qsattn_plugin import __version__
 from qsattn_plugin.data.images import show
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.evaluation import distributions, pairs
-from qsattn_plugin.evaluation.features import Extractor, extract, load_extractor
-from qsattn_plugin.evaluation.fidelity import USUAL, Inception, Lpips
+from qsattn_plugin.evaluation.features import Extractor, FeatureSets, extract, load_extractor
+from qsattn_plugin.evaluation.fidelity import USUAL, Inception, Lpips, library
 from qsattn_plugin.evaluation.figures import Figure, Scores
 from qsattn_plugin.evaluation.labels import KINDS, Kind, LabelMaps, of_kind, scene
-from qsattn_plugin.evaluation.pictures import Pictures, partners, translate_pictures
+from qsattn_plugin.evaluation.pictures import Pictures, Stage, paired, partners, translate_pictures
+from qsattn_plugin.registry import Part, PartError, find
 from qsattn_plugin.registry.pretrained import entries
 from qsattn_plugin.translation.load import Translator, is_run, load
 
-#: Metric -> what it is, and the folders that it needs beside the scored pictures.
-METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "fid": ("Frechet inception distance", ("real",)),
-    "kid": ("kernel inception distance", ("real",)),
-    "swd": ("sliced Wasserstein distance", ("real",)),
-    "lpips": ("learned perceptual distance from the source", ("source",)),
-    "background": ("change outside the masks", ("source", "masks")),
-    "labels": ("pixel accuracy, class accuracy and mIoU of label maps", ("labels",)),
-}
+#: What is taken where no metric is named, in this order, as far as the given folders allow.
+DEFAULT = ("fid", "kid", "swd", "background", "labels")
 
-#: Begins a stage of work on so many pictures; what it gives is called with how many more are done.
-Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+#: What a metric may ask for by the name of an argument, and the folder that it then needs. What each is:
+#: :mod:`qsattn_plugin.evaluation.metrics`.
+INPUTS: dict[str, str | None] = {
+    **{name: name for name in ("real", "source", "masks", "labels")},
+    "features": "real",
+    **dict.fromkeys(("scored", "predicted", "lpips_network", "stage", "warn")),
+    **dict.fromkeys(("seed", "subsets", "subset_size", "batch", "device")),
+}
 
 
 def _silent(what: str, count: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -55,7 +54,7 @@ class Evaluation:
         labels: true label maps.
         predicted: label maps that a segmentation network made of the scored pictures; without them the scored pictures
             are label maps themselves.
-        metrics: names of :data:`METRICS`; None: all those that the given folders allow, without lpips.
+        metrics: names of registered metrics; None: those of :data:`DEFAULT` that the given folders allow.
         features: names of the extractor's features; None: all that it has, or 2048 of the usual Inception.
         extractor: ``module:callable``, see :func:`~qsattn_plugin.evaluation.features.load_extractor`; None: Inception.
         weights: a file of weights for the extractor, the usual one too.
@@ -120,50 +119,33 @@ class Evaluation:
             if name in folders:
                 folders[name] = of_kind(folders[name], kind)
         given = Pictures.find(self.source if translator else self.scored, self.size, self.first)
-        self._match(given, folders, metrics)
-        extractor = self._extractor() if {"fid", "kid"} & set(metrics) else None
+        others = [path for pictures in folders.values() for path in pictures.paths]
+        folders |= self._match(given, folders, metrics)
+        wanted = {name for part in metrics for name in self._taken(part)}
+        extractor = self._extractor() if "features" in wanted else None
         if extractor is not None and self.extractor:  # what it has is known once it was called
             extract(extractor, replace(given, paths=given.paths[:1]), self.features)
-        lpips = Lpips(self.device) if "lpips" in metrics else None
+        lpips = Lpips(self.device) if "lpips_network" in wanted else None
         scores = Scores(self._about(translator))
         with contextlib.ExitStack() as stack:
             if translator is not None:
                 out = self.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qsattn-scores-")))
                 with stage("translating", len(given)) as done:
-                    others = [path for pictures in folders.values() for path in pictures.paths]
                     given = translate_pictures(translator, given, out, done, self.batch, others)
-            self._figures(scores, given, folders, metrics, extractor, lpips, stage)
-        order = {name: place for place, name in enumerate(metrics)}
-        scores.figures.sort(key=lambda figure: order[_metric_of(figure.name)])
+            makers: dict[str, Callable[[], Any]] = {
+                "features": lambda: self._features(extractor, given, folders["real"], stage),
+                "labels": lambda: LabelMaps(_whole(folders["labels"]), self.label_kind),
+                "predicted": lambda: LabelMaps(_whole(folders.get("predicted", given)), self.predicted_kind),
+            }
+            inputs = vars(self) | folders | {"scored": given, "lpips_network": lpips, "stage": stage}
+            inputs |= {"warn": scores.warnings.append} | {name: makers[name]() for name in makers if name in wanted}
+            for part in metrics:
+                found = part.target(**{name: inputs[name] for name in self._taken(part)})
+                figures = [found] if isinstance(found, Figure) else found
+                if not isinstance(figures, list) or not all(isinstance(figure, Figure) for figure in figures):
+                    raise PartError(f"metric {part.name!r} must return a Figure or a list of them, got {found!r}")
+                scores.figures += figures
         return scores
-
-    def _figures(
-        self,
-        scores: Scores,
-        given: Pictures,
-        folders: dict[str, Pictures],
-        metrics: tuple[str, ...],
-        extractor: Extractor | None,
-        lpips: Lpips | None,
-        stage: Stage,
-    ) -> None:
-        figures = scores.figures
-        if extractor is not None:
-            about = self._about_extractor(extractor)
-            found, warnings = distributions.inception_figures(
-                self, metrics, extractor, about, given, folders["real"], stage
-            )
-            figures += found
-            scores.warnings += warnings
-        if "swd" in metrics:
-            figures += distributions.texture_figure(given, folders["real"], self.seed, stage)
-        if lpips is not None:
-            figures.append(pairs.perceptual_figure(lpips, given, folders["source"], stage))
-        if "background" in metrics:
-            figures.append(pairs.background_figure(given, folders["source"], folders["masks"], stage))
-        if "labels" in metrics:
-            predicted = LabelMaps(_whole(folders.get("predicted", given)), self.predicted_kind)
-            figures += pairs.label_figures(predicted, LabelMaps(_whole(folders["labels"]), self.label_kind), stage)
 
     def _load(self) -> Translator:
         path = Path(self.scored)
@@ -173,7 +155,7 @@ class Evaluation:
             raise UserError(f"there is no folder, run or file {show(path)}{nearest(path.name, beside)}")
         return load(self.scored, self.device, self.generator)
 
-    def _metrics(self, translator: Translator | None) -> tuple[str, ...]:
+    def _metrics(self, translator: Translator | None) -> list[Part]:
         """The metrics wanted, in order, once each; an error where a folder that they need was not given."""
         for kind in (self.label_kind, self.predicted_kind):
             if kind not in KINDS:
@@ -183,33 +165,63 @@ class Evaluation:
         for given, needed in (("masks", "source"), ("predicted", "labels")):
             if getattr(self, given) and not getattr(self, needed):
                 raise UserError(f"--{given} needs --{needed}, a folder, to compare with")
-        allowed = [name for name, (_, needs) in METRICS.items() if all(getattr(self, need) for need in needs)]
-        wanted = self.metrics or tuple(name for name in allowed if name != "lpips")
-        if not wanted:
+        default = [name for name in DEFAULT if not self._lacking(find("metric", name))]
+        if not (self.metrics or default):
             raise UserError("there is nothing to compare with: give --real, a folder of pictures of the target domain")
-        for name in wanted:
-            if name not in METRICS:
-                raise UserError(f"there is no metric {name!r}{nearest(name, METRICS)} ({', '.join(METRICS)})")
-            for need in METRICS[name][1]:
-                if not getattr(self, need):
-                    raise UserError(f"{name} needs --{need}, a folder")
-        return tuple(dict.fromkeys(wanted))
+        found = []
+        for name in dict.fromkeys(self.metrics or default):
+            found.append(find("metric", name))
+            for need in self._lacking(found[-1]):
+                if need in INPUTS:
+                    raise UserError(f"{name} needs --{INPUTS[need]}, a folder")
+                raise PartError(
+                    f"metric {name!r} asks for {need!r}, which no evaluation has{nearest(need, INPUTS)} "
+                    f"(there are {', '.join(INPUTS)})",
+                    need,
+                )
+        return found
 
-    def _match(self, given: Pictures, folders: dict[str, Pictures], metrics: Iterable[str]) -> None:
-        for name in metrics:
-            for need in METRICS[name][1]:
+    def _taken(self, part: Part) -> list[str]:
+        """Return the names of a metric's arguments that this evaluation has values for."""
+        names = [name for name in part.signature.parameters if name in INPUTS]
+        return [name for name in names if INPUTS[name] is None or getattr(self, INPUTS[name])]
+
+    def _lacking(self, part: Part) -> list[str]:
+        """Return the names of a metric's arguments that have no default and that this evaluation has no values for."""
+        taken = self._taken(part)
+        return [n for n, p in part.signature.parameters.items() if p.default is p.empty and n not in taken]
+
+    def _match(self, given: Pictures, folders: dict[str, Pictures], metrics: Iterable[Part]) -> dict[str, Pictures]:
+        """Return sources and masks in the order of the given pictures; raise where pictures or partners are missing."""
+        matched = {}
+        for part in metrics:
+            for need in (INPUTS[name] for name in self._taken(part)):
                 if need in ("source", "masks"):
-                    partners(given, folders[need])
+                    matched[need] = paired(given, folders[need])
                 elif need == "labels":
                     partners(folders.get("predicted", given), folders[need], scene)
                 elif need == "real" and min(len(given), len(folders[need])) < 2:
                     small = min((given, folders[need]), key=len)
-                    raise UserError(f"{name} needs at least two pictures of each kind; {show(small.folder)} has one")
+                    raise UserError(
+                        f"{part.name} needs at least two pictures of each kind; {show(small.folder)} has one"
+                    )
+        return matched
 
     def _extractor(self) -> Extractor:
         if self.extractor is not None:
             return load_extractor(self.extractor, self.weights, self.device)
         return Inception(self.features or (USUAL,), self.weights, self.device)
+
+    def _features(self, extractor: Extractor, given: Pictures, real: Pictures, stage: Stage) -> FeatureSets:
+        found = []
+        for what, pictures in (("scored", given), ("real", real)):
+            with stage(f"features of the {what} pictures", len(pictures)) as done:
+                found.append(extract(extractor, pictures, self.features, self.batch, done))
+        resize = f"{given.resize}, then by the extractor: {getattr(extractor, 'resize', 'it does not say how')}"
+        published = isinstance(extractor, Inception)
+        formulas = f"torch-fidelity {library().__version__}" if published else "qsattn_plugin"
+        settings = self._about_extractor(extractor) | {"formulas": formulas}
+        return FeatureSets(*found, {"scored": len(given), "real": len(real)}, resize, settings, published)
 
     def _about_extractor(self, extractor: Extractor) -> dict[str, Any]:
         weights = extractor.weights if isinstance(extractor, Inception) else self.weights
@@ -252,9 +264,4 @@ def _is_folder(scored: str) -> bool:
     return True
 
 
-def _metric_of(figure: str) -> str:
-    name = figure.partition("-")[0]
-    return name if name in METRICS else "labels"
-
-
-__all__ = ["METRICS", "Evaluation", "Figure", "Scores", "Stage"]
+__all__ = ["DEFAULT", "INPUTS", "Evaluation", "Figure", "Scores", "Stage"]
