@@ -240,10 +240,20 @@ def test_compiled_gradients_are_the_eager_ones(monkeypatch):
     assert_equal(found[1][1], found[0][1], TOLERANCE[torch.float32])
 
 
-def test_a_step_of_compiled_networks_is_that_of_eager_ones(monkeypatch):
+@pytest.mark.parametrize(
+    "discriminator",
+    [
+        "{type: patchgan, width: 4, layers: 1}",
+        "{type: projected, model: test_efficientnet, width: 4, pretrained: false}",
+        "{type: ensemble, of: [pixel, {type: patchgan, width: 4, layers: 1}]}",
+    ],
+    ids=["patchgan", "projected", "ensemble"],
+)
+def test_a_step_of_compiled_networks_is_that_of_eager_ones(monkeypatch, discriminator):
     """Graphs are captured and differentiated by torch.compile, and run without making kernels, which takes minutes."""
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
-    eager, compiled = (build("method=fastcut", f"train.compile={on}") for on in ("false", "true"))
+    settings = ("method=fastcut", f"discriminator={discriminator}")
+    eager, compiled = (build(*settings, f"train.compile={on}") for on in ("false", "true"))
     for seed in (1, 3):  # not mirrored, and mirrored: other passes through the generator
         for method in (eager, compiled):
             method.step(pictures(), draws(seed))
