@@ -84,8 +84,9 @@ _usual_showwarning = warnings.showwarning
 def _show_warning(message: Any, category: type[Warning], *where: Any) -> None:
     """Show this package's own warnings in one line, without the place in the code, which says nothing to people."""
     if category.__module__.partition(".")[0] == "qsattn_plugin":
-        moving = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a progress bar
-        click.echo(f"{moving}Warning: {message}", err=True)
+        from tqdm import tqdm
+
+        tqdm.write(f"Warning: {message}", file=sys.stderr)  # above a progress bar, if there is one
     else:
         _usual_showwarning(message, category, *where)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,5 +83,7 @@ def command(device: str, file: Path | None, **options: Any) -> None:
 
 @contextlib.contextmanager
 def _stage(what: str, count: int) -> Iterator[Callable[[int], None]]:
-    with click.progressbar(length=count, label=what, file=sys.stderr) as bar:
+    from qsattn_plugin.cli.progress import Bar
+
+    with Bar(count, what) as bar:
         yield bar.update

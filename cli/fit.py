@@ -32,7 +32,7 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
     if nproc > 1:
         sys.exit(_together(run, nproc, max_steps, time_limit, tensorboard))
 
-    from qsattn_plugin.cli.progress import Screen
+    from qsattn_plugin.cli.progress import TrainingDisplay
     from qsattn_plugin.training.distributed import Elsewhere, PeerLost
     from qsattn_plugin.training.distributed.launch import ANOTHER, follow_launcher, is_launched
     from qsattn_plugin.training.interrupts import Interrupted
@@ -42,7 +42,8 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
 
     opened = Run.open(run)
     main = os.environ.get("RANK", "0") == "0"  # the others write nothing
-    listeners = [Screen(), *([TensorBoard(opened.folder / "tensorboard")] if tensorboard and main else [])]
+    display = TrainingDisplay()
+    listeners = [display, *([TensorBoard(opened.folder / "tensorboard")] if tensorboard and main else [])]
     if is_launched():
         follow_launcher()
 
@@ -62,6 +63,8 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
         if main:
             raise
         sys.exit(stop.exit_code)
+    finally:
+        display.close()
     if main and opened.report.is_file():
         click.echo(f"report: {opened.report}", err=True)
 

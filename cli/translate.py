@@ -74,6 +74,7 @@ def command(
     Pictures that cannot be read are listed at the end; the exit code is then 1. Feature maps of large pictures lie in
     the folder for temporary files (TMPDIR), up to 300 bytes a pixel.
     """
+    from qsattn_plugin.cli.progress import Bar
     from qsattn_plugin.devices import pick_device
     from qsattn_plugin.translation.files import plan
     from qsattn_plugin.translation.job import Report, translate_files
@@ -83,17 +84,12 @@ def command(
     if shard is not None:
         pairs = pairs[shard[0] - 1 :: shard[1]]
     translator = load(model, pick_device(device), generator)
-    report, units = Report(), 1000  # the bar counts whole numbers, and large pictures come in parts
-    counted = 0.0
+    report = Report()
+    # Large pictures come in parts, so the count is no whole number.
+    counted = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
     try:
-        with click.progressbar(length=len(pairs) * units, label="translating", file=sys.stderr) as bar:
-
-            def progress(pictures: float) -> None:
-                nonlocal counted
-                before, counted = counted, counted + pictures
-                bar.update(round(counted * units) - round(before * units))
-
-            translate_files(translator, pairs, overwrite, progress, tile=tile, batch=batch, size=size, report=report)
+        with Bar(len(pairs), "translating", bar_format=counted) as bar:
+            translate_files(translator, pairs, overwrite, bar.update, tile=tile, batch=batch, size=size, report=report)
     finally:
         skipped = f", {len(report.skipped)} were there already (--overwrite replaces them)" if report.skipped else ""
         click.echo(f"{len(report.written)} pictures written to {out}{skipped}")
