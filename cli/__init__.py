@@ -30,6 +30,7 @@ COMMANDS = {
     "report": ("qsattn_plugin.cli.report", "Write a run's report anew: one page with its curves and pictures."),
     "translate": ("qsattn_plugin.cli.translate", "Translate pictures and folders with a trained model."),
     "export": ("qsattn_plugin.cli.export", "Write a generator as ONNX, TorchScript, pt2, or as CUT's scripts read it."),
+    "publish": ("qsattn_plugin.cli.publish", "Write a generator in half precision, as a small file for others."),
     "import": ("qsattn_plugin.cli.import_", "Take over a generator that CUT, CycleGAN or QS-Attn trained."),
     "evaluate": ("qsattn_plugin.cli.evaluate", "Score translations: FID, KID, SWD, LPIPS, background, label maps."),
     "map": ("qsattn_plugin.cli.map", "Draw where an image says most: entropy maps and the selected queries."),

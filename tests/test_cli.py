@@ -54,7 +54,9 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list", "--help"], ["build", "--help"], ["fit", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["list", "--help"], ["build", "--help"], ["fit", "--help"], ["publish", "--help"]]
+)
 def test_help_does_not_import_torch(args):
     program = (
         "import sys\nfrom qsattn_plugin.cli import main\n"

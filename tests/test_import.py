@@ -270,7 +270,7 @@ def test_import_refuses_with_a_clear_line(tmp_path, make, extra, message):
 def test_import_replaces_nothing_unasked(tmp_path):
     file, out = saved(tmp_path / "c.pth", OTHER), tmp_path / "x.safetensors"
     out.write_text("precious")
-    assert "is there already" in refused("import", file, "-o", out)
+    assert "exists already" in refused("import", file, "-o", out)
     assert out.read_text() == "precious"
     assert qsattn("import", file, "-o", out, "--overwrite").exit_code == 0
     assert "c.pth" in read_document(out)["imported"]["file"]
@@ -282,7 +282,7 @@ def test_import_replaces_nothing_unasked(tmp_path):
 def test_the_original_is_never_replaced(tmp_path):
     path = saved(tmp_path / "latest_net_G.pth", weights_of("resnet_4blocks", width=2))
     before = path.read_bytes()
-    with pytest.raises(UserError, match="is what is to be imported"):
+    with pytest.raises(UserError, match="is the input itself"):
         import_weights(path, path, overwrite=True)
     assert path.read_bytes() == before
 

@@ -15,7 +15,18 @@ from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.preprocess import MOST_PIXELS
 
 #: The smallest side that generators get: below it, instance norm has too few positions at the deepest layers.
-_LEAST = 16
+LEAST_SIDE = 16
+
+
+def side_multiple(generator: nn.Module | None) -> int:
+    """Return the number of pixels of which a generator's sides are multiples; 4 where it does not say."""
+    return getattr(generator, "multiple", 4)
+
+
+def smallest_side(generator: nn.Module | None, least: int = LEAST_SIDE) -> int:
+    """Return the smallest side in pixels, from ``least`` on, that a generator takes."""
+    multiple = side_multiple(generator)
+    return -(-least // multiple) * multiple
 
 
 def padding_for(
@@ -25,11 +36,10 @@ def padding_for(
 
     Only the right and the lower side are padded, by reflection where the picture has as much to reflect.
     """
-    multiple = getattr(generator, "multiple", 4)
-    least = -(-_LEAST // multiple) * multiple
+    multiple, least = side_multiple(generator), smallest_side(generator)
     found = []
     for axis, side in ((1, size[1]), (0, size[0])):
-        missing = max(-(-side // multiple) * multiple, least) - side
+        missing = max(-side % multiple, least - side)
         if missing:
             sides = (0, missing, 0, 0) if axis else (0, 0, 0, missing)
             found.append((sides, "reflect" if missing < side else "replicate"))

@@ -88,6 +88,30 @@ def identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def file_below(out: Path, name: str, suffix: str) -> Path:
+    """Return the file to write: ``out``, or ``name`` with a suffix in it where it is a folder.
+
+    A folder is one that exists, or a path without a suffix. The name may come from a file; it stays in the folder.
+    """
+    if not out.is_dir() and out.suffix:
+        return out
+    return out / ((re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "model") + suffix)
+
+
+def check_output(out: Path, overwrite: bool, source: Path | None = None) -> None:
+    """Check that a file may be written.
+
+    Raises:
+        UserError: it exists, and is ``source``, or ``overwrite`` is not set.
+    """
+    if identity(out) is None:
+        return
+    if source is not None and identity(out) == identity(source):
+        raise UserError(f"{out} is the input itself; choose another name")
+    if not overwrite:
+        raise UserError(f"{out} exists already; choose another name, or use --overwrite")
+
+
 def _inputs(inputs: Iterable[Path | str], out: Path) -> list[Path | str]:
     """Return the inputs without the output folder, which ``*`` also names where it lies among them."""
     given = list(inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import pickle
 import re
@@ -21,7 +20,8 @@ from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, re
 from qsattn_plugin.registry.recipe.checking import check_arguments
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
 from qsattn_plugin.storage import save_tensors
-from qsattn_plugin.translation.files import identity
+from qsattn_plugin.storage.download import checksum
+from qsattn_plugin.translation.files import check_output
 
 #: As the checkpoints of a run name the main generator, so that ``train.init_from`` takes an imported file too.
 _PREFIX = "model/generator."
@@ -65,10 +65,7 @@ def import_weights(
         UserError: the file cannot be read without running what is in it, or holds no such generator.
         WriteFailed: ``out`` could not be written.
     """
-    if identity(out) is not None and identity(out) == identity(file):
-        raise UserError(f"{out} is what is to be imported; name another file")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already; choose another name, or say --overwrite")
+    check_output(out, overwrite, file)
     content = read_checkpoint(file)
     plain = None if arch is None else _build(arch, _arguments(arch, settings, {}))
     place, weights = _pick(file, content, key, plain)
@@ -89,7 +86,7 @@ def import_weights(
     document = {
         "kind": "weights",
         "generators": {"forward": {"type": name, "arguments": arguments, "prefix": _PREFIX}},
-        "imported": {"file": file.name, "sha256": _sha256(file), "place": place, **loaded._asdict()},
+        "imported": {"file": file.name, "sha256": checksum(file), "place": place, **loaded._asdict()},
         "torch": torch.__version__,
     }
     save_tensors(out, {_PREFIX + name: tensor for name, tensor in generator.state_dict().items()}, document)
@@ -180,8 +177,3 @@ def _pick(file: Path, content: Any, key: str | None, plain: nn.Module | None) ->
     if not every:
         raise UserError(f"{file} is no state_dict and holds none: there are no tensors with names in it")
     return max(every.items(), key=lambda item: len(item[1]))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

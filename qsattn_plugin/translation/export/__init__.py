@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +11,13 @@ import torch
 import qsattn_plugin
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
+from qsattn_plugin.translation.apply import side_multiple, smallest_side
 from qsattn_plugin.translation.export.formats import FORMATS, Run, Subject
+from qsattn_plugin.translation.files import check_output, file_below
 from qsattn_plugin.translation.load import Translator, main_generator
 
 #: Values of translated images, on [-1, 1], may differ by so much: an eighth of the step between two levels of 8 bits.
 TOLERANCE = 1e-3
-#: Below this side, instance norm has too few positions at the deepest layers.
-_LEAST = 16
 
 
 class Exported(NamedTuple):
@@ -45,9 +44,7 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
     if not generators:
         raise UserError("this generator comes from no file: save it, load it, and export what was loaded")
     spec = generators[which or main_generator(generators)]
-    multiple = getattr(generator, "multiple", 4)
-    least = -(-_LEAST // multiple) * multiple
-    channels = translator.channels
+    multiple, least, channels = side_multiple(generator), smallest_side(generator), translator.channels
     about = (
         f"Images (batch, {channels}, height, width) in [-1, 1] to their translations, likewise in [-1, 1]; height and "
         f"width multiples of {multiple} pixels, at least {least}."
@@ -85,8 +82,7 @@ def export(subject: Subject, format: str, out: Path, overwrite: bool = False) ->
         raise UserError(f"there is no format {format!r}{nearest(format, FORMATS)} (formats: {', '.join(FORMATS)})")
     chosen = FORMATS[format]
     path = place_of(subject, format, out)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; choose another name, or say --overwrite")
+    check_output(path, overwrite)
     chosen.check(subject)
     with torch.no_grad(), replacing(path) as temporary:
         try:
@@ -108,11 +104,9 @@ def place_of(subject: Subject, format: str, out: Path) -> Path:
     end in ``.pth``.
     """
     chosen = FORMATS[format]
-    if out.is_dir() or not out.suffix or (chosen.name and out.suffix != chosen.suffix):
-        # The name comes from a file, and is to stay in the folder.
-        name = re.sub(r"[^\w.-]+", "_", subject.document["name"]).lstrip(".") or subject.type
-        return out / (chosen.name or name + chosen.suffix)
-    return out
+    if chosen.name:
+        return out / chosen.name if out.is_dir() or out.suffix != chosen.suffix else out
+    return file_below(out, subject.document["name"], chosen.suffix)
 
 
 def shapes_for(subject: Subject) -> list[tuple[int, int, int, int]]:
