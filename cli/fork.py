@@ -85,18 +85,15 @@ def _arguments(sampler: str, settings: tuple[str, ...]) -> dict[str, Any]:
     """Return the sampler's arguments as its signature wants them."""
     from qsattn_plugin.registry import find
     from qsattn_plugin.registry.recipe.checking import check_arguments
-    from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
+    from qsattn_plugin.registry.yaml_lines import Node, Problem, RecipeError, parse_assignment
 
     parameters = find("sampler", sampler).signature.parameters
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for text in settings:
-        place = Place(f"-s {text}")
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(Problem(place, "", "write an argument as key=value, for example -s taps=all"))
-        node = Node({key.strip(): parse(value, place, lines=False)}, place)
-        given = {n: p for n, p in parameters.items() if n == key.strip() or p.default is not inspect.Parameter.empty}
+        key, value = parse_assignment(text, "taps=all")
+        node = Node({key: value}, value.place)
+        given = {n: p for n, p in parameters.items() if n == key or p.default is not inspect.Parameter.empty}
         values |= check_arguments(given, node, sampler, f"sampler {sampler!r}", problems)
     if problems:
         raise RecipeError(*problems)

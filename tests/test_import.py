@@ -254,7 +254,7 @@ def scripted() -> torch.jit.ScriptModule:
         (lambda p: saved(p, OTHER), ("-s", "widht=4"), "-s widht=4: generator.widht: there is no such key; did you"),
         (lambda p: saved(p, OTHER), ("-s", "width=four"), "generator.width: must be an integer, got"),
         (lambda p: saved(p, OTHER), ("-s", "width=0"), "generator 'resnet_4blocks': width: must be at least 1"),
-        (lambda p: saved(p, OTHER), ("-s", "width"), "write a setting as name=value"),
+        (lambda p: saved(p, OTHER), ("-s", "width"), "expected key=value"),
         (lambda p: saved(p, OTHER), ("-s", "width=8"), "model.1.weight: 4 x 3 x 7 x 7, the generator has 8 x 3 x 7"),
         (lambda p: saved(p, {**OTHER, "extra": JUDGE["model.0.bias"]}), (), "extra: 4, the generator has no such lay"),
         (lambda p: saved(p, OTHER), ("--key", "netG"), "has no network at 'netG'"),

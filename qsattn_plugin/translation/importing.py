@@ -18,7 +18,7 @@ from qsattn_plugin.registry import create, find
 from qsattn_plugin.registry.foreign import Report as Loaded
 from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, recognise
 from qsattn_plugin.registry.recipe.checking import check_arguments
-from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse_assignment
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.files import check_output
@@ -130,11 +130,8 @@ def _arguments(arch: str, settings: Sequence[str], found: dict[str, Any]) -> dic
     problems: list[Problem] = []
     given = {}
     for text in settings:
-        name, equals, value = text.partition("=")
-        name, place = name.strip().removeprefix("generator."), Place(f"-s {text}")
-        if not equals:
-            raise RecipeError(Problem(place, "", "write a setting as name=value, for example -s width=64"))
-        given[name] = parse(value, place, lines=False)
+        name, value = parse_assignment(text, "width=64")
+        given[name.removeprefix("generator.")] = value
     needed = {n: p for n, p in parameters.items() if n in given or n not in {**defaults, **found}}
     node = Node(given, Place(f"--arch {arch}"))
     also = [name for name in parameters if name not in needed]
