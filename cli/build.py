@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import click
@@ -21,14 +22,13 @@ def command(recipe: str, folder: Path | None, overrides: tuple[str, ...], overwr
     `qsattn fit`.
     """
     from qsattn_plugin.registry.recipe import load_recipe
+    from qsattn_plugin.text import text_table
     from qsattn_plugin.training.describe import part_table
     from qsattn_plugin.training.run import Run
 
     loaded = load_recipe(recipe, overrides)
     table = part_table(loaded)
     run = Run.create(loaded, folder, overwrite)
-    widths = [max(len(row[i]) for row in table) for i in range(3)]
-    for row in table:
-        click.echo(f"  {row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip())
+    click.echo(textwrap.indent(text_table(table, "<<>"), "  "))
     name = "" if folder is None else f" {folder}"
     click.echo(f"\nThe run is {run.folder}. Train it with: qsattn fit{name}")

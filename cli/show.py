@@ -41,7 +41,7 @@ def command(part: str, size: int) -> None:
     docs = argument_docs(found.target)
     click.echo("\narguments:")
     for argument in found.signature.parameters.values():
-        default = "" if argument.default is argument.empty else f" = {_plain(argument.default)}"
+        default = "" if argument.default is argument.empty else f" = {_as_yaml(argument.default)}"
         click.echo(f"  {argument.name}: {_type(argument.annotation)}{default}")
         if argument.name in docs:
             click.echo(click.wrap_text(docs[argument.name], 96, "      ", "      "))
@@ -74,6 +74,7 @@ def _lines(known: dict[str, Any], write: Callable[[Any], str], indent: str = "")
 
 def _network(part: object, size: int) -> None:
     from qsattn_plugin.registry.describe import describe
+    from qsattn_plugin.text import text_table
 
     takes = part.signature.parameters.values()
     if any(p.default is p.empty for p in takes):
@@ -83,23 +84,24 @@ def _network(part: object, size: int) -> None:
     click.echo(f"multiply-adds at {size} x {size}: {counts.multiply_adds / 1e9:.2f} G")
     if counts.taps:
         default = set(part.target().default_taps)
-        click.echo(f"taps (* is used by default):\n  {'index':>6} {'name':<12} {'channels':>8} {'stride':>6}")
+        rows = [("", "index", "name", "channels", "stride")]
         for tap in counts.taps:
-            star = "*" if {tap.index, tap.name} & default else " "
-            click.echo(f"  {star}{tap.index:>5} {tap.name:<12} {tap.channels:>8} {tap.stride:>6}")
+            star = "*" if {tap.index, tap.name} & default else ""
+            rows.append((star, str(tap.index), tap.name, str(tap.channels), str(tap.stride)))
+        click.echo(f"taps (* is used by default):\n{text_table(rows, '<><>>')}")
 
 
 def _type(annotation: object) -> str:
     if annotation is inspect.Parameter.empty:
         return "anything"
     if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(map(_plain, typing.get_args(annotation)))
+        return " | ".join(map(_as_yaml, typing.get_args(annotation)))
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "")
 
 
-def _plain(value: object) -> str:
+def _as_yaml(value: object) -> str:
     """A value as a recipe writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from qsattn_plugin import text
 from qsattn_plugin.cli import COMMANDS, main
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.training.loop import fit
@@ -253,6 +255,15 @@ def test_list_shows_parts_and_recipes():
         qsattn("list", "generators").output.splitlines()
     )
     assert "recipe/horse2zebra" in qsattn("list", "recipes").output
+
+
+def test_tables_have_aligned_columns():
+    result = doctest.testmod(text)
+    assert result.attempted and not result.failed
+    shown = qsattn("show", "generator/resnet_9blocks").output.splitlines()
+    taps = shown[shown.index("taps (* is used by default):") + 1 :]
+    assert len(taps) > 5 and taps[0].split() == ["index", "name", "channels", "stride"]
+    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in taps}) == 1
 
 
 def test_map_draws_the_selected_points(workplace, trained):
