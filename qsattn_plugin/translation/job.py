@@ -20,7 +20,7 @@ from qsattn_plugin.storage import may_write
 from qsattn_plugin.translation.apply import padded_size, resized, with_alpha
 from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.tiles import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
-from qsattn_plugin.translation.tiles.spill import NoRoom
+from qsattn_plugin.translation.tiles.spill import DiskFull
 
 #: Pictures that share a batch; one on the CPU, where large blocks of memory cost more than batches save.
 _BATCH = {"cpu": 1}
@@ -189,7 +189,7 @@ class _Job:
                     self.translate([task])
                 return
             self._failed(tasks[0].source, f"{show(tasks[0].source)}: {self._advice(tasks[0].picture)}")
-        except NoRoom as error:
+        except DiskFull as error:
             for task in tasks:
                 self._failed(task.source, f"{show(task.source)}: {error}")
         except ValueError as error:
