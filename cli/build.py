@@ -1,4 +1,4 @@
-"""``qsattn build``: from a recipe to a run folder, with every part built once."""
+"""``qsattn build``: checks a recipe and creates its run folder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 
-@click.command("build", short_help="Check a recipe and make a run of it.")
+@click.command("build", short_help="Check a recipe and create its run.")
 @click.argument("recipe")
-@click.option("--run", "folder", type=click.Path(path_type=Path), help="The run's folder; runs/<name> without it.")
+@click.option("--run", "folder", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<name>]")
 @click.option(
     "-s", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe: -s train.steps=100."
 )
-@click.option("--overwrite", is_flag=True, help="Throw away the training that is in the folder.")
+@click.option("--overwrite", is_flag=True, help="Delete the training in the folder.")
 def command(recipe: str, folder: Path | None, overrides: tuple[str, ...], overwrite: bool) -> None:
     """Check RECIPE, build every part of it once, and write the resolved recipe into a run folder.
 

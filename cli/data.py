@@ -1,4 +1,4 @@
-"""``qsattn data``: a data set's pictures as folders."""
+"""``qsattn data``: writes a data set's pictures into folders."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ SPLITS = ("trainA", "trainB", "testA", "testB")
 
 @click.command("data", short_help="Write a data set's pictures into folders.")
 @click.argument("name")
-@click.option("--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where the folders go.")
-@click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only this one; can be repeated.")
+@click.option(
+    "--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to write the folders."
+)
+@click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only this split; can be repeated.")
 @click.option("-s", "options", multiple=True, metavar="KEY=VALUE", help="The data set's arguments: -s size=128.")
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path), help="Take a public set from this archive or folder."
+    "--from", "source", type=click.Path(path_type=Path), help="Read a public set from this archive or folder."
 )
 @click.option("--url", help="Download a public set from this address instead of its own.")
 def command(
@@ -77,9 +79,11 @@ def _public(one: PublicSet, root: Path, source: Path | None, url: str | None) ->
         got = get_public_set(one, root, source, url, bars)
     for split, count in one.counts.items():
         click.echo(f"{root / split}: {count} pictures")
-    if got.before:
-        click.echo(f"{one.name} was there already, nothing was done")
+    if got.existed:
+        click.echo(f"{one.name} exists already, nothing was done")
     if got.sha256:
-        agrees = "as published" if got.sha256 == one.sha256 else "not the published one; its pictures can be read"
+        agrees = (
+            "as published" if got.sha256 == one.sha256 else "differs from the published one; all pictures can be read"
+        )
         click.echo(f"SHA-256 of the archive: {got.sha256} ({agrees})")
     click.echo(f"domains: {one.domains}\nlicence: {one.licence}")

@@ -1,4 +1,4 @@
-"""``qsattn show``: all about one part."""
+"""``qsattn show``: describes one part."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import click
 
 @click.command("show", short_help="Show one part's arguments and size, or a published model's card.")
 @click.argument("part", metavar="KIND/NAME")
-@click.option("--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the count.")
+@click.option(
+    "--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the multiply-adds."
+)
 def command(part: str, size: int) -> None:
     """Show what the part KIND/NAME is, its arguments, and for networks the parameters, multiply-adds and taps.
 
-    pretrained/NAME shows a published model: how it was trained, on what, and what it scores. recipe/NAME shows a
-    shipped recipe with all that it takes over.
+    pretrained/NAME shows a published model: its training, data and scores. recipe/NAME shows a shipped recipe,
+    including what it inherits.
     """
     from qsattn_plugin.errors import UserError
     from qsattn_plugin.registry import find
@@ -56,18 +58,18 @@ def _published(name: str) -> None:
     entry = find(name)
     weights = entry.file or entry.url or "not published yet"
     generator = {"type": entry.generator, **entry.arguments}
-    known = {"summary": entry.summary, "generator": generator, "weights": weights, "sha256": entry.sha256, **entry.card}
+    card = {"summary": entry.summary, "generator": generator, "weights": weights, "sha256": entry.sha256, **entry.card}
     click.echo(f"pretrained/{name}")
-    _lines(known, write)
+    _echo_yaml(card, write)
 
 
-def _lines(known: dict[str, Any], write: Callable[[Any], str], indent: str = "") -> None:
-    """Echo as YAML, a line a key, down to where it fits on one line."""
-    for key, value in known.items():
+def _echo_yaml(mapping: dict[str, Any], write: Callable[[Any], str], indent: str = "") -> None:
+    """Print a mapping as YAML, one line a key; mappings that do not fit on their line are indented below it."""
+    for key, value in mapping.items():
         line = f"{indent}{key}: {write(value)}"
         if isinstance(value, dict) and len(line) > 100:
             click.echo(f"{indent}{key}:")
-            _lines(value, write, indent + "  ")
+            _echo_yaml(value, write, indent + "  ")
         else:
             click.echo(line)
 
@@ -102,7 +104,7 @@ def _type(annotation: object) -> str:
 
 
 def _as_yaml(value: object) -> str:
-    """A value as a recipe writes it."""
+    """Return a value as a recipe writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -104,7 +104,7 @@ def test_build_fit_translate(workplace):
     assert "3 pictures written" in done.output
     assert {read_image(p).size for p in (workplace / "out").iterdir()} == {(40, 40)}
     done = qsattn("translate", "images/testA", "-m", "runs/toy", "-o", "out")
-    assert "0 pictures written to out, 3 were there already" in done.output
+    assert "0 pictures written to out, 3 existing skipped" in done.output
 
 
 def test_translate_takes_every_kind_of_picture_at_its_size(workplace, trained):

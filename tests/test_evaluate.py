@@ -158,7 +158,7 @@ def test_predicted_label_maps_beside_the_pictures(workplace, sets):
     ("args", "message"),
     [
         (["a", "--real", "b", "--metrics", "fid,kdi"], "there is no metric 'kdi'; did you mean 'kid'?"),
-        (["a", "--real", "b", "--metrics", ","], "names with commas between them"),
+        (["a", "--real", "b", "--metrics", ","], "expected a comma-separated list"),
         (["a"], "give --real"),
         (["a", "--metrics", "swd"], "swd needs --real"),
         (["a", "--metrics", "lpips"], "lpips needs --source"),

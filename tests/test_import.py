@@ -127,7 +127,7 @@ def test_old_files_with_a_wrapper_s_prefix(tmp_path, name, arguments, norms):
     said = qsattn("import", file, "-o", tmp_path / "x.safetensors")
     assert said.exit_code == 0, said.output
     assert same(load(tmp_path / "x.safetensors").generator.state_dict(), weights)
-    assert f"left out, as nothing reads them: {next(iter(norms))}.running_mean, " in said.output
+    assert f"left out, not used: {next(iter(norms))}.running_mean, " in said.output
     assert ("filled in: model.11.filt" in said.output) == (name == "resnet_9blocks")
     report = read_document(tmp_path / "x.safetensors")["imported"]
     assert sorted(report["left_out"]) == sorted(f"{n}.{b}" for n in norms for b in ("running_mean", "running_var"))

@@ -72,7 +72,7 @@ def test_a_published_name_is_a_model_where_no_run_has_that_name(workplace):
     assert qsattn_plugin.load("toy").channels == 3
     (workplace / "toy").mkdir()  # a folder of pictures, say
     assert qsattn_plugin.load("toy").channels == 3
-    with pytest.raises(UserError, match="toy is a folder, but of no run"):
+    with pytest.raises(UserError, match="toy is a folder, but not of a run"):
         qsattn_plugin.load("./toy")
     (workplace / "runs" / "toy" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no checkpoint yet.*; the published model .* is pretrained/toy"):
