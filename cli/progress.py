@@ -132,7 +132,7 @@ class TrainingDisplay:
         elif not progress.values["signal"]:  # then the command says it as it ends
             self._line(
                 f"stopped at step {progress.step} of {progress.steps}; "
-                f"`qsattn fit {progress.values['folder']}` carries on from here"
+                f"`qsattn fit {progress.values['folder']}` continues from here"
             )
 
     def _state(self, progress: Progress) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 
 from qsattn_plugin import text
 from qsattn_plugin.cli import COMMANDS, main
+from qsattn_plugin.cli.progress import StageBars
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
@@ -255,6 +257,22 @@ def test_list_shows_parts_and_recipes():
         qsattn("list", "generators").output.splitlines()
     )
     assert "recipe/horse2zebra" in qsattn("list", "recipes").output
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_drawn_on_a_terminal_only(monkeypatch, terminal):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bars = StageBars(announce=True)
+    for done in range(3):
+        bars("reading", done, 2)
+    bars("checking", 5, None)
+    bars.close()
+    if terminal:
+        assert "reading: 100%" in stderr.getvalue() and "2/2" in stderr.getvalue() and "5it" in stderr.getvalue()
+    else:
+        assert stderr.getvalue() == "reading ...\nchecking ...\n"
 
 
 def test_tables_have_aligned_columns():
