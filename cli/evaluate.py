@@ -31,36 +31,20 @@ class _CommaList(click.ParamType):
 @click.argument("scored", metavar="MODEL_OR_FOLDER")
 @click.option("--real", type=_FOLDER, help="Pictures of the target domain, for fid, kid and swd.")
 @click.option("--source", type=_FOLDER, help="What MODEL translates, or what FOLDER was translated from.")
-@click.option(
-    "--metrics",
-    type=_CommaList(),
-    help="fid, kid, swd, lpips, background, labels.  [default: all that the folders allow, without lpips]",
-)
+@click.option("--metrics", type=_CommaList(), help="fid, kid, swd, lpips, background, labels; see below.")
 @click.option("--features", type=_CommaList(), help="Feature layers: 64, 192, 768, 2048; or those of --extractor.")
 @click.option("--extractor", metavar="MODULE:CALLABLE", help="Your own network instead of Inception.")
 @click.option("--extractor-weights", "weights", type=_FOLDER, help="The weights file of the extractor or of Inception.")
 @click.option("--masks", type=_FOLDER, help="Masks, white where a change is wanted; same names as the pictures.")
 @click.option("--labels", type=_FOLDER, help="Ground-truth label maps of Cityscapes.")
-@click.option(
-    "--predicted", type=_FOLDER, help="Predicted label maps, if the scored pictures are not label maps themselves."
-)
-@click.option(
-    "--label-kind", default="auto", show_default=True, help="Kind of --labels: auto, color, labelIds, trainIds."
-)
-@click.option("--predicted-kind", default="auto", show_default=True, help="Kind of the predicted ones.")
+@click.option("--predicted", type=_FOLDER, help="Predicted label maps, if those scored are not label maps.")
+@click.option("--label-kind", default="auto", show_default=True, help="--labels as auto, color, labelIds or trainIds.")
+@click.option("--predicted-kind", default="auto", show_default=True, help="The same for --predicted.")
 @click.option("--size", type=click.IntRange(min=16), help="Resize every picture to SIZE x SIZE first.")
 @click.option("--first", type=click.IntRange(min=1), metavar="N", help="Score only the first N pictures, by name.")
 @click.option("--subsets", type=click.IntRange(min=1), default=100, show_default=True, help="Random subsets for kid.")
-@click.option(
-    "--subset-size",
-    type=click.IntRange(min=2),
-    default=1000,
-    show_default=True,
-    help="Pictures in a subset of kid, at most.",
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=2020, show_default=True, help="Random seed of kid and swd."
-)
+@click.option("--subset-size", type=click.IntRange(min=2), default=1000, show_default=True, help="At most, for kid.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=2020, show_default=True, help="For kid and swd.")
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
 @click.option("--keep", type=_FOLDER, help="Keep MODEL's translations in this folder.")
 @click.option(
@@ -71,7 +55,8 @@ class _CommaList(click.ParamType):
 def command(device: str, file: Path | None, **options: Any) -> None:
     """Score MODEL's translations of --source, or the pictures in FOLDER, against --real.
 
-    MODEL is a run folder, a weights file or a published name.
+    MODEL is a run folder, a weights file or a published name. By default, all metrics but lpips are computed for which
+    the folders are given.
 
     \b
     qsattn evaluate horse2zebra --source testA --real testB

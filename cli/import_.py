@@ -22,8 +22,7 @@ def command(
     """Turn FILE (latest_net_G.pth of CUT, CycleGAN, pix2pix or QS-Attn, or a checkpoint that holds such weights) into a
     weights file that `qsattn translate -m`, `qsattn export` and a recipe's train.init_from take.
 
-    The architecture is recognised from the keys. No code in FILE is run: a file that holds more than tensors is an
-    error.
+    The architecture is recognised from the keys. No code in FILE is run: a file of more than tensors is an error.
     """
     from qsattn_plugin.translation.importing import import_weights
 

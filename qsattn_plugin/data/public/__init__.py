@@ -120,11 +120,7 @@ def get_public_set(
 
 
 def _missing(one: PublicSet, root: Path) -> list[str]:
-    """Return the missing splits.
-
-    Raises:
-        UserError: a split exists with another number of pictures.
-    """
+    """Return the missing splits; raise UserError if one exists with another number of pictures."""
     missing = []
     for split in SPLITS:
         folder = root / split
@@ -170,11 +166,7 @@ def _copy(one: PublicSet, source: Path, stage: Path) -> None:
 
 
 def _check(one: PublicSet, stage: Path, source: Path, decode: bool, progress: StageProgress) -> None:
-    """Check the numbers of pictures and, with ``decode``, that all can be read.
-
-    Raises:
-        UserError: they differ, or some cannot.
-    """
+    """Raise UserError if a split has another number of pictures or, with ``decode``, if some cannot be read."""
     counts = {split: _count(stage / split) for split in SPLITS}
     if counts != dict(one.counts):
         found = ", ".join(f"{split} {counts[split]} (should be {one.counts[split]})" for split in SPLITS)

@@ -117,11 +117,7 @@ def shapes_for(subject: Subject) -> list[tuple[int, int, int, int]]:
 
 
 def _compare(subject: Subject, format: str, path: Path) -> tuple[float, list[tuple[int, ...]]]:
-    """Return the largest difference between a file and the generator, and the shapes that were compared.
-
-    Raises:
-        UserError: the file cannot be read, or differs too much.
-    """
+    """Return a file's largest difference from the generator, and the shapes compared; raise UserError if too large."""
     refused = f"{format} export of {subject.type!r} refused, and its file removed"
     try:
         run: Runner = FORMATS[format].read(path, subject)

@@ -135,10 +135,7 @@ def plan_sweeps(chain: Chain, tile: int, limit: float, itemsize: int = 4, device
 
 
 def _cheapest(chain: Chain, costs: _CostModel, limit: float) -> list[Sweep] | None:
-    """Return the cheapest sweeps within the limit, by Dijkstra's algorithm, or None.
-
-    A node is the position whose maps are kept, and the number of norms that are measured.
-    """
+    """Run Dijkstra's algorithm; a node is the position whose maps are kept, and the number of norms measured."""
     stops = [p for p, step in enumerate(chain.steps) if isinstance(step, Norm) and step.measured] + [chain.end]
     worth = {p + 1 for p, step in enumerate(chain.steps) if step.worth_storing or isinstance(step, Join)}
     sizes = {p: chain.elements(p) * costs.itemsize for p in range(chain.end + 1)}
