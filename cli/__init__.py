@@ -1,6 +1,6 @@
 """The command line, ``qsattn``: one command a file, imported when it is called.
 
-``qsattn --help`` needs neither torch nor any part: the one-line helps stand in a table here.
+For ``qsattn --help``, which imports neither torch nor any part, the one-line helps are listed here.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import click
 from qsattn_plugin import __version__
 from qsattn_plugin.errors import UserError, nearest
 
-# OpenMP threads that wait for work spin for milliseconds by default. Beside another busy process that stops both: on
-# two cores with one such process a training step took 2.8 s instead of 1.2 s. A short spin costs nothing where the
-# machine is quiet (0.25 s either way). It must be set before torch is imported; whoever sets either variable is left
-# alone.
+# OpenMP threads that wait for work spin for milliseconds by default, which slows down other busy processes and this
+# one: on two cores with one such process a training step took 2.8 s instead of 1.2 s. A short spin costs nothing on an
+# idle machine (0.25 s either way). It must be set before torch is imported; a user's own setting is kept.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 #: Command -> (module, one-line help).
 COMMANDS = {
     "build": ("qsattn_plugin.cli.build", "Check a recipe, build its parts once, and make the run's folder."),
-    "fit": ("qsattn_plugin.cli.fit", "Train the run built last, or the one named; carry on where it stopped."),
-    "report": ("qsattn_plugin.cli.report", "Write a run's report anew: one page with its curves and pictures."),
+    "fit": ("qsattn_plugin.cli.fit", "Train the run built last, or the one named; continue where it stopped."),
+    "report": ("qsattn_plugin.cli.report", "Rewrite a run's report: one page with its curves and pictures."),
     "translate": ("qsattn_plugin.cli.translate", "Translate pictures and folders with a trained model."),
     "export": ("qsattn_plugin.cli.export", "Write a generator as ONNX, TorchScript, pt2, or as CUT's scripts read it."),
-    "import": ("qsattn_plugin.cli.import_", "Take over a generator that CUT, CycleGAN or QS-Attn trained."),
+    "publish": ("qsattn_plugin.cli.publish", "Write a generator in half precision, as a small file for others."),
+    "import": ("qsattn_plugin.cli.import_", "Convert a generator that CUT, CycleGAN or QS-Attn trained."),
     "evaluate": ("qsattn_plugin.cli.evaluate", "Score translations: FID, KID, SWD, LPIPS, background, label maps."),
-    "map": ("qsattn_plugin.cli.map", "Draw where an image says most: entropy maps and the selected queries."),
-    "data": ("qsattn_plugin.cli.data", "Get a public data set, or draw the toy one, into folders."),
+    "map": ("qsattn_plugin.cli.map", "Draw entropy maps of images and the selected queries."),
+    "data": ("qsattn_plugin.cli.data", "Download a public data set, or draw the toy one, into folders."),
     "fork": ("qsattn_plugin.cli.fork", "Run a CUT fork's own script with its patch sampler swapped."),
     "list": ("qsattn_plugin.cli.list", "Show the parts that recipes can name, and the shipped recipes."),
     "show": ("qsattn_plugin.cli.show", "Show one part: its arguments, and a network's size and taps."),
@@ -41,8 +41,8 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
-    """A group whose commands are imported when they are called, and whose users' mistakes end in one line."""
+class LazyGroup(click.Group):
+    """A group that imports a command when it is called, and prints a user's mistake without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -69,28 +69,29 @@ class Lazy(click.Group):
         except UserError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            if error.strerror is None or isinstance(error, BrokenPipeError):  # not the system's word on a file
+            if error.strerror is None or isinstance(error, BrokenPipeError):  # not an error of the system about a file
                 raise
             place = f" ({error.filename})" if error.filename else ""
             raise click.ClickException(f"{error.strerror}{place}") from error
-        except KeyboardInterrupt as stop:  # click's own answer is the exit code 1, which says that something failed
+        except KeyboardInterrupt as stop:  # click itself exits with 1, the code of a failure
             click.echo(f"\n{stop}" if stop.args else "\nAborted!", err=True)
             raise click.exceptions.Exit(getattr(stop, "exit_code", 130)) from stop
 
 
-_usual_showwarning = warnings.showwarning
+_default_showwarning = warnings.showwarning
 
 
 def _show_warning(message: Any, category: type[Warning], *where: Any) -> None:
-    """Show this package's own warnings in one line, without the place in the code, which says nothing to people."""
+    """Print this package's own warnings in one line, without the place in the code."""
     if category.__module__.partition(".")[0] == "qsattn_plugin":
-        moving = "\r\x1b[K" if sys.stderr.isatty() else ""  # over a progress bar
-        click.echo(f"{moving}Warning: {message}", err=True)
+        from tqdm import tqdm
+
+        tqdm.write(f"Warning: {message}", file=sys.stderr)  # above a progress bar, if there is one
     else:
-        _usual_showwarning(message, category, *where)
+        _default_showwarning(message, category, *where)
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="qsattn")
 def main() -> None:
     """Unpaired image-to-image translation with query-selected attention.

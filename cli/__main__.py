@@ -1,4 +1,4 @@
-"""``python -m qsattn_plugin.cli``: the command line where no script is installed."""
+"""``python -m qsattn_plugin.cli``: the command line without the installed script."""
 
 from qsattn_plugin.cli import run
 

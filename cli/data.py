@@ -1,10 +1,9 @@
-"""``qsattn data``: a data set's pictures as folders."""
+"""``qsattn data``: writes a data set's pictures into folders."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,13 @@ SPLITS = ("trainA", "trainB", "testA", "testB")
 
 @click.command("data", short_help="Write a data set's pictures into folders.")
 @click.argument("name")
-@click.option("--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where the folders go.")
-@click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only this one; can be repeated.")
+@click.option(
+    "--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to write the folders."
+)
+@click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only this split; can be repeated.")
 @click.option("-s", "options", multiple=True, metavar="KEY=VALUE", help="The data set's arguments: -s size=128.")
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path), help="Take a public set from this archive or folder."
+    "--from", "source", type=click.Path(path_type=Path), help="Read a public set from this archive or folder."
 )
 @click.option("--url", help="Download a public set from this address instead of its own.")
 def command(
@@ -53,6 +54,7 @@ def command(
 
 
 def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, ...]) -> None:
+    from qsattn_plugin.cli.progress import Bar
     from qsattn_plugin.data.export import write_dataset
     from qsattn_plugin.data.images import find_images
     from qsattn_plugin.registry.recipe import Recipe
@@ -61,7 +63,7 @@ def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, .
     recipe = Recipe.from_yaml(text, "data set", [f"data.{option}" for option in options])
     dataset = recipe.build("data")
     total = sum(len(dataset.split(split)) for split in splits)
-    with click.progressbar(length=total, label=f"writing {name}", file=sys.stderr) as bar:
+    with Bar(total, f"writing {name}") as bar:
         written = write_dataset(dataset, root, splits, bar.update)
     for split, count in written.items():
         others = len(find_images(root / split)) - count
@@ -70,33 +72,18 @@ def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, .
 
 
 def _public(one: PublicSet, root: Path, source: Path | None, url: str | None) -> None:
+    from qsattn_plugin.cli.progress import StageBars
     from qsattn_plugin.data.public import get_public_set
 
-    got = get_public_set(one, root, source, url, _Line())
+    with contextlib.closing(StageBars(announce=True, unit_scale=True)) as bars:
+        got = get_public_set(one, root, source, url, bars)
     for split, count in one.counts.items():
         click.echo(f"{root / split}: {count} pictures")
-    if got.before:
-        click.echo(f"{one.name} was there already, nothing was done")
+    if got.existed:
+        click.echo(f"{one.name} exists already, nothing was done")
     if got.sha256:
-        agrees = "as published" if got.sha256 == one.sha256 else "not the published one; its pictures can be read"
+        agrees = (
+            "as published" if got.sha256 == one.sha256 else "differs from the published one; all pictures can be read"
+        )
         click.echo(f"SHA-256 of the archive: {got.sha256} ({agrees})")
     click.echo(f"domains: {one.domains}\nlicence: {one.licence}")
-
-
-class _Line:
-    """Shows what is going on: one line that moves on a terminal, else one line for each thing that begins."""
-
-    def __init__(self) -> None:
-        self.moving = sys.stderr.isatty()
-        self._what = ""
-        self._drawn = 0.0
-
-    def __call__(self, what: str, done: int, total: int | None) -> None:
-        if what != self._what:
-            click.echo(f"{what} ...", err=True)
-            self._what = what
-        ends = done == total
-        if self.moving and (ends or time.monotonic() - self._drawn > 0.1):
-            self._drawn = time.monotonic()
-            of = f" of {total:,} ({100 * done // total} %)" if total else ""
-            click.echo(f"\r\x1b[K{what}: {done:,}{of}", nl=ends, err=True)

@@ -1,10 +1,9 @@
-"""``qsattn evaluate``: figures of translations."""
+"""``qsattn evaluate``: scores translations."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import click
 _FOLDER = click.Path(path_type=Path)
 
 
-class _Names(click.ParamType):
-    """Names with commas between them."""
+class _CommaList(click.ParamType):
+    """A comma-separated list of names."""
 
     name = "NAME,..."
 
@@ -24,7 +23,7 @@ class _Names(click.ParamType):
             return value
         names = tuple(name.strip() for name in value.split(",") if name.strip())
         if not names:
-            self.fail("names with commas between them are wanted", param, ctx)
+            self.fail("expected a comma-separated list", param, ctx)
         return names
 
 
@@ -32,31 +31,32 @@ class _Names(click.ParamType):
 @click.argument("scored", metavar="MODEL_OR_FOLDER")
 @click.option("--real", type=_FOLDER, help="Pictures of the target domain, for fid, kid and swd.")
 @click.option("--source", type=_FOLDER, help="What MODEL translates, or what FOLDER was translated from.")
-@click.option("--metrics", type=_Names(), help="fid, kid, swd, lpips, background, labels; else what the folders allow.")
-@click.option("--features", type=_Names(), help="Feature layers: 64, 192, 768, 2048; or the names of --extractor's.")
-@click.option("--extractor", metavar="MODULE:CALLABLE", help="A network of yours instead of Inception.")
-@click.option(
-    "--extractor-weights", "weights", type=_FOLDER, help="The file of the extractor's, or Inception's, weights."
-)
-@click.option("--masks", type=_FOLDER, help="White where a change is wanted; named as the pictures.")
-@click.option("--labels", type=_FOLDER, help="True label maps of Cityscapes.")
-@click.option("--predicted", type=_FOLDER, help="Predicted ones, if the scored pictures are not label maps themselves.")
-@click.option("--label-kind", default="auto", show_default=True, help="Of --labels: auto, color, labelIds, trainIds.")
-@click.option("--predicted-kind", default="auto", show_default=True, help="The same of the predicted ones.")
-@click.option("--size", type=click.IntRange(min=16), help="Bring every picture to SIZE x SIZE first.")
-@click.option("--first", type=click.IntRange(min=1), help="Score the first so many pictures by name alone.")
-@click.option("--subsets", type=click.IntRange(min=1), default=100, show_default=True, help="Of kid.")
-@click.option("--subset-size", type=click.IntRange(min=2), default=1000, show_default=True, help="Of kid, at most.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=2020, show_default=True, help="Of kid and swd.")
+@click.option("--metrics", type=_CommaList(), help="fid, kid, swd, lpips, background, labels; see below.")
+@click.option("--features", type=_CommaList(), help="Feature layers: 64, 192, 768, 2048; or those of --extractor.")
+@click.option("--extractor", metavar="MODULE:CALLABLE", help="Your own network instead of Inception.")
+@click.option("--extractor-weights", "weights", type=_FOLDER, help="The weights file of the extractor or of Inception.")
+@click.option("--masks", type=_FOLDER, help="Masks, white where a change is wanted; same names as the pictures.")
+@click.option("--labels", type=_FOLDER, help="Ground-truth label maps of Cityscapes.")
+@click.option("--predicted", type=_FOLDER, help="Predicted label maps, if those scored are not label maps.")
+@click.option("--label-kind", default="auto", show_default=True, help="--labels as auto, color, labelIds or trainIds.")
+@click.option("--predicted-kind", default="auto", show_default=True, help="The same for --predicted.")
+@click.option("--size", type=click.IntRange(min=16), help="Resize every picture to SIZE x SIZE first.")
+@click.option("--first", type=click.IntRange(min=1), metavar="N", help="Score only the first N pictures, by name.")
+@click.option("--subsets", type=click.IntRange(min=1), default=100, show_default=True, help="Random subsets for kid.")
+@click.option("--subset-size", type=click.IntRange(min=2), default=1000, show_default=True, help="At most, for kid.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=2020, show_default=True, help="For kid and swd.")
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
-@click.option("--keep", type=_FOLDER, help="A folder for MODEL's translations.")
-@click.option("--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Write everything here, too.")
-@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures at once.")
+@click.option("--keep", type=_FOLDER, help="Keep MODEL's translations in this folder.")
+@click.option(
+    "--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Also write all results to this file."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Batch size.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
 def command(device: str, file: Path | None, **options: Any) -> None:
-    """Score MODEL's translations of --source, or the pictures in FOLDER, against --real, and say how.
+    """Score MODEL's translations of --source, or the pictures in FOLDER, against --real.
 
-    MODEL is a run folder, a weights file or a published name.
+    MODEL is a run folder, a weights file or a published name. By default, all metrics but lpips are computed for which
+    the folders are given.
 
     \b
     qsattn evaluate horse2zebra --source testA --real testB
@@ -84,5 +84,7 @@ def command(device: str, file: Path | None, **options: Any) -> None:
 
 @contextlib.contextmanager
 def _stage(what: str, count: int) -> Iterator[Callable[[int], None]]:
-    with click.progressbar(length=count, label=what, file=sys.stderr) as bar:
+    from qsattn_plugin.cli.progress import Bar
+
+    with Bar(count, what) as bar:
         yield bar.update

@@ -1,4 +1,4 @@
-"""``qsattn export``: a trained generator as a file for other programs."""
+"""``qsattn export``: writes a trained generator as a file for other programs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import click
 )
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The file, or a folder for it.")
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
-@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def command(model: str, format: str, out: Path, generator: str | None, overwrite: bool) -> None:
     """Write the generator of MODEL (a run's folder or name, RUN@best, a checkpoint or weights file, a published name)
     as a file for other programs, read it again, and compare it with the original on random images of three sizes and
-    batches. It is refused where they differ by more than 1e-3.
+    batch sizes. A difference of more than 1e-3 is an error.
 
-    Height, width and batch are free; sides must be multiples of what the generator halves (4 pixels for ResNets, 256
-    for unet_256, ...; the file says it). Images go in and come out with values in [-1, 1].
+    Height, width and batch size are free; sides must be multiples of the generator's downsampling (4 pixels for
+    ResNets, 256 for unet_256, ...; the file states it). Inputs and outputs are images with values in [-1, 1].
 
     `cut` writes latest_net_G.pth as CUT's and CycleGAN's test scripts read it.
     """
@@ -36,7 +36,7 @@ def command(model: str, format: str, out: Path, generator: str | None, overwrite
 
     weights = find_weights(model)
     asked = model.removeprefix("pretrained/")
-    # A published file is called as it was asked for, and not as the run that it comes from was.
+    # A published model's file gets the name that was asked for, not that of its recipe.
     published = asked if asked in entries() and weights == find_weights(f"pretrained/{asked}") else None
     subject = subject_of(load(weights, "cpu", generator), generator, published)
     path = place_of(subject, format, out)

@@ -1,4 +1,4 @@
-"""``qsattn fit``: train a run."""
+"""``qsattn fit``: trains a run."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from qsattn_plugin.errors import UserError
 
 @click.command("fit", short_help="Train a run.")
 @click.argument("run", required=False)
-@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many steps of this call.")
-@click.option("--time-limit", type=Duration(), help="Stop after this time, e.g. 9m; the run can be carried on.")
+@click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many steps.")
+@click.option("--time-limit", type=Duration(), help="Stop after this time, e.g. 9m; the next call continues.")
 @click.option(
     "--nproc",
     type=click.IntRange(min=1),
     default=1,
-    help="Train with this many processes of this machine, each on a GPU of its own or with its share of the CPU's "
-    "cores. A step then sees as many batches. For several machines use torchrun ... -m qsattn_plugin.cli fit RUN.",
+    help="Train with this many processes on this machine, each with its own GPU or its share of the CPU cores, and "
+    "each with its own batch in a step. For several machines use torchrun ... -m qsattn_plugin.cli fit RUN.",
 )
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, into the run's folder.")
 def command(run: str | None, max_steps: int | None, time_limit: float | None, nproc: int, tensorboard: bool) -> None:
-    """Train RUN, a folder or a name below runs/; the run built last without it.
+    """Train RUN, a folder or a name below runs/; by default the run built last.
 
-    Carries on from the newest checkpoint. In the run's folder the log is metrics.jsonl, pictures are in grids/, and
-    report.html shows all of it.
+    Continues from the newest checkpoint. The run's folder holds the log (metrics.jsonl), pictures (grids/) and a report
+    of both (report.html).
     """
     if nproc > 1:
-        sys.exit(_together(run, nproc, max_steps, time_limit, tensorboard))
+        sys.exit(_launch(run, nproc, max_steps, time_limit, tensorboard))
 
-    from qsattn_plugin.cli.progress import Screen
+    from qsattn_plugin.cli.progress import TrainingDisplay
     from qsattn_plugin.training.distributed import Elsewhere, PeerLost
     from qsattn_plugin.training.distributed.launch import ANOTHER, follow_launcher, is_launched
     from qsattn_plugin.training.interrupts import Interrupted
@@ -41,8 +41,9 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
     from qsattn_plugin.training.tensorboard import TensorBoard
 
     opened = Run.open(run)
-    main = os.environ.get("RANK", "0") == "0"  # the others write nothing
-    listeners = [Screen(), *([TensorBoard(opened.folder / "tensorboard")] if tensorboard and main else [])]
+    main = os.environ.get("RANK", "0") == "0"  # only this process writes
+    display = TrainingDisplay()
+    listeners = [display, *([TensorBoard(opened.folder / "tensorboard")] if tensorboard and main else [])]
     if is_launched():
         follow_launcher()
 
@@ -52,9 +53,9 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
 
     try:
         fit(opened, max_steps=max_steps, time_limit=time_limit, report=tell)
-    except Elsewhere:  # the first process says it
+    except Elsewhere:  # the failing process prints the error
         sys.exit(ANOTHER if is_launched() else 1)
-    except PeerLost:  # where there is a launcher, it knows more
+    except PeerLost:  # a launcher reports the reason
         if not is_launched():
             raise
         sys.exit(ANOTHER)
@@ -62,14 +63,16 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
         if main:
             raise
         sys.exit(stop.exit_code)
+    finally:
+        display.close()
     if main and opened.report.is_file():
         click.echo(f"report: {opened.report}", err=True)
 
 
-def _together(run: str | None, nproc: int, max_steps: int | None, time_limit: float | None, tensorboard: bool) -> int:
-    """Start this command as several processes, and return the exit code of the whole."""
+def _launch(run: str | None, nproc: int, max_steps: int | None, time_limit: float | None, tensorboard: bool) -> int:
+    """Run this command in several processes, and return their common exit code."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("--nproc starts processes, but this one was started as one of several; leave it out")
+        raise UserError("--nproc starts processes, but this process is one of several already; leave it out")
     cores = os.cpu_count() or 1
     if nproc > max(2, cores):
         raise UserError(

@@ -1,4 +1,4 @@
-"""``qsattn fork``: a registered sampler inside somebody else's CUT fork."""
+"""``qsattn fork``: runs a CUT fork's script with a registered sampler."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ import click
 )
 @click.option("--sampler", default="qsattn_global", show_default=True, help="A registered sampler.")
 @click.option("--module", help="The fork's module with the sampler's class, e.g. models.networks.")
-@click.option("--class", "kind", help="The class's name; without it, PatchSample... that is called as CUT's is.")
+@click.option("--class", "kind", help="The class's name.  [default: PatchSample... with the call signature of CUT's]")
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="An argument of the sampler: -s taps=all.")
 @click.option(
-    "--check", is_flag=True, help="Leave the fork as it is for a few steps, and compare its sampler with ours."
+    "--check", is_flag=True, help="Leave the fork unchanged for a few steps, and compare its sampler with ours."
 )
-@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="How many, with --check.")
+@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Number of steps for --check.")
 @click.argument("script", type=click.Path(path_type=Path))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
@@ -38,13 +38,13 @@ def command(
     script: Path,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run SCRIPT, a CUT fork's train.py, with its ARGUMENTS in its own folder, where a registered sampler does the work
-    of the fork's own. No file of the fork is changed, and the names of its options stay (--netF mlp_sample).
+    """Run SCRIPT, a CUT fork's train.py, with its ARGUMENTS in its own folder, with a registered sampler in place of
+    the fork's own. No file of the fork is changed, and its options keep their names (--netF mlp_sample).
 
     \b
     qsattn fork -- train.py --dataroot datasets/horse2zebra --name zebra
     qsattn fork --sampler qsattn_local -s window=5 -- train.py ...
-    qsattn fork --check -- train.py ...     how right and how fast is the fork's own QS-Attn?
+    qsattn fork --check -- train.py ...     accuracy and speed of the fork's own QS-Attn
     """
     from qsattn_plugin.errors import UserError, nearest
     from qsattn_plugin.forks.check import Check, Enough
@@ -59,7 +59,7 @@ def command(
     watch = Check(swap, steps) if check else None
     does = "is watched" if check else f"samples by {sampler} from here on"
     binder = Binder(watch or swap, script.parent, module, kind, lambda name: _tell(f"{name} {does}"))
-    at_end = _AsPython()
+    at_end = _PythonExit()
     try:
         run_script(script, arguments, binder, lambda: bool(check or swap.counts["chosen"]))
     except Enough:
@@ -82,35 +82,33 @@ def _tell(line: str) -> None:
 
 
 def _arguments(sampler: str, settings: tuple[str, ...]) -> dict[str, Any]:
-    """Return the sampler's arguments as its signature wants them."""
+    """Return the sampler's arguments, checked against its signature."""
     from qsattn_plugin.registry import find
     from qsattn_plugin.registry.recipe.checking import check_arguments
-    from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
+    from qsattn_plugin.registry.yaml_lines import Node, Problem, RecipeError, parse_assignment
 
     parameters = find("sampler", sampler).signature.parameters
     values: dict[str, Any] = {}
     problems: list[Problem] = []
     for text in settings:
-        place = Place(f"-s {text}")
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise RecipeError(Problem(place, "", "write an argument as key=value, for example -s taps=all"))
-        node = Node({key.strip(): parse(value, place, lines=False)}, place)
-        given = {n: p for n, p in parameters.items() if n == key.strip() or p.default is not inspect.Parameter.empty}
+        key, value = parse_assignment(text, "taps=all")
+        node = Node({key: value}, value.place)
+        given = {n: p for n, p in parameters.items() if n == key or p.default is not inspect.Parameter.empty}
         values |= check_arguments(given, node, sampler, f"sampler {sampler!r}", problems)
     if problems:
         raise RecipeError(*problems)
     return values
 
 
-class _AsPython:
-    """Ends the program on the fork's own exceptions as Python ends one: its traceback, and a Ctrl-C as a Ctrl-C."""
+class _PythonExit:
+    """Ends the program on the fork's own exceptions as Python does: with its traceback, and on Ctrl-C by SIGINT."""
 
     def __init__(self) -> None:
         self.interrupted = False
         atexit.register(self._end)  # registered first, runs last
 
     def show(self, error: BaseException, script: Path) -> None:
+        """Print the traceback from the script on, and exit."""
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
             trace = trace.tb_next

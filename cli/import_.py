@@ -1,4 +1,4 @@
-"""``qsattn import``: another project's checkpoint as a weights file of this package."""
+"""``qsattn import``: converts another project's checkpoint to a weights file of this package."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ import click
 _SHOWN = 6
 
 
-@click.command("import", short_help="Take over a generator that CUT, CycleGAN or QS-Attn trained.")
+@click.command("import", short_help="Convert a generator that CUT, CycleGAN or QS-Attn trained.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The weights file.")
-@click.option("--arch", help="The generator's registered name, instead of the one that the keys tell.")
+@click.option("--arch", help="The generator's registered name.  [default: recognised from the keys]")
 @click.option("-s", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the generator: -s width=64.")
-@click.option("--key", help="Where in the file the weights lie, if it holds several networks: netG_A.")
-@click.option("--overwrite", is_flag=True, help="Replace the weights file if it is there.")
+@click.option("--key", help="The key of the weights in the file, if it holds several networks: netG_A.")
+@click.option("--overwrite", is_flag=True, help="Replace the weights file if it exists.")
 def command(
     file: Path, out: Path, arch: str | None, settings: tuple[str, ...], key: str | None, overwrite: bool
 ) -> None:
     """Turn FILE (latest_net_G.pth of CUT, CycleGAN, pix2pix or QS-Attn, or a checkpoint that holds such weights) into a
     weights file that `qsattn translate -m`, `qsattn export` and a recipe's train.init_from take.
 
-    The architecture is found from the keys. Nothing in FILE is run: one that holds more than tensors is refused.
+    The architecture is recognised from the keys. No code in FILE is run: a file of more than tensors is an error.
     """
     from qsattn_plugin.translation.importing import import_weights
 
     done = import_weights(file, out, arch, settings, key, overwrite)
     where = f" at {done.place!r}" if done.place else ""
     click.echo(f"{file}{where}: {done.type} with {', '.join(f'{k}={v}' for k, v in done.arguments.items())}")
-    click.echo(f"{done.loaded.loaded} tensors taken over")
+    click.echo(f"{done.loaded.loaded} tensors loaded")
     for keys, what in (
-        (done.loaded.left_out, "left out, as nothing reads them"),
-        (done.loaded.filled_in, "constants that the file does not hold, filled in"),
+        (done.loaded.left_out, "left out, not used"),
+        (done.loaded.filled_in, "constants missing in the file, filled in"),
     ):
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
             click.echo(f"{what}: {', '.join(keys[:_SHOWN])}{more}")
     if done.arguments.get("norm") == "batch":
-        click.echo("its batch norms use their running statistics here, as with test.py --eval, not each picture's own")
+        click.echo(
+            "its batch norms use their running statistics here, as with test.py --eval, not those of each picture"
+        )
     click.echo(f"written to {out}; translate with: qsattn translate PICTURES -m {out} -o FOLDER")

@@ -1,4 +1,4 @@
-"""``qsattn list``: what there is."""
+"""``qsattn list``: lists parts, recipes and published models."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import click
 @click.command("list", short_help="Show the parts that recipes can name, recipes, and published models.")
 @click.argument("pattern", default="*")
 def command(pattern: str) -> None:
-    """Show the parts of a kind (`generators`), those whose name or tag fits PATTERN (`"*qsattn*"`), `recipes`, or the
-    published models (`pretrained`)."""
+    """Show the parts of a kind (`generators`), those whose name or tag matches PATTERN (`"*qsattn*"`), `recipes`, or
+    the published models (`pretrained`)."""
     from qsattn_plugin.registry import list_parts
     from qsattn_plugin.registry.pretrained import entries
     from qsattn_plugin.registry.recipe import shipped_recipes, summary
+    from qsattn_plugin.text import text_table
 
     rows = []
     if pattern not in ("recipe", "recipes", "pretrained"):
@@ -22,6 +23,4 @@ def command(pattern: str) -> None:
     if pattern in ("*", "pretrained"):
         for name, entry in entries().items():
             rows.append((f"pretrained/{name}", entry.summary + ("" if entry.has_weights else " (no weights yet)")))
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, text in rows:
-        click.echo(f"{name:<{width}}  {text}".rstrip())
+    click.echo(text_table(rows))

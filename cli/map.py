@@ -1,4 +1,4 @@
-"""``qsattn map``: entropy maps of images, and where the queries lie."""
+"""``qsattn map``: draws entropy maps of images and the selected queries."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import click
 @click.option(
     "--weights",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="With timm:NAME: its weights, instead of a download.",
+    help="For timm:NAME: its weights, instead of a download.",
 )
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
 @click.option("--tap", "taps", multiple=True, help="A layer, by index or name; repeat it for several.")
 @click.option("--sampler", help="A registered sampler instead of the model's own.")
 @click.option("--queries", type=click.IntRange(min=1), help="How many queries, instead of the sampler's number.")
-@click.option("--significance", help="What ranks positions, instead of the sampler's choice.")
+@click.option("--significance", help="A registered significance to rank positions by, instead of the sampler's.")
 @click.option(
     "--scale",
     type=click.Choice(["rank", "log", "linear"]),
     default="rank",
     show_default=True,
-    help="How entropies become colours.",
+    help="How entropies map to colours.",
 )
 @click.option("--size", type=click.IntRange(min=16), help="Resize the shorter side to this many pixels first.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
@@ -44,11 +44,11 @@ def command(
     size: int | None,
     device: str,
 ) -> None:
-    """Draw, for each IMAGE (file, folder or pattern) and tap: the image, its entropy as a heat map (warm is small
-    entropy), and the selected queries; side by side as a PNG, with the numbers as JSON beside it.
+    """Draw for each IMAGE (file, folder or pattern) and tap, side by side as a PNG: the image, its entropy as a heat
+    map (warm is low entropy), and the selected queries. The numbers are written to a JSON file of the same name.
 
-    Without --sampler the model's own is used where it selects by attention, otherwise qsattn_global. Pictures that
-    cannot be read are listed at the end; the exit code is then 1.
+    The default sampler is the model's own if it selects by attention, otherwise qsattn_global. Pictures that cannot be
+    read are listed at the end; the exit code is then 1.
     """
     from qsattn_plugin.devices import pick_device
     from qsattn_plugin.evaluation.mapping import draw_maps

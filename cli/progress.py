@@ -1,48 +1,84 @@
-"""How training shows on a terminal: one line that moves; in a file or a pipe, one line a log entry."""
+"""Progress on stderr: bars on a terminal; in a file or a pipe, one line for each entry of a training's log."""
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
+from typing import Any
 
-import click
+from tqdm import tqdm
 
-from qsattn_plugin.training.loop import Progress, summarise_losses
+from qsattn_plugin.training.progress import Progress, summarise_losses
 
 
-class Screen:
-    """Shows a training's :class:`~qsattn_plugin.training.loop.Progress`."""
+class Bar(tqdm):
+    """A progress bar on stderr, drawn only where that is a terminal."""
+
+    monitor_interval = 0  # no thread beside the work: with miniters=0 every update looks at the clock
+
+    def __init__(self, total: int | None, desc: str = "", **options: Any) -> None:
+        fixed = {"file": sys.stderr, "disable": None, "dynamic_ncols": True, "miniters": 0, "mininterval": 0.2}
+        super().__init__(total=total, desc=desc, **fixed, **options)
+
+
+class StageBars:
+    """One bar at a time: the bar of a new stage follows that of the stage before.
+
+    Args:
+        announce: where no bar can be drawn, print a line when a stage begins.
+        options: of every :class:`Bar`.
+    """
+
+    def __init__(self, announce: bool = False, **options: Any) -> None:
+        self.bar: Bar | None = None
+        self._announce, self._options, self._stage = announce, options, ""
+
+    def __call__(self, stage: str, done: int, total: int | None, **options: Any) -> None:
+        """Move the bar of ``stage`` to ``done`` of ``total`` (None: unknown); ``options`` are for a new bar."""
+        if self.bar is None or stage != self._stage:
+            self.close()
+            self._stage, self.bar = stage, Bar(total, stage, **self._options, **options)
+            if self._announce and self.bar.disable:
+                tqdm.write(f"{stage} ...", file=sys.stderr)
+        self.bar.total = total
+        self.bar.update(done - self.bar.n)
+
+    def close(self) -> None:
+        """Close the bar that is shown."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class TrainingDisplay:
+    """Shows the :class:`~qsattn_plugin.training.progress.Progress` of a training."""
 
     def __init__(self) -> None:
-        self.moving = sys.stderr.isatty()
+        self._bars = StageBars(leave=False)
         self._began: tuple[float, int] | None = None
-        self._drawn = 0.0
         self._losses = ""
         self._rate = ""
 
     def __call__(self, progress: Progress) -> None:
-        getattr(self, f"_{progress.kind}", self._nothing)(progress)
+        """Show an event; kinds without a method here have nothing to show."""
+        if show := getattr(self, f"_{progress.kind}", None):
+            show(progress)
 
-    def _nothing(self, progress: Progress) -> None:
-        """Events that have nothing to show."""
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bars.close()
 
     def _line(self, text: str) -> None:
-        if self.moving:
-            click.echo("\r\x1b[K", nl=False, err=True)
-        click.echo(text, err=True)
+        tqdm.write(text, file=sys.stderr)  # above the bar, if there is one
 
     def _decode(self, progress: Progress) -> None:
-        if self.moving and time.monotonic() - self._drawn > 0.1:
-            self._drawn = time.monotonic()
-            click.echo(
-                f"\r\x1b[Kreading {progress.values['what']}: {progress.step}/{progress.steps}", nl=False, err=True
-            )
+        self._bars(f"reading {progress.values['what']}", progress.step, progress.steps)
 
     def _start(self, progress: Progress) -> None:
         values = progress.values
+        self.close()
         for sentence in values["damaged"]:
-            self._line(f"Warning: {sentence}; going back to the one before")
+            self._line(f"Warning: {sentence}; going back to the checkpoint before it")
         self._skipped(values["skipped"])
         images = " and ".join(str(n) for n in values["images"].values())
         going = f"carrying on at step {progress.step}" if values["resumed"] else "starting"
@@ -50,7 +86,7 @@ class Screen:
         self._began = (time.monotonic(), progress.step)
 
     def _images(self, progress: Progress) -> None:
-        """The pictures were decoded again."""
+        """Show that the images were decoded again."""
         self._skipped(progress.values["skipped"])
         images = " and ".join(str(n) for n in progress.values["images"].values())
         self._line(f"step {progress.step}: random crops end, {images} images are seen at the size of the crop")
@@ -65,19 +101,12 @@ class Screen:
         losses = summarise_losses(progress.values["losses"])
         self._losses = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self._rate = f"{progress.values['images_per_second']:.1f} images/s"
-        if not self.moving:
-            self._line(f"step {progress.step}/{progress.steps}  {self._rate}  {self._left(progress)}  {self._losses}")
+        if not sys.stderr.isatty():
+            self._line(f"step {progress.step}/{progress.steps}  {self._state(progress)}")
 
     def _step(self, progress: Progress) -> None:
-        if not self.moving or time.monotonic() - self._drawn < 0.2:
-            return
-        self._drawn = time.monotonic()
-        width = 20
-        full = int(width * progress.step / progress.steps)
-        bar = "█" * full + "·" * (width - full)
-        text = f"{bar} {progress.step}/{progress.steps}  {self._rate}  {self._left(progress)}  {self._losses}"
-        columns = shutil.get_terminal_size().columns
-        click.echo("\r\x1b[K" + text[: columns - 1], nl=False, err=True)
+        self._bars("training", progress.step, progress.steps, bar_format="{bar:20} {n}/{total}  {desc}")
+        self._bars.bar.set_description_str(self._state(progress), refresh=False)
 
     def _done(self, progress: Progress) -> None:
         self._line(
@@ -93,28 +122,24 @@ class Screen:
         if scores or grid:
             self._line(f"step {progress.step}: {'  '.join(filter(None, (scores, grid)))}")
         if best := progress.values.get("best"):
-            looks = (
-                "the only evaluation" if best["evaluations"] == 1 else f"the best of {best['evaluations']} evaluations"
-            )
-            self._line(f"{best['score']} {best['value']:.4f} at step {best['step']} is {looks}")
+            count = best["evaluations"]
+            rank = "the only evaluation" if count == 1 else f"the best of {count} evaluations"
+            self._line(f"{best['score']} {best['value']:.4f} at step {best['step']} is {rank}")
 
     def _end(self, progress: Progress) -> None:
         if progress.values["finished"]:
-            self._line(f"finished at step {progress.step} after {_duration(progress.values['seconds'])}")
+            self._line(f"finished at step {progress.step} after {tqdm.format_interval(progress.values['seconds'])}")
         elif not progress.values["signal"]:  # then the command says it as it ends
             self._line(
                 f"stopped at step {progress.step} of {progress.steps}; "
-                f"`qsattn fit {progress.values['folder']}` carries on from here"
+                f"`qsattn fit {progress.values['folder']}` continues from here"
             )
 
-    def _left(self, progress: Progress) -> str:
-        if self._began is None or progress.step <= self._began[1]:
-            return ""
-        a_step = (time.monotonic() - self._began[0]) / (progress.step - self._began[1])
-        return f"{_duration(a_step * (progress.steps - progress.step))} left"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    def _state(self, progress: Progress) -> str:
+        """Return the rate, the time left at the mean rate since the start, and the losses."""
+        began, first = self._began or (0.0, progress.step)
+        left = ""
+        if progress.step > first:
+            seconds = (time.monotonic() - began) / (progress.step - first) * (progress.steps - progress.step)
+            left = f"{tqdm.format_interval(seconds)} left"
+        return f"{self._rate}  {left}  {self._losses}"

@@ -1,4 +1,4 @@
-"""``qsattn report``: write a run's report anew."""
+"""``qsattn report``: rewrites a run's report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import click
 @click.argument("run", required=False)
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 def command(run: str | None, show: bool) -> None:
-    """Write report.html into the folder of RUN, a folder or a name below runs/; the run built last without it.
+    """Write report.html into the folder of RUN, a folder or a name below runs/; by default the run built last.
 
-    Training writes it at every evaluation; this writes it between them, from what lies in the folder.
+    Training writes it at every evaluation; this command writes it at any time, from the files in the folder.
     """
     from qsattn_plugin.training.report import write_report
     from qsattn_plugin.training.run import Run

@@ -1,4 +1,4 @@
-"""``qsattn schema``: the JSON Schema of recipes, for editors."""
+"""``qsattn schema``: prints the JSON Schema of recipes, for editors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``qsattn show``: all about one part."""
+"""``qsattn show``: describes one part."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import click
 
 @click.command("show", short_help="Show one part's arguments and size, or a published model's card.")
 @click.argument("part", metavar="KIND/NAME")
-@click.option("--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the count.")
+@click.option(
+    "--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the multiply-adds."
+)
 def command(part: str, size: int) -> None:
     """Show what the part KIND/NAME is, its arguments, and for networks the parameters, multiply-adds and taps.
 
-    pretrained/NAME shows a published model: how it was trained, on what, and what it scores. recipe/NAME shows a
-    shipped recipe with all that it takes over.
+    pretrained/NAME shows a published model: its training, data and scores. recipe/NAME shows a shipped recipe,
+    including what it inherits.
     """
     from qsattn_plugin.errors import UserError
     from qsattn_plugin.registry import find
@@ -41,7 +43,7 @@ def command(part: str, size: int) -> None:
     docs = argument_docs(found.target)
     click.echo("\narguments:")
     for argument in found.signature.parameters.values():
-        default = "" if argument.default is argument.empty else f" = {_plain(argument.default)}"
+        default = "" if argument.default is argument.empty else f" = {_as_yaml(argument.default)}"
         click.echo(f"  {argument.name}: {_type(argument.annotation)}{default}")
         if argument.name in docs:
             click.echo(click.wrap_text(docs[argument.name], 96, "      ", "      "))
@@ -56,24 +58,25 @@ def _published(name: str) -> None:
     entry = find(name)
     weights = entry.file or entry.url or "not published yet"
     generator = {"type": entry.generator, **entry.arguments}
-    known = {"summary": entry.summary, "generator": generator, "weights": weights, "sha256": entry.sha256, **entry.card}
+    card = {"summary": entry.summary, "generator": generator, "weights": weights, "sha256": entry.sha256, **entry.card}
     click.echo(f"pretrained/{name}")
-    _lines(known, write)
+    _echo_yaml(card, write)
 
 
-def _lines(known: dict[str, Any], write: Callable[[Any], str], indent: str = "") -> None:
-    """Echo as YAML, a line a key, down to where it fits on one line."""
-    for key, value in known.items():
+def _echo_yaml(mapping: dict[str, Any], write: Callable[[Any], str], indent: str = "") -> None:
+    """Print a mapping as YAML, one line a key; mappings that do not fit on their line are indented below it."""
+    for key, value in mapping.items():
         line = f"{indent}{key}: {write(value)}"
         if isinstance(value, dict) and len(line) > 100:
             click.echo(f"{indent}{key}:")
-            _lines(value, write, indent + "  ")
+            _echo_yaml(value, write, indent + "  ")
         else:
             click.echo(line)
 
 
 def _network(part: object, size: int) -> None:
     from qsattn_plugin.registry.describe import describe
+    from qsattn_plugin.text import text_table
 
     takes = part.signature.parameters.values()
     if any(p.default is p.empty for p in takes):
@@ -83,24 +86,25 @@ def _network(part: object, size: int) -> None:
     click.echo(f"multiply-adds at {size} x {size}: {counts.multiply_adds / 1e9:.2f} G")
     if counts.taps:
         default = set(part.target().default_taps)
-        click.echo(f"taps (* is used by default):\n  {'index':>6} {'name':<12} {'channels':>8} {'stride':>6}")
+        rows = [("", "index", "name", "channels", "stride")]
         for tap in counts.taps:
-            star = "*" if {tap.index, tap.name} & default else " "
-            click.echo(f"  {star}{tap.index:>5} {tap.name:<12} {tap.channels:>8} {tap.stride:>6}")
+            star = "*" if {tap.index, tap.name} & default else ""
+            rows.append((star, str(tap.index), tap.name, str(tap.channels), str(tap.stride)))
+        click.echo(f"taps (* is used by default):\n{text_table(rows, '<><>>')}")
 
 
 def _type(annotation: object) -> str:
     if annotation is inspect.Parameter.empty:
         return "anything"
     if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(map(_plain, typing.get_args(annotation)))
+        return " | ".join(map(_as_yaml, typing.get_args(annotation)))
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__name__
     return str(annotation).replace("typing.", "")
 
 
-def _plain(value: object) -> str:
-    """A value as a recipe writes it."""
+def _as_yaml(value: object) -> str:
+    """Return a value as a recipe writes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(list(value)) if isinstance(value, tuple) else str(value)

@@ -1,4 +1,4 @@
-"""``qsattn translate``: pictures in, pictures out."""
+"""``qsattn translate``: translates pictures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 
-def _parsed(name: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Return a callback that reads an option's text with a function of ``translation.files``."""
+def _parse_with(name: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return a callback that parses an option with a function of ``translation.files``."""
 
     def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
         from qsattn_plugin.translation import files
@@ -30,29 +30,31 @@ def _parsed(name: str) -> Callable[[click.Context, click.Parameter, str | None],
     "-m",
     "--model",
     required=True,
-    help="A run's folder or name (RUN@best: with its best score), a checkpoint or weights file, or a published name.",
+    help="A run's folder or name (RUN@best: its best score), a checkpoint or weights file, or a published name.",
 )
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
-@click.option("--overwrite", is_flag=True, help="Translate again what is in the output folder already.")
-@click.option("--size", metavar="N|WxH", callback=_parsed("parse_size"), help="Resize first: shorter side, or both.")
+@click.option("--overwrite", is_flag=True, help="Replace translations that exist in the output folder.")
+@click.option(
+    "--size", metavar="N|WxH", callback=_parse_with("parse_size"), help="Resize first: shorter side, or both."
+)
 @click.option(
     "--tile",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Translate pictures of more than N x N pixels in tiles of N, with the same result, in memory that N bounds; "
-    "0 never does.  [default: tiles of 512 for more than 1024 x 1024]",
+    help="Translate pictures of more than N x N pixels in tiles of N, with the same result in memory bounded by N; "
+    "0: never.  [default: tiles of 512 for more than 1024 x 1024]",
 )
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="The most pictures of equal size to translate together.  [default: 1 on the CPU, 8 elsewhere]",
+    help="The most pictures of the same size in a batch.  [default: 1 on the CPU, 8 elsewhere]",
 )
 @click.option(
     "--shard",
     metavar="I/N",
-    callback=_parsed("parse_shard"),
-    help="Translate every N-th picture only, from the I-th: 1/4 to 4/4 on four machines.",
+    callback=_parse_with("parse_shard"),
+    help="Translate only every N-th picture, from the I-th: 1/4 to 4/4 on four machines.",
 )
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
@@ -68,36 +70,34 @@ def command(
     generator: str | None,
     device: str,
 ) -> None:
-    """Translate pictures, folders of pictures (structure kept) and patterns, each to its own size.
+    """Translate pictures, folders of pictures (their structure is kept) and patterns, each at its own size.
 
-    What is in the output folder already is left alone, so that the same command carries on where it was stopped.
-    Pictures that cannot be read are listed at the end; the exit code is then 1. Feature maps of large pictures lie in
-    the folder for temporary files (TMPDIR), up to 300 bytes a pixel.
+    Pictures that exist in the output folder are skipped, so that the same command continues where it was stopped.
+    Pictures that cannot be read are listed at the end; the exit code is then 1. Feature maps of large pictures are
+    stored in the folder for temporary files (TMPDIR), up to 300 bytes a pixel.
     """
+    from qsattn_plugin.cli.progress import Bar
     from qsattn_plugin.devices import pick_device
     from qsattn_plugin.translation.files import plan
-    from qsattn_plugin.translation.job import Report, translate_files
+    from qsattn_plugin.translation.job import Outcome, translate_files
     from qsattn_plugin.translation.load import load
 
     pairs = plan(inputs, out)
     if shard is not None:
         pairs = pairs[shard[0] - 1 :: shard[1]]
     translator = load(model, pick_device(device), generator)
-    report, units = Report(), 1000  # the bar counts whole numbers, and large pictures come in parts
-    counted = 0.0
+    outcome = Outcome()
+    # The count is fractional: large pictures are counted in parts.
+    counted = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
     try:
-        with click.progressbar(length=len(pairs) * units, label="translating", file=sys.stderr) as bar:
-
-            def progress(pictures: float) -> None:
-                nonlocal counted
-                before, counted = counted, counted + pictures
-                bar.update(round(counted * units) - round(before * units))
-
-            translate_files(translator, pairs, overwrite, progress, tile=tile, batch=batch, size=size, report=report)
+        with Bar(len(pairs), "translating", bar_format=counted) as bar:
+            translate_files(
+                translator, pairs, overwrite, bar.update, tile=tile, batch=batch, size=size, outcome=outcome
+            )
     finally:
-        skipped = f", {len(report.skipped)} were there already (--overwrite replaces them)" if report.skipped else ""
-        click.echo(f"{len(report.written)} pictures written to {out}{skipped}")
-        for _, reason in report.failed:
+        skipped = f", {len(outcome.skipped)} existing skipped (--overwrite replaces them)" if outcome.skipped else ""
+        click.echo(f"{len(outcome.written)} pictures written to {out}{skipped}")
+        for _, reason in outcome.failed:
             click.echo(f"not translated: {reason}", err=True)
-    if report.failed:
+    if outcome.failed:
         sys.exit(1)

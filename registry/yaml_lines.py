@@ -17,7 +17,7 @@ import yaml
 
 from qsattn_plugin.errors import UserError
 
-__all__ = ["Node", "Place", "Problem", "RecipeError", "from_plain", "parse", "resolve", "write"]
+__all__ = ["Node", "Place", "Problem", "RecipeError", "from_plain", "parse", "parse_assignment", "resolve", "write"]
 
 #: More values than any recipe has; aliases of aliases can unfold to billions.
 MOST_VALUES = 20_000
@@ -144,6 +144,19 @@ def parse(text: str, place: Place, lines: bool = True) -> Node:
         raise RecipeError(Problem(place, "", f"this is not YAML: {what}")) from None
     except RecursionError:
         raise RecipeError(Problem(place, "", "this is nested too deeply for a recipe")) from None
+
+
+def parse_assignment(text: str, example: str) -> tuple[str, Node]:
+    """Return the key and the value, as YAML, of an option ``-s key=value``.
+
+    Raises:
+        RecipeError: there is no key or no "=" (the message gives ``example``), or the value is not YAML.
+    """
+    place = Place(f"-s {text}")
+    key, equals, value = text.partition("=")
+    if not equals or not all(part.strip() for part in key.split(".")):
+        raise RecipeError(Problem(place, "", f"expected key=value, for example -s {example}"))
+    return key.strip(), parse(value, place, lines=False)
 
 
 class _Reader:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import io
 import json
 import os
 import shutil
@@ -13,7 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from qsattn_plugin import text
 from qsattn_plugin.cli import COMMANDS, main
+from qsattn_plugin.cli.progress import StageBars
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
@@ -54,7 +58,9 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("args", [["--help"], ["list", "--help"], ["build", "--help"], ["fit", "--help"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["list", "--help"], ["build", "--help"], ["fit", "--help"], ["publish", "--help"]]
+)
 def test_help_does_not_import_torch(args):
     program = (
         "import sys\nfrom qsattn_plugin.cli import main\n"
@@ -100,7 +106,7 @@ def test_build_fit_translate(workplace):
     assert "3 pictures written" in done.output
     assert {read_image(p).size for p in (workplace / "out").iterdir()} == {(40, 40)}
     done = qsattn("translate", "images/testA", "-m", "runs/toy", "-o", "out")
-    assert "0 pictures written to out, 3 were there already" in done.output
+    assert "0 pictures written to out, 3 existing skipped" in done.output
 
 
 def test_translate_takes_every_kind_of_picture_at_its_size(workplace, trained):
@@ -251,6 +257,31 @@ def test_list_shows_parts_and_recipes():
         qsattn("list", "generators").output.splitlines()
     )
     assert "recipe/horse2zebra" in qsattn("list", "recipes").output
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_drawn_on_a_terminal_only(monkeypatch, terminal):
+    stderr = io.StringIO()
+    stderr.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stderr", stderr)
+    bars = StageBars(announce=True)
+    for done in range(3):
+        bars("reading", done, 2)
+    bars("checking", 5, None)
+    bars.close()
+    if terminal:
+        assert "reading: 100%" in stderr.getvalue() and "2/2" in stderr.getvalue() and "5it" in stderr.getvalue()
+    else:
+        assert stderr.getvalue() == "reading ...\nchecking ...\n"
+
+
+def test_tables_have_aligned_columns():
+    result = doctest.testmod(text)
+    assert result.attempted and not result.failed
+    shown = qsattn("show", "generator/resnet_9blocks").output.splitlines()
+    taps = shown[shown.index("taps (* is used by default):") + 1 :]
+    assert len(taps) > 5 and taps[0].split() == ["index", "name", "channels", "stride"]
+    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in taps}) == 1
 
 
 def test_map_draws_the_selected_points(workplace, trained):

@@ -7,7 +7,6 @@ import re
 import shlex
 import shutil
 import sys
-import urllib.error
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,19 @@ from qsattn_plugin.cli import main
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import as_pil
 from qsattn_plugin.data.toy import ToyHorses
-from qsattn_plugin.evaluation.fidelity import fetched
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.evaluation import fidelity
 from qsattn_plugin.evaluation.scoring import Evaluation
 from qsattn_plugin.registry import list_parts
 from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.storage.download import DownloadFailed
 from qsattn_plugin.translation.load import fresh, load
 from tests.metric_parts import folder, greys, noise
 from tests.test_cli import qsattn, refused, trained
 from tests.test_readme import ROOT, indented
+from tests.web import site
 
-__all__ = ["trained"]
+__all__ = ["site", "trained"]
 
 SMALL = ("--extractor", "tests.metric_parts:small")
 
@@ -157,7 +159,7 @@ def test_predicted_label_maps_beside_the_pictures(workplace, sets):
     ("args", "message"),
     [
         (["a", "--real", "b", "--metrics", "fid,kdi"], "there is no metric 'kdi'; did you mean 'kid'?"),
-        (["a", "--real", "b", "--metrics", ","], "names with commas between them"),
+        (["a", "--real", "b", "--metrics", ","], "expected a comma-separated list"),
         (["a"], "give --real"),
         (["a", "--metrics", "swd"], "swd needs --real"),
         (["a", "--metrics", "lpips"], "lpips needs --source"),
@@ -169,8 +171,8 @@ def test_predicted_label_maps_beside_the_pictures(workplace, sets):
         (["nowhere", "--real", "b"], "there is no run"),
         (["a", "--real", "empty"], "no pictures in empty"),
         (["empty", "--real", "b"], "no pictures in empty"),
-        (["a", "--source", "b", "--metrics", "lpips", "--masks", "b"], "cannot download"),
-        (["a", "--real", "b", "--metrics", "fid"], "cannot download .*--extractor-weights"),
+        (["a", "--source", "b", "--metrics", "lpips", "--masks", "b"], "could not be downloaded"),
+        (["a", "--real", "b", "--metrics", "fid"], "could not be downloaded.*--extractor-weights"),
         (["a", "--real", "b", "--features", "76"], "no features '76'; did you mean '768'?"),
         (["a", "--real", "b", "--extractor-weights", "none.pth"], "there is no file none.pth"),
         (["a", "--real", "b", *SMALL, "--features", "41"], "no features '41'; did you mean '40'?"),
@@ -199,10 +201,10 @@ def test_predicted_label_maps_beside_the_pictures(workplace, sets):
     ],
 )
 def test_mistakes_are_answered_in_one_line(workplace, sets, monkeypatch, args, message):
-    def offline(*args, **more):
-        raise urllib.error.URLError("no network here")
+    def offline(url, *args, **more):
+        raise DownloadFailed(f"{url} could not be downloaded: there is no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(fidelity, "download", offline)
     monkeypatch.setenv("TORCH_HOME", str(workplace / "torch"))
     (workplace / "empty").mkdir()
     (workplace / "broken_module.py").write_text("1 / 0\n")
@@ -284,20 +286,16 @@ def test_transparency_and_grey_are_read_as_colours(workplace):
     assert done.exit_code == 0, done.output
 
 
-def test_weights_are_downloaded_once(workplace, monkeypatch):
-    asked = []
-
-    def download(url, place, **more):
-        asked.append(url)
-        Path(place).write_bytes(b"weights")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+def test_weights_are_downloaded_once(workplace, monkeypatch, site):
     monkeypatch.setenv("TORCH_HOME", str(workplace / "torch"))
+    site.files["/some/w.pth"] = b"weights"
     for _ in range(2):
-        place = fetched("https://example.org/some/w.pth", "or else")
+        place = fidelity.fetched(f"{site.url}/some/w.pth", "or else")
         assert place == workplace / "torch/hub/checkpoints/w.pth"
         assert place.read_bytes() == b"weights"
-    assert asked == ["https://example.org/some/w.pth"]
+    assert len(site.requests) == 1
+    with pytest.raises(UserError, match="404.*get the file elsewhere and put it at .*v.pth, or else"):
+        fidelity.fetched(f"{site.url}/some/v.pth", "or else")
 
 
 PAGE = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")

@@ -239,7 +239,7 @@ def test_an_export_that_differs_is_refused_and_removed(tmp_path, fickle, name, f
     assert not list(out.parent.iterdir())
     # What stood there before stands there still.
     out.write_text("precious")
-    assert "is there already" in refused("export", model, "--format", format, "-o", out)
+    assert "exists already" in refused("export", model, "--format", format, "-o", out)
     refused("export", model, "--format", format, "-o", out, "--overwrite")
     assert [p.read_text() for p in out.parent.iterdir()] == ["precious"]
 

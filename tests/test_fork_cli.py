@@ -193,7 +193,7 @@ def test_a_check_of_a_script_that_ends_too_early_says_so(inside):
         ),
         (["-s", "querie=3", "--", "train.py"], "-s querie=3: qsattn_global.querie: there is no such key; did you mean"),
         (["-s", "scale=big", "--", "train.py"], "-s scale=big: qsattn_global.scale: must be a number, got"),
-        (["-s", "scale", "--", "train.py"], "write an argument as key=value"),
+        (["-s", "scale", "--", "train.py"], "expected key=value"),
         (["-s", "queries=0", "--", "train.py"], "queries: must be at least 1, got 0"),
         (["--", "trian.py"], "there is no script trian.py; did you mean 'train.py'?"),
         (["--module", "models.network", "--", "train.py"], "did you mean 'models.networks'?"),

@@ -127,7 +127,7 @@ def test_old_files_with_a_wrapper_s_prefix(tmp_path, name, arguments, norms):
     said = qsattn("import", file, "-o", tmp_path / "x.safetensors")
     assert said.exit_code == 0, said.output
     assert same(load(tmp_path / "x.safetensors").generator.state_dict(), weights)
-    assert f"left out, as nothing reads them: {next(iter(norms))}.running_mean, " in said.output
+    assert f"left out, not used: {next(iter(norms))}.running_mean, " in said.output
     assert ("filled in: model.11.filt" in said.output) == (name == "resnet_9blocks")
     report = read_document(tmp_path / "x.safetensors")["imported"]
     assert sorted(report["left_out"]) == sorted(f"{n}.{b}" for n in norms for b in ("running_mean", "running_var"))
@@ -254,7 +254,7 @@ def scripted() -> torch.jit.ScriptModule:
         (lambda p: saved(p, OTHER), ("-s", "widht=4"), "-s widht=4: generator.widht: there is no such key; did you"),
         (lambda p: saved(p, OTHER), ("-s", "width=four"), "generator.width: must be an integer, got"),
         (lambda p: saved(p, OTHER), ("-s", "width=0"), "generator 'resnet_4blocks': width: must be at least 1"),
-        (lambda p: saved(p, OTHER), ("-s", "width"), "write a setting as name=value"),
+        (lambda p: saved(p, OTHER), ("-s", "width"), "expected key=value"),
         (lambda p: saved(p, OTHER), ("-s", "width=8"), "model.1.weight: 4 x 3 x 7 x 7, the generator has 8 x 3 x 7"),
         (lambda p: saved(p, {**OTHER, "extra": JUDGE["model.0.bias"]}), (), "extra: 4, the generator has no such lay"),
         (lambda p: saved(p, OTHER), ("--key", "netG"), "has no network at 'netG'"),
@@ -270,7 +270,7 @@ def test_import_refuses_with_a_clear_line(tmp_path, make, extra, message):
 def test_import_replaces_nothing_unasked(tmp_path):
     file, out = saved(tmp_path / "c.pth", OTHER), tmp_path / "x.safetensors"
     out.write_text("precious")
-    assert "is there already" in refused("import", file, "-o", out)
+    assert "exists already" in refused("import", file, "-o", out)
     assert out.read_text() == "precious"
     assert qsattn("import", file, "-o", out, "--overwrite").exit_code == 0
     assert "c.pth" in read_document(out)["imported"]["file"]
@@ -282,7 +282,7 @@ def test_import_replaces_nothing_unasked(tmp_path):
 def test_the_original_is_never_replaced(tmp_path):
     path = saved(tmp_path / "latest_net_G.pth", weights_of("resnet_4blocks", width=2))
     before = path.read_bytes()
-    with pytest.raises(UserError, match="is what is to be imported"):
+    with pytest.raises(UserError, match="is the input itself"):
         import_weights(path, path, overwrite=True)
     assert path.read_bytes() == before
 

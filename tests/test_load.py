@@ -75,7 +75,7 @@ def test_a_generator_of_ones_own_is_found_again_by_every_command(workplace):
 )
 def test_a_file_that_describes_its_generator_badly_is_refused_in_words(workplace, generators):
     save_tensors(Path("w.safetensors"), {"x": torch.zeros(1)}, {"kind": "weights", "generators": generators})
-    with pytest.raises(DamagedFile, match="w.safetensors does not say what its generators are made of"):
+    with pytest.raises(DamagedFile, match="w.safetensors has no valid description of its generators"):
         qsattn_plugin.load("w.safetensors")
 
 
@@ -178,5 +178,5 @@ def test_a_line_of_pixels_counts_as_what_it_is_padded_to(workplace):
     assert padded_size(generator, (70_000, 2)) == (70_000, 16)
     assert not is_large((70_000, 2)) and is_large(padded_size(generator, (70_000, 2)))
     Image.new("RGB", (1, 20_000)).save("a.png")
-    report = translate_files(Translator(generator, 3), [(Path("a.png"), Path("out/a.png"))], size=1024)
-    assert report.failed == [(Path("a.png"), "a.png: 1 x 20000 pixels would have to become 1024 x 20480000")]
+    outcome = translate_files(Translator(generator, 3), [(Path("a.png"), Path("out/a.png"))], size=1024)
+    assert outcome.failed == [(Path("a.png"), "a.png: 1 x 20000 pixels would have to become 1024 x 20480000")]

@@ -11,6 +11,8 @@ from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.evaluation.labels import (
     CLASSES,
     LabelMaps,
+    class_colours,
+    class_numbers,
     compare_labels,
     confusion,
     label_scores,
@@ -44,13 +46,13 @@ NUMBERS = torch.tensor([[0, 1, 18], [13, 255, 10]])
 
 
 def painted(numbers: torch.Tensor) -> torch.Tensor:
-    colours = torch.tensor([colour for *_, colour in CLASSES] + [(0, 0, 0)], dtype=torch.uint8)
-    return colours[numbers.clamp(max=len(CLASSES))].permute(2, 0, 1)
+    colours = torch.tensor([*list(class_colours())[:CLASSES], (0, 0, 0)], dtype=torch.uint8)
+    return colours[numbers.clamp(max=CLASSES)].permute(2, 0, 1)
 
 
 def ids(numbers: torch.Tensor) -> torch.Tensor:
-    table = torch.tensor([number for _, number, _ in CLASSES] + [4])
-    return table[numbers.clamp(max=len(CLASSES))]
+    table = torch.tensor([*class_numbers(), 4])
+    return table[numbers.clamp(max=CLASSES)]
 
 
 @pytest.mark.parametrize(

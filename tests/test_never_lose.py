@@ -181,7 +181,7 @@ def test_exit_codes(workplace, monkeypatch, number, code):
     from qsattn_plugin.cli import main, progress
 
     run = build(workplace / "run")
-    monkeypatch.setattr(progress.Screen, "_step", staticmethod(raising(number, 2)))
+    monkeypatch.setattr(progress.TrainingDisplay, "_step", staticmethod(raising(number, 2)))
     done = CliRunner().invoke(main, ["fit", str(run.folder)])
     assert done.exit_code == code, done.output
     assert "step 2 of 4 is saved" in done.output

@@ -24,6 +24,7 @@ from qsattn_plugin.training.session import Session
 from qsattn_plugin.translation.load import fresh, load, published
 from qsattn_plugin.translation.publish import publish
 from tests.conftest import TINY
+from tests.test_cli import qsattn, refused
 from tests.web import sha, site
 
 __all__ = ["site"]
@@ -71,7 +72,7 @@ def test_a_published_name_is_a_model_where_no_run_has_that_name(workplace):
     assert qsattn_plugin.load("toy").channels == 3
     (workplace / "toy").mkdir()  # a folder of pictures, say
     assert qsattn_plugin.load("toy").channels == 3
-    with pytest.raises(UserError, match="toy is a folder, but of no run"):
+    with pytest.raises(UserError, match="toy is a folder, but not of a run"):
         qsattn_plugin.load("./toy")
     (workplace / "runs" / "toy" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="holds no checkpoint yet.*; the published model .* is pretrained/toy"):
@@ -168,8 +169,21 @@ def test_publishing_one_of_two_generators_and_replacing_nothing_unasked(workplac
     for name, expected in ((None, forward), ("backward", backward)):
         publish("both.safetensors", Path("out.safetensors"), name, overwrite=True)
         assert type(load("out.safetensors").generator) is type(expected.generator)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         publish("both.safetensors", Path("out.safetensors"))
-    with pytest.raises(UserError, match="is what is to be published"):
+    with pytest.raises(UserError, match="is the input itself"):
         publish("both.safetensors", Path("both.safetensors"), overwrite=True)
     assert Path("both.safetensors").read_bytes() == before
+
+
+def test_the_command_names_the_file_in_a_folder_and_prints_what_the_index_says(workplace):
+    done = qsattn("publish", "pretrained/toy", "-o", "out")
+    assert done.exit_code == 0, done.output
+    content = (workplace / "out" / "toy.safetensors").read_bytes()
+    lines = done.output.splitlines()
+    assert lines[:2] == ["file: toy.safetensors", f'sha256: "{hashlib.sha256(content).hexdigest()}"']
+    assert lines[2] == f"bytes: {len(content):,}"
+    assert re.match(r"half precision changes random images by \S+ on average, \S+ at most", lines[3])
+    assert "toy.safetensors exists already" in refused("publish", "pretrained/toy", "-o", "out")
+    assert qsattn("publish", "pretrained/toy", "-o", "out/toy.safetensors", "--overwrite").exit_code == 0
+    assert "did you mean 'forward'" in refused("publish", "pretrained/toy", "-o", "x", "--generator", "forwards")

@@ -77,7 +77,7 @@ def test_a_public_set_is_downloaded_unpacked_and_checked(workplace, site, publis
     assert f"licence: {CATALOGUE[name].licence}" in done.output
     asked = len(site.requests)
     again = qsattn("data", name, "--root", "data/it")
-    assert "was there already, nothing was done" in again.output
+    assert "exists already, nothing was done" in again.output
     assert len(site.requests) == asked
 
 
@@ -171,7 +171,7 @@ def test_a_set_is_taken_from_what_people_have(workplace, published, given):
     assert done.exit_code == 0, done.output
     assert {split: len(list((root / split).iterdir())) for split in SPLITS} == COUNTS
     if given == "tar":
-        assert "not the published one; its pictures can be read" in done.output
+        assert "differs from the published one; all pictures can be read" in done.output
 
 
 def test_a_mirror_must_have_the_same_archive(workplace, site, published):
@@ -292,6 +292,6 @@ def test_python_callers_get_the_same(tmp_path, published):
     got = get_public_set(
         CATALOGUE["horse2zebra"], tmp_path / "it", progress=lambda what, done, total: steps.append(what)
     )
-    assert (got.before, got.sha256) == (False, sha(content))
+    assert (got.existed, got.sha256) == (False, sha(content))
     assert list(dict.fromkeys(steps)) == ["downloading", "unpacking"]
-    assert get_public_set(CATALOGUE["horse2zebra"], tmp_path / "it").before
+    assert get_public_set(CATALOGUE["horse2zebra"], tmp_path / "it").existed

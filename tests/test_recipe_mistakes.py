@@ -103,8 +103,8 @@ FILES = [
 #: An override of a good recipe, and how the message goes on after "-s OVERRIDE: ".
 OVERRIDES = [
     # how an override is written
-    ("train.steps", "write an override as key=value, for example -s train.steps=100"),
-    ("train..steps=1", "write an override as key=value"),
+    ("train.steps", "expected key=value, for example -s train.steps=100"),
+    ("train..steps=1", "expected key=value"),
     ("trian.steps=1", "trian: there is no such key; did you mean 'train'?"),
     ("train.steps=[", "this is not YAML"),
     ("train={steps: 1, steps: 2}", "steps: this key stands twice"),

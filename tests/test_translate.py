@@ -28,7 +28,7 @@ from qsattn_plugin.translation import load as loading
 from qsattn_plugin.translation import tiles as tiled
 from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.files import parse_shard, parse_size, plan
-from qsattn_plugin.translation.job import Report, Untiled, translate_files
+from qsattn_plugin.translation.job import Outcome, Untiled, translate_files
 from qsattn_plugin.translation.load import Translator, fresh, load
 from qsattn_plugin.translation.tiles import translate_tiled
 
@@ -134,7 +134,7 @@ def test_the_output_folder_among_the_inputs_is_none(workplace, model):
     """A shell writes it for * from the second time on."""
     photo("in/a.png")
     photo("in/b/c.jpg")
-    for skipped in ("", ", 2 were there already"):
+    for skipped in ("", ", 2 existing skipped"):
         given = sorted(map(str, Path("in").iterdir()))
         done = qsattn(*given, "-m", model, "-o", "in/out")
         assert done.exit_code == 0 and f"pictures written to in/out{skipped}" in done.output
@@ -188,8 +188,8 @@ def test_a_folder_that_may_not_be_written_to_is_known_before_the_work(workplace,
     Path("out").mkdir()
     monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).samefile("out"))
     monkeypatch.setattr(translator.generator, "forward", None)  # would fail
-    report = translate_files(translator, [(Path("a.png"), Path("out/below/a.png"))])
-    assert report.failed == [(Path("a.png"), "a.png: cannot write out/below/a.png: Permission denied")]
+    outcome = translate_files(translator, [(Path("a.png"), Path("out/below/a.png"))])
+    assert outcome.failed == [(Path("a.png"), "a.png: cannot write out/below/a.png: Permission denied")]
 
 
 def test_a_picture_without_room_for_its_maps_does_not_stop_the_others(workplace, model, monkeypatch):
@@ -245,7 +245,7 @@ def test_shards_that_are_none(text):
 def test_sizes():
     assert (parse_size("256"), parse_size("640x480"), parse_shard("2/3")) == (256, (640, 480), (2, 3))
     for text in ("0", "12x", "x", "1x0", "-3", "1.5"):
-        with pytest.raises(ValueError, match="is no size"):
+        with pytest.raises(ValueError, match="is not a size"):
             parse_size(text)
 
 
@@ -259,9 +259,9 @@ def test_pictures_of_equal_size_share_batches_wherever_they_stand(workplace, tra
     translate = translator.translate
     monkeypatch.setattr(translator, "translate", lambda p, tile: seen.append([x.size for x in p]) or translate(p, tile))
     pairs = [(source, Path("out") / source.name) for source in sources]
-    report = translate_files(translator, pairs, batch=3)
+    outcome = translate_files(translator, pairs, batch=3)
     assert seen == [[sizes[0]] * 3, [sizes[1]] * 3, [sizes[0]]]
-    assert written() == [f"{i}.png" for i in range(7)] and sorted(report.written) == [t for _, t in pairs]
+    assert written() == [f"{i}.png" for i in range(7)] and sorted(outcome.written) == [t for _, t in pairs]
     for source, target in pairs:
         alone = to_channels(translate([read_image(source)])[0], 3).int()
         assert (to_channels(read_image(target), 3).int() - alone).abs().max() <= 1  # batches round otherwise
@@ -312,7 +312,7 @@ def test_python_callers_get_tiles_and_bounded_batches(workplace, translator, mon
     assert (to_channels(whole, 4).int() - to_channels(in_tiles, 4).int()).abs().max() <= 1
     calls = []
     monkeypatch.setattr(tiled, "WHOLE", 64)
-    monkeypatch.setattr(loading, "_TOGETHER", 2 * 32 * 32)
+    monkeypatch.setattr(loading, "_BATCH_PIXELS", 2 * 32 * 32)
     monkeypatch.setattr(loading, "translate_tiled", lambda *given: calls.append("tiles") or translate_tiled(*given))
     monkeypatch.setattr(loading, "translate", lambda g, x: calls.append(len(x)) or translate(g, x))
     pictures = [read_image(photo(f"{i}.png", (32, 32))) for i in range(5)]
@@ -335,7 +335,7 @@ def test_resizing_is_asked_for(workplace, model):
     for size, expected in ((None, (60, 30)), ("20", (40, 20)), ("17x50", (17, 50))):
         qsattn("in", "-m", model, "-o", "out", "--overwrite", *(["--size", size] if size else []))
         assert read_image("out/a.png").size == expected
-    assert "'big' is no size" in qsattn("in", "-m", model, "-o", "out", "--size", "big").output
+    assert "'big' is not a size" in qsattn("in", "-m", model, "-o", "out", "--size", "big").output
 
 
 # What goes wrong ------------------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_what_is_done_is_skipped_unless_overwritten(workplace, model):
     qsattn("in/a.png", "-m", model, "-o", "out")
     Path("out/b.png").touch()  # empty: nobody's translation
     before = Path("out/a.png").stat().st_mtime_ns
-    assert "1 pictures written to out, 1 were there already" in qsattn("in", "-m", model, "-o", "out").output
+    assert "1 pictures written to out, 1 existing skipped" in qsattn("in", "-m", model, "-o", "out").output
     assert Path("out/a.png").stat().st_mtime_ns == before and read_image("out/b.png").size == (40, 32)
     assert "2 pictures written" in qsattn("in", "-m", model, "-o", "out", "--overwrite").output
     assert Path("out/a.png").stat().st_mtime_ns > before
@@ -370,7 +370,7 @@ def test_a_killed_job_leaves_whole_pictures_and_is_carried_on(workplace, model):
     assert 0 < len(there) < 40
     assert all(read_image(path).size == (96, 96) for path in there)
     done = qsattn("in", "-m", model, "-o", "out")
-    assert f"{40 - len(there)} pictures written to out, {len(there)} were there already" in done.output
+    assert f"{40 - len(there)} pictures written to out, {len(there)} existing skipped" in done.output
     assert len(list(Path("out").glob("[0-9]*.png"))) == 40
 
 
@@ -398,7 +398,7 @@ def test_one_bad_place_does_not_end_the_job(workplace, model):
     Path("out/1.png").mkdir(parents=True)
     done = qsattn("in", "-m", model, "-o", "out")
     assert done.exit_code == 1 and "2 pictures written" in done.output
-    assert "not translated: in/1.png: a folder stands at out/1.png" in done.output
+    assert "not translated: in/1.png: its translation cannot be written: out/1.png is a folder" in done.output
 
 
 def test_too_little_memory(workplace, translator, monkeypatch):
@@ -414,10 +414,10 @@ def test_too_little_memory(workplace, translator, monkeypatch):
 
     monkeypatch.setattr(translator, "translate", small)
     steps: list[float] = []
-    report = translate_files(translator, [(s, Path("out", s.name)) for s in sources], False, steps.append, batch=3)
+    outcome = translate_files(translator, [(s, Path("out", s.name)) for s in sources], False, steps.append, batch=3)
     assert written() == ["0.png", "1.png", "2.png"], "one by one, where a batch is too much"
-    ((source, reason),) = report.failed
-    assert source.name == "large.png" and "64 x 64 pixels are too many for the memory there is; try --tile 32" in reason
+    ((source, reason),) = outcome.failed
+    assert source.name == "large.png" and "64 x 64 pixels do not fit into memory; try --tile 32" in reason
     assert sum(steps) == pytest.approx(4)
 
 
@@ -426,17 +426,17 @@ def test_other_errors_are_defects_and_stay_errors(workplace, translator, monkeyp
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(translator, "translate", broken)
-    report = Report()
+    outcome = Outcome()
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        translate_files(translator, [(photo("a.png"), Path("out/a.png"))], report=report)
-    assert not report.failed
+        translate_files(translator, [(photo("a.png"), Path("out/a.png"))], outcome=outcome)
+    assert not outcome.failed
 
 
 @pytest.mark.parametrize("tile", [0, 16])
 def test_a_broken_model_writes_nothing(workplace, translator, tile):
     translator.generator.model[1].bias.data.fill_(float("nan"))
-    report = translate_files(translator, [(photo("a.png"), Path("out/a.png"))], tile=tile)
-    assert "a.png: the model gave numbers that are none (NaN)" in report.failed[0][1]
+    outcome = translate_files(translator, [(photo("a.png"), Path("out/a.png"))], tile=tile)
+    assert "a.png: the model produced NaN" in outcome.failed[0][1]
     assert not Path("out").exists()
 
 
@@ -448,9 +448,9 @@ def test_generators_of_others_are_translated_whole_and_it_is_said(workplace, mon
     translator = Translator(Other(width=4), 3).eval()
     pairs = [(photo("a.png", (40, 40)), Path("out/a.png"))]
     monkeypatch.setattr(tiled, "WHOLE", 32)
-    with pytest.warns(Untiled, match="Other cannot be translated in tiles.*trying it whole"):
-        report = translate_files(translator, pairs)
-    assert report.written and not report.failed
+    with pytest.warns(Untiled, match="Other cannot be translated in tiles.*translating it whole"):
+        outcome = translate_files(translator, pairs)
+    assert outcome.written and not outcome.failed
     with pytest.raises(UserError, match="Other cannot be translated in tiles"):
         translate_files(translator, pairs, overwrite=True, tile=32)
     with warnings.catch_warnings():

@@ -212,15 +212,17 @@ def test_the_plan_for_4096_pixels(name):
     with torch.device("meta"):
         generator = create("generator", name).eval()
     chain = chain_of(generator, 3, (4096, 4096))
-    work = sum(chain.area(p + 1) / chain.channels[p + 1] * s.work(chain.channels[p]) for p, s in enumerate(chain.steps))
+    work = sum(
+        chain.elements(p + 1) / chain.channels[p + 1] * s.work(chain.channels[p]) for p, s in enumerate(chain.steps)
+    )
     kept: frozenset[int] = frozenset()
     for sweep in plan_sweeps(chain, 512, SPILL * 4096**2):
         after = chain.needed_at(sweep.keep)
-        assert sum(4 * chain.area(p) for p in kept | after) <= 5e9
+        assert sum(4 * chain.elements(p) for p in kept | after) <= 5e9
         kept = after
         for position in range(sweep.start + 1, sweep.stop + 1):
             share = sweep.tile**2 / (chain.sizes[sweep.stop][0] * chain.sizes[sweep.stop][1])
-            assert 4 * share * chain.area(position) < 350e6
+            assert 4 * share * chain.elements(position) < 350e6
     # A multiply-add is rated at 1.5e-11 s; reading and writing come to it.
     assert sum(s.seconds for s in plan_sweeps(chain, 512, SPILL * 4096**2)) < 3 * work * 1.5e-11 + 120
 
@@ -299,7 +301,7 @@ def test_a_generator_that_does_not_say_what_it_runs_is_refused():
         block_type = Inverted
 
     with pytest.raises(
-        CannotTile, match="Other cannot be translated in tiles: it has a layer of kind Inverted.*--tile 0"
+        CannotTile, match="Other cannot be translated in tiles: it is not defined how its layer Inverted.*--tile 0"
     ):
         translate_tiled(Other(width=4), picture(64, 64)[0], 32)
 
@@ -307,7 +309,7 @@ def test_a_generator_that_does_not_say_what_it_runs_is_refused():
         def forward(self, x):
             return 1 - super().forward(x)
 
-    with pytest.raises(CannotTile, match="a layer of kind Whole"):
+    with pytest.raises(CannotTile, match="its layer Whole"):
         translate_tiled(Whole(width=4), picture(64, 64)[0], 32)
     generator = drawn("resnet_4blocks")
     generator.model[3] = Attentive()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -18,6 +17,7 @@ from torch import Tensor
 from qsattn_plugin.data.images import show
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.evaluation.pictures import Pictures
+from qsattn_plugin.registry.recipe.imports import import_file
 
 
 class Extractor(Protocol):
@@ -104,10 +104,7 @@ def _import(place: str) -> object:
     try:
         if not is_file:
             return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(f"qsattn_extractor_{Path(place).stem}", place)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return import_file(Path(here, place))
     except ModuleNotFoundError as error:
         if not f"{place}.".startswith(f"{error.name}."):
             raise UserError(f"importing {place} failed: {_say(error)}") from error

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from qsattn_plugin.data.images import show
 from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.storage.download import DownloadFailed, download
 
 #: The widths that its Inception has features of, and the one that FIDs are published with.
 WIDTHS = ("64", "192", "768", "2048")
@@ -132,14 +134,16 @@ def fetched(url: str, otherwise: str) -> Path:
     """
     place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not place.is_file():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(place), progress=True)
-        except Exception as error:  # urllib's, http.client's, the socket's: all mean the same here
-            raise UserError(
-                f"cannot download {url} ({' '.join(str(error).split())}): get the file elsewhere and put it at "
-                f"{show(place)}, {otherwise}"
-            ) from error
+        with tqdm(desc=f"downloading {place.name}", unit="B", unit_scale=True, disable=None) as bar:
+
+            def progress(done: int, total: int | None) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            try:
+                download(url, place, progress=progress)
+            except DownloadFailed as error:
+                raise UserError(f"{error}: get the file elsewhere and put it at {show(place)}, {otherwise}") from error
     return place
 
 

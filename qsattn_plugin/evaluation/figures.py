@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from qsattn_plugin.text import text_table
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -60,14 +62,13 @@ class Scores:
                 value += f" ± {figure.deviation:.2g}"
             counts = ", ".join(f"{count} {what}" for what, count in figure.images.items())
             rows.append((figure.name, value, figure.better, counts))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        lines.insert(1, "  ".join("-" * width for width in widths))
         notes: dict[str, list[str]] = {}
         for figure in self.figures:
             settings = ", ".join(f"{key} {_plain(value)}" for key, value in figure.settings.items())
             notes.setdefault(f"{settings}; pictures {figure.resize}", []).append(figure.name)
-        return "\n".join([*lines, "", *(f"{', '.join(names)}: {note}" for note, names in notes.items())])
+        return "\n".join(
+            [text_table(rows, rule=True), "", *(f"{', '.join(names)}: {note}" for note, names in notes.items())]
+        )
 
 
 def _plain(value: Any) -> str:

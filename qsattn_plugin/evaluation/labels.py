@@ -1,7 +1,7 @@
 """Label maps of Cityscapes: read from numbers or colours, and compared class by class.
 
-The 19 classes that are scored, their numbers and colours are the data set's (Cordts et al., "The Cityscapes Dataset for
-Semantic Urban Scene Understanding", 2016).
+The classes, their numbers and colours are the data set's (Cordts et al., "The Cityscapes Dataset for Semantic Urban
+Scene Understanding", 2016), as torchvision lists them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,36 +22,31 @@ from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import Pictures, partners
 
-#: Name, number in ``labelIds`` files and colour of each scored class; its place is the number in ``labelTrainIds``.
-CLASSES = (
-    ("road", 7, (128, 64, 128)),
-    ("sidewalk", 8, (244, 35, 232)),
-    ("building", 11, (70, 70, 70)),
-    ("wall", 12, (102, 102, 156)),
-    ("fence", 13, (190, 153, 153)),
-    ("pole", 17, (153, 153, 153)),
-    ("traffic light", 19, (250, 170, 30)),
-    ("traffic sign", 20, (220, 220, 0)),
-    ("vegetation", 21, (107, 142, 35)),
-    ("terrain", 22, (152, 251, 152)),
-    ("sky", 23, (70, 130, 180)),
-    ("person", 24, (220, 20, 60)),
-    ("rider", 25, (255, 0, 0)),
-    ("car", 26, (0, 0, 142)),
-    ("truck", 27, (0, 0, 70)),
-    ("bus", 28, (0, 60, 100)),
-    ("train", 31, (0, 80, 100)),
-    ("motorcycle", 32, (0, 0, 230)),
-    ("bicycle", 33, (119, 11, 32)),
-)
-#: Colours of what is not scored: void, dynamic, ground, parking, rail track, then guard rail, bridge, tunnel, caravan,
-#: trailer. The pole group has the pole's colour and the licence plate the car's: colours cannot tell them apart.
-_VOID = (
-    *((0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140)),
-    *((180, 165, 180), (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110)),
-)
+#: How many classes are scored; in ``labelTrainIds`` files they are 0 to 18.
+CLASSES = 19
 #: The number of what is not scored.
 IGNORED = 255
+
+
+def _classes() -> list[Any]:
+    from torchvision.datasets import Cityscapes  # slow to import
+
+    return sorted(Cityscapes.classes, key=lambda one: one.ignore_in_eval)  # those that are scored first
+
+
+def class_numbers() -> dict[int, int]:
+    """Return the scored classes, 0 to 18, by their number in ``labelIds`` files."""
+    return {one.id: one.train_id for one in _classes()[:CLASSES]}
+
+
+def class_colours() -> dict[tuple[int, int, int], int]:
+    """Return the class of each colour of Cityscapes, :data:`IGNORED` for those that are not scored."""
+    found: dict[tuple[int, int, int], int] = {}
+    for one in _classes():
+        # The pole group has the pole's colour and the licence plate the car's: the scored class has it.
+        found.setdefault(one.color, IGNORED if one.ignore_in_eval else one.train_id)
+    return found
+
 
 Kind = Literal["auto", "color", "labelIds", "trainIds"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -110,7 +105,7 @@ class LabelMaps:
             numbers = _numbers(path)
             if numbers is None:
                 return "color"
-            if ((numbers >= len(CLASSES)) & (numbers != IGNORED)).any():
+            if ((numbers >= CLASSES) & (numbers != IGNORED)).any():
                 return "labelIds"
         return "trainIds"
 
@@ -130,9 +125,10 @@ class LabelMaps:
             if numbers.max() > 255:
                 raise UserError(f"{path} holds {int(numbers.max())}; labelIds are 0 to 33, and 255")
             table = torch.full((256,), IGNORED)
-            table[[number for _, number, _ in CLASSES]] = torch.arange(len(CLASSES))
+            for number, label in class_numbers().items():
+                table[number] = label
             return table[numbers]
-        wrong = (numbers >= len(CLASSES)) & (numbers != IGNORED)
+        wrong = (numbers >= CLASSES) & (numbers != IGNORED)
         if wrong.any():
             raise UserError(f"{path} holds {int(numbers[wrong][0])}; trainIds are 0 to 18, and 255")
         return numbers
@@ -157,15 +153,14 @@ def _is_grey(picture: Image.Image) -> bool:
 
 def nearest_class(picture: Tensor) -> Tensor:
     """Return the class of the nearest colour for every pixel: uint8 (3, H, W) to int64 (H, W), 255 where not scored."""
-    colours = torch.tensor([colour for *_, colour in CLASSES] + list(_VOID), dtype=torch.float32)
-    numbers = torch.tensor([*range(len(CLASSES)), *([IGNORED] * len(_VOID))])
+    colours, numbers = map(torch.tensor, zip(*class_colours().items(), strict=True))
     height, width = picture.shape[-2:]
     pixels, back = picture.flatten(1).T.unique(dim=0, return_inverse=True)  # few colours, many pixels
-    apart = torch.cdist(pixels.float(), colours, compute_mode="donot_use_mm_for_euclid_dist")
+    apart = torch.cdist(pixels.float(), colours.float(), compute_mode="donot_use_mm_for_euclid_dist")
     return numbers[apart.argmin(1)][back].view(height, width)
 
 
-def confusion(predicted: Tensor, true: Tensor, classes: int = len(CLASSES)) -> Tensor:
+def confusion(predicted: Tensor, true: Tensor, classes: int = CLASSES) -> Tensor:
     """Count pixels by true class (rows) and predicted class (columns).
 
     Args:
@@ -214,7 +209,7 @@ def compare_labels(
     Raises:
         UserError: names that do not match, or a file that cannot be read.
     """
-    total = torch.zeros(len(CLASSES), len(CLASSES) + 1, dtype=torch.int64)
+    total = torch.zeros(CLASSES, CLASSES + 1, dtype=torch.int64)
     resized = 0
     for index, other in enumerate(partners(predicted.pictures, true.pictures, scene)):
         guess, truth = predicted.read(index), true.read(other)

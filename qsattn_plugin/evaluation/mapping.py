@@ -16,7 +16,7 @@ from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.storage import write_text
-from qsattn_plugin.translation.apply import pad_for, resized
+from qsattn_plugin.translation.apply import pad_for, resize_picture
 from qsattn_plugin.translation.files import plan
 
 
@@ -62,7 +62,7 @@ def draw_maps(
     for path, target in plan(images, out, kept=(), files=places):
         try:
             picture = read_image(path)
-            picture = picture if size is None else resized(picture, size)
+            picture = picture if size is None else resize_picture(picture, size)
         except UnreadableImage as error:
             error = error if error.path else UnreadableImage(error.reason, path)
             if failed is None:

@@ -22,6 +22,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.forks.calls import Call
 from qsattn_plugin.forks.ids import positions
 from qsattn_plugin.forks.swap import Swap
+from qsattn_plugin.text import text_table
 
 __all__ = ["Check", "Enough"]
 
@@ -142,9 +143,7 @@ class Check:
                 known = [cost[which] for cost in self.costs[name] if cost[which] is not None]
                 values.append(f"{statistics.median(known):.1f} {unit}" if known else "not known")
             rows.append(("", title, *values, ""))
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join(lines)
+        return text_table(rows)
 
 
 _WORDS = {"random": "random", "positions": "chooses positions", "attention": "attention"}

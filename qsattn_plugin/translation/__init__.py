@@ -1,1 +1,1 @@
-"""Images out: loading a trained generator, translating pictures and files of any size, picture grids."""
+"""Loading a trained generator, translating pictures and files of any size, exporting, importing, publishing."""

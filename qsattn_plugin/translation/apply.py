@@ -14,22 +14,32 @@ from torch import Tensor, nn
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.preprocess import MOST_PIXELS
 
-#: The smallest side that generators get: below it, instance norm has too few positions at the deepest layers.
-_LEAST = 16
+#: The smallest side of a generator's input: below it, instance norm has too few positions at the deepest layers.
+LEAST_SIDE = 16
+
+
+def side_multiple(generator: nn.Module | None) -> int:
+    """Return the number of pixels of which a generator's sides are multiples; 4 where it does not say."""
+    return getattr(generator, "multiple", 4)
+
+
+def smallest_side(generator: nn.Module | None, least: int = LEAST_SIDE) -> int:
+    """Return the smallest side in pixels, from ``least`` on, that a generator takes."""
+    multiple = side_multiple(generator)
+    return -(-least // multiple) * multiple
 
 
 def padding_for(
     generator: nn.Module | None, size: tuple[int, int]
 ) -> list[tuple[tuple[int, int, int, int], Literal["reflect", "replicate"]]]:
-    """Return the paddings, (left, right, top, bottom) and mode, that bring (height, width) to sides a generator takes.
+    """Return the paddings, (left, right, top, bottom) and mode, from (height, width) to a size that a generator takes.
 
-    Only the right and the lower side are padded, by reflection where the picture has as much to reflect.
+    Only the right and the bottom are padded, by reflection where the picture is large enough for that.
     """
-    multiple = getattr(generator, "multiple", 4)
-    least = -(-_LEAST // multiple) * multiple
+    multiple, least = side_multiple(generator), smallest_side(generator)
     found = []
     for axis, side in ((1, size[1]), (0, size[0])):
-        missing = max(-(-side // multiple) * multiple, least) - side
+        missing = max(-side % multiple, least - side)
         if missing:
             sides = (0, missing, 0, 0) if axis else (0, 0, 0, missing)
             found.append((sides, "reflect" if missing < side else "replicate"))
@@ -37,7 +47,7 @@ def padding_for(
 
 
 def padded_size(generator: nn.Module | None, size: tuple[int, int]) -> tuple[int, int]:
-    """Return (width, height) as the generator sees them, for a picture's."""
+    """Return (width, height) of a picture as it is padded for a generator."""
     width, height = size
     for (left, right, top, bottom), _ in padding_for(generator, (height, width)):
         width, height = width + left + right, height + top + bottom
@@ -45,7 +55,7 @@ def padded_size(generator: nn.Module | None, size: tuple[int, int]) -> tuple[int
 
 
 def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
-    """Pad (B, C, H, W) on the right and below to sides that the generator takes."""
+    """Pad (B, C, H, W) at the right and the bottom to a size that the generator takes."""
     for sides, mode in padding_for(generator, images.shape[-2:]):
         images = F.pad(images, sides, mode=mode)
     return images
@@ -53,7 +63,7 @@ def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Put networks into evaluation mode, and every module of theirs back afterwards: a part may have frozen some."""
+    """Put networks into evaluation mode, and restore the mode of each of their modules afterwards."""
     modes = [(module, module.training) for network in networks for module in network.modules()]
     for network in networks:
         network.eval()
@@ -66,13 +76,13 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 
 @torch.inference_mode()
 def translate(generator: nn.Module, images: Tensor) -> Tensor:
-    """Translate (B, C, H, W) in [-1, 1] to the same size, whatever it is."""
+    """Translate images (B, C, H, W) in [-1, 1] of any size; return the same shape, in [-1, 1]."""
     height, width = images.shape[-2:]
     return generator(pad_for(generator, images))[..., :height, :width].clamp(-1, 1)
 
 
 def with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
-    """Give the translation the source's transparency, unless the model translated that too."""
+    """Return the translation with the source's transparency, unless the model translated that too."""
     if "A" not in source.getbands() or "A" in result.getbands():
         return result
     result = result.copy()
@@ -80,15 +90,15 @@ def with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
     return result
 
 
-def resized(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Resize with Pillow's antialiased bicubic filter, as pictures are for training.
+def resize_picture(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Resize a picture with Pillow's antialiased bicubic filter, as for training.
 
     Args:
         picture: any mode.
         size: pixels of the shorter side, or (width, height).
 
     Raises:
-        UnreadableImage: a long picture would become larger than 128 megapixels.
+        UnreadableImage: the result would have more than 128 megapixels.
     """
     if isinstance(size, int):
         shorter = min(picture.size)

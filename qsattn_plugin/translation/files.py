@@ -1,4 +1,4 @@
-"""Which files become which: pictures among files, folders and patterns, and where each translation goes."""
+"""Finds pictures among files, folders and patterns, and names the file of each translation."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 from qsattn_plugin.data.images import EXTENSIONS, NoPictures, find_images, show
 from qsattn_plugin.errors import UserError
 
-#: Kinds that a translation is written in as its source is; all others become PNGs.
+#: Suffixes whose format a translation keeps; all others become PNGs.
 KEPT = (".jpg", ".jpeg", ".png", ".webp")
 
 
 class OutputAmongInputs(UserWarning):
-    """The output folder was named as an input, too."""
+    """The output folder is also among the inputs."""
 
 
 def plan(
@@ -28,22 +28,22 @@ def plan(
     kept: Collection[str] = KEPT,
     files: Callable[[Path], Iterable[Path]] = lambda target: (target,),
 ) -> list[tuple[Path, Path]]:
-    """Return (source, destination) for every picture among the inputs, the same for the same inputs.
+    """Return (source, destination) for every picture among the inputs, in a deterministic order.
 
-    Files, folders (all pictures below them, their structure kept) and glob patterns (the structure below the part
-    without wildcards kept). A file that is named twice counts once. Where the output folder lies inside an input
-    folder, or is named among several inputs, what is in it is no input. Destinations are PNGs, except for sources of
-    the ``kept`` kinds. Of two sources that would get the same name, the one whose name it is has it; ``photo.bmp`` then
-    becomes ``photo.bmp.png``, and others are numbered.
+    An input is a file, a folder (all pictures below it; its structure is kept) or a glob pattern (the structure below
+    the part without wildcards is kept). A file that is named twice counts once. Pictures in the output folder are no
+    inputs where it lies inside an input folder or is named among several inputs. Destinations are PNGs, except for
+    sources with a suffix in ``kept``. Where two sources would get the same name, the one that already has it keeps it;
+    ``photo.bmp`` then becomes ``photo.bmp.png``, and others are numbered.
 
     Args:
-        inputs: what is to be found.
+        inputs: files, folders and patterns.
         out: the output folder.
-        kept: endings whose format is kept.
-        files: destination to the files that will be written for it.
+        kept: suffixes whose format is kept.
+        files: returns the files that will be written for a destination.
 
     Raises:
-        UserError: an input is not there, or a file to be written is one of the inputs, by whatever name.
+        UserError: an input does not exist, or a file to be written is one of the inputs, also by another name.
     """
     pairs: dict[str, tuple[Path, Path]] = {}
     for given in _inputs(inputs, out):
@@ -54,7 +54,7 @@ def plan(
     sources = {identity(source) for source, _ in named} - {None}
     for _, target in named:
         for file in files(target):
-            # By device and number, not by name: links, and file systems that do not tell capitals from small letters.
+            # By device and inode, not by name: links, and file systems that ignore case.
             if identity(file) in sources:
                 raise UserError(
                     f"{show(file)} is one of the inputs and would be overwritten; choose another output folder"
@@ -63,11 +63,11 @@ def plan(
 
 
 def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
-    """Return each source's destination, by the same keys; those that keep their name come first."""
+    """Return each source's destination, by the same keys; sources that keep their name choose first."""
     found: dict[str, Path] = {}
     taken: set[Path] = set()
     stays = {key: base.suffix.lower() in kept for key, base in bases.items()}
-    for key, base in sorted(bases.items(), key=lambda item: not stays[item[0]]):  # sorting keeps the order otherwise
+    for key, base in sorted(bases.items(), key=lambda item: not stays[item[0]]):  # a stable sort
         target = base if stays[key] else base.with_suffix(".png")
         if target in taken and not stays[key]:
             base = target = base.with_name(f"{base.name}.png")
@@ -80,16 +80,40 @@ def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from all others, whatever name it has: its device and number there; None without one."""
+    """Return a file's device and inode, which identify it under any name; None if there is no such file."""
     try:
         found = path.stat()
-    except OSError:  # also a name that the disk cannot have, and a link that leads nowhere
+    except OSError:  # also for names that the disk cannot have and for broken links
         return None
     return found.st_dev, found.st_ino
 
 
+def file_below(out: Path, name: str, suffix: str) -> Path:
+    """Return the file to write: ``out``, or ``name`` with a suffix in it where it is a folder.
+
+    A folder is one that exists, or a path without a suffix. The name may come from a file; it stays in the folder.
+    """
+    if not out.is_dir() and out.suffix:
+        return out
+    return out / ((re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "model") + suffix)
+
+
+def check_output(out: Path, overwrite: bool, source: Path | None = None) -> None:
+    """Check that a file may be written.
+
+    Raises:
+        UserError: it exists, and is ``source``, or ``overwrite`` is not set.
+    """
+    if identity(out) is None:
+        return
+    if source is not None and identity(out) == identity(source):
+        raise UserError(f"{out} is the input itself; choose another name")
+    if not overwrite:
+        raise UserError(f"{out} exists already; choose another name, or use --overwrite")
+
+
 def _inputs(inputs: Iterable[Path | str], out: Path) -> list[Path | str]:
-    """Return the inputs without the output folder, which ``*`` also names where it lies among them."""
+    """Return the inputs without the output folder, which ``*`` may include."""
     given = list(inputs)
     if "" in given:
         raise UserError("one of the inputs is empty; is a variable of the command not set?")
@@ -98,7 +122,9 @@ def _inputs(inputs: Iterable[Path | str], out: Path) -> list[Path | str]:
     others = [one for one in given if identity(Path(one)) != identity(out)]
     if not others or len(others) == len(given):
         return given
-    warnings.warn(f"{show(out)} is the output folder: what is in it is no input", OutputAmongInputs, stacklevel=3)
+    warnings.warn(
+        f"{show(out)} is the output folder: pictures in it are not translated", OutputAmongInputs, stacklevel=3
+    )
     return others
 
 
@@ -114,18 +140,18 @@ def _find(given: Path | str, out: Path) -> list[tuple[Path, Path]]:
     pictures: list[Path] = []
     for match in _without_loops(sorted(glob.glob(str(given), recursive=True))):
         if match.is_dir():
-            with contextlib.suppress(NoPictures):  # others may hold some
+            with contextlib.suppress(NoPictures):  # other matches may hold some
                 pictures += find_images(match)
         elif match.suffix.lower() in EXTENSIONS:
             pictures.append(match)
     if not pictures:
         raise UserError(f"there is no picture at {show(given)}")
-    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-    return _below(Path(*plain), pictures, out)
+    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    return _below(Path(*fixed), pictures, out)
 
 
 def _without_loops(matches: list[str]) -> list[Path]:
-    """Return the matches in order, each file once: ``**`` goes through links to folders above, again and again."""
+    """Return the matches in order, each file once: ``**`` follows links to parent folders again and again."""
     first: dict[tuple[str, str], str] = {}
     for match in sorted(matches, key=lambda m: (len(Path(m).parts), m)):
         folder, name = os.path.split(match)
@@ -135,7 +161,7 @@ def _without_loops(matches: list[str]) -> list[Path]:
 
 
 def _below(folder: Path, pictures: list[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Return pictures with their paths below a folder, without those in the output folder if that lies there, too."""
+    """Return pictures with their paths below a folder, without those in an output folder inside it."""
     out = out.resolve()
     if folder.resolve() in out.parents:
         pictures = [p for p in pictures if not p.parent.resolve().is_relative_to(out)]
@@ -146,11 +172,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     """Return (i, n) from "i/n".
 
     Raises:
-        ValueError: it does not say so, or i is none of 1 to n.
+        ValueError: the text has another form, or i is not in 1 to n.
     """
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
-        raise ValueError(f"{text!r} is no shard; the first of four is 1/4, the last is 4/4")
+        raise ValueError(f"{text!r} is not a shard; the first of four is 1/4, the last is 4/4")
     return int(found[1]), int(found[2])
 
 
@@ -158,10 +184,10 @@ def parse_size(text: str) -> int | tuple[int, int]:
     """Return the shorter side from "256", or (width, height) from "640x480".
 
     Raises:
-        ValueError: it says neither.
+        ValueError: the text has another form.
     """
     found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text)
     sides = [int(side) for side in (found.groups() if found else ()) if side]
     if not sides or min(sides) < 1 or max(sides) > 1 << 20:
-        raise ValueError(f"{text!r} is no size; write 256 for the shorter side, or 640x480")
+        raise ValueError(f"{text!r} is not a size; write 256 for the shorter side, or 640x480")
     return (sides[0], sides[1]) if len(sides) == 2 else sides[0]

@@ -1,4 +1,4 @@
-"""Picture grids: sources above, translations below, to be seen at a glance."""
+"""Picture grids: sources above, their translations below."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _SMALLEST = 96
 
 
 def picture_grid(rows: Sequence[Sequence[Tensor]], columns: int = 8) -> Image.Image:
-    """Put pictures in rows on one sheet.
+    """Return pictures in rows on one sheet.
 
     Args:
-        rows: e.g. sources and their translations: as many pictures in each, float (C, H, W) in [-1, 1]. Sizes may
-            differ; smaller ones are centred in their cell.
-        columns: where a row is longer, the rows go on below as one block.
+        rows: such as sources and their translations: pictures, float (C, H, W) in [-1, 1], equally many in each row.
+            Sizes may differ; smaller ones are centred in their cell.
+        columns: longer rows continue below, as another block.
 
     Returns:
-        An RGB picture. Pictures below 96 pixels are enlarged by a whole number, pixels kept sharp.
+        An RGB picture. Pictures below 96 pixels are enlarged by an integer factor (nearest).
     """
     pictures = [[from_tensor(p).convert("RGB") for p in row] for row in rows]
     flat = [p for row in pictures for p in row]

@@ -1,8 +1,7 @@
-"""From another project's checkpoint to a weights file of this package."""
+"""Converts another project's checkpoint to a weights file of this package."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import pickle
 import re
@@ -19,22 +18,23 @@ from qsattn_plugin.registry import create, find
 from qsattn_plugin.registry.foreign import Report as Loaded
 from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, recognise
 from qsattn_plugin.registry.recipe.checking import check_arguments
-from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse_assignment
 from qsattn_plugin.storage import save_tensors
-from qsattn_plugin.translation.files import identity
+from qsattn_plugin.storage.download import checksum
+from qsattn_plugin.translation.files import check_output
 
-#: As the checkpoints of a run name the main generator, so that ``train.init_from`` takes an imported file too.
+#: The main generator's prefix in a run's checkpoints, so that ``train.init_from`` takes an imported file too.
 _PREFIX = "model/generator."
 
 
 class Imported(NamedTuple):
-    """What :func:`import_weights` found and did.
+    """The result of :func:`import_weights`.
 
     Attributes:
         type: the generator's registered name.
         arguments: all of its arguments.
-        place: where in the file the weights lay; "" is the file itself.
-        loaded: which tensors were taken, left out and filled in.
+        place: the key of the weights in the file; "" for the file itself.
+        loaded: which tensors were loaded, left out and filled in.
     """
 
     type: str
@@ -54,24 +54,21 @@ def import_weights(
     """Read a generator of CUT, CycleGAN, pix2pix or QS-Attn and write it as a weights file of this package.
 
     Args:
-        file: what their training wrote (``latest_net_G.pth``), or a whole checkpoint with such weights inside.
-        out: the weights file, safetensors; ``load`` and the commands take it as a model.
-        arch: the generator's registered name; found from the keys without it.
-        settings: ``name=value`` of the generator's arguments, over those that were found.
-        key: where in the file the weights lie, if it holds several networks.
-        overwrite: replace ``out`` if it is there.
+        file: what their training wrote (``latest_net_G.pth``), or a whole checkpoint that holds such weights.
+        out: the safetensors file; ``load`` and the commands take it as a model.
+        arch: the generator's registered name; None: recognised from the keys.
+        settings: ``name=value`` for the generator's arguments; they override what was recognised.
+        key: the key of the weights in the file, if it holds several networks.
+        overwrite: replace ``out`` if it exists.
 
     Raises:
-        UserError: the file cannot be read without running what is in it, or holds no such generator.
+        UserError: the file cannot be read without running code in it, or holds no such generator.
         WriteFailed: ``out`` could not be written.
     """
-    if identity(out) is not None and identity(out) == identity(file):
-        raise UserError(f"{out} is what is to be imported; name another file")
-    if out.exists() and not overwrite:
-        raise UserError(f"{out} is there already; choose another name, or say --overwrite")
+    check_output(out, overwrite, file)
     content = read_checkpoint(file)
-    plain = None if arch is None else _build(arch, _arguments(arch, settings, {}))
-    place, weights = _pick(file, content, key, plain)
+    candidate = None if arch is None else _build(arch, _arguments(arch, settings, {}))
+    place, weights = _pick(file, content, key, candidate)
     try:
         name, found = recognise(weights)
     except UserError as error:
@@ -89,7 +86,7 @@ def import_weights(
     document = {
         "kind": "weights",
         "generators": {"forward": {"type": name, "arguments": arguments, "prefix": _PREFIX}},
-        "imported": {"file": file.name, "sha256": _sha256(file), "place": place, **loaded._asdict()},
+        "imported": {"file": file.name, "sha256": checksum(file), "place": place, **loaded._asdict()},
         "torch": torch.__version__,
     }
     save_tensors(out, {_PREFIX + name: tensor for name, tensor in generator.state_dict().items()}, document)
@@ -97,15 +94,15 @@ def import_weights(
 
 
 def read_checkpoint(file: Path) -> Any:
-    """Read what ``torch.save`` wrote, tensors and plain containers alone; nothing in the file is run.
+    """Read a file of ``torch.save``, only tensors and builtin containers; no code in it is run.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds other Python objects.
+        UserError: the file does not exist, is damaged, or holds other Python objects.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}")
     try:
-        with warnings.catch_warnings(action="ignore"):  # what torch says to programmers
+        with warnings.catch_warnings(action="ignore"):  # torch's warnings to programmers
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)|(?:class|type|Type) <?(?:class )?'?([\w.]+)'? was not", str(error)):
@@ -127,17 +124,14 @@ def read_checkpoint(file: Path) -> Any:
 
 
 def _arguments(arch: str, settings: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:
-    """Return all arguments of a generator: its defaults, what was found from the weights, what was set."""
+    """Return all arguments of a generator: its defaults, then those recognised from the weights, then the settings."""
     parameters = find("generator", arch).signature.parameters
     defaults = {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
     problems: list[Problem] = []
     given = {}
     for text in settings:
-        name, equals, value = text.partition("=")
-        name, place = name.strip().removeprefix("generator."), Place(f"-s {text}")
-        if not equals:
-            raise RecipeError(Problem(place, "", "write a setting as name=value, for example -s width=64"))
-        given[name] = parse(value, place, lines=False)
+        name, value = parse_assignment(text, "width=64")
+        given[name.removeprefix("generator.")] = value
     needed = {n: p for n, p in parameters.items() if n in given or n not in {**defaults, **found}}
     node = Node(given, Place(f"--arch {arch}"))
     also = [name for name in parameters if name not in needed]
@@ -149,7 +143,7 @@ def _arguments(arch: str, settings: Sequence[str], found: dict[str, Any]) -> dic
 
 def _build(arch: str, arguments: dict[str, Any]) -> nn.Module:
     try:
-        # The weights are about to be replaced: what the constructor draws must not disturb anybody's random numbers.
+        # The drawn weights are replaced: drawing them must not change the caller's random numbers.
         with torch.random.fork_rng(devices=[]):
             return create("generator", arch, **arguments)
     except ValueError as error:
@@ -158,17 +152,17 @@ def _build(arch: str, arguments: dict[str, Any]) -> nn.Module:
         raise UserError(f"generator {arch!r}: {error}") from error
 
 
-def _pick(file: Path, content: Any, key: str | None, plain: nn.Module | None) -> tuple[str, dict[str, Tensor]]:
-    """Return the place and the state_dict of the one generator in a file; ``plain`` is what it may look like, too."""
+def _pick(file: Path, content: Any, key: str | None, candidate: nn.Module | None) -> tuple[str, dict[str, Tensor]]:
+    """Return key and state_dict of the only generator in a file: one that is recognised, or fits ``candidate``."""
 
     def wanted(tensors: dict[str, Tensor]) -> bool:
         try:
             return bool(recognise(tensors))
         except UserError:
-            return plain is not None and fits(plain, tensors)
+            return candidate is not None and fits(candidate, tensors)
 
     networks = find_networks(content, wanted)
-    # What looks like no generator is taken where there is no doubt: loading then says why it does not fit.
+    # Without a recognised generator any network is taken: loading it then says why it does not fit.
     every = networks or find_networks(content, bool)
     if key is not None:
         if key not in every:
@@ -180,8 +174,3 @@ def _pick(file: Path, content: Any, key: str | None, plain: nn.Module | None) ->
     if not every:
         raise UserError(f"{file} is no state_dict and holds none: there are no tensors with names in it")
     return max(every.items(), key=lambda item: len(item[1]))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

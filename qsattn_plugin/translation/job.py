@@ -1,4 +1,4 @@
-"""Translating many files: in batches or in tiles, everything that can be read, nothing half written."""
+"""Translates many files, in batches or in tiles: all that can be read, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from qsattn_plugin.data.pixels import as_pil, to_channels
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import may_write
-from qsattn_plugin.translation.apply import padded_size, resized, with_alpha
+from qsattn_plugin.translation.apply import padded_size, resize_picture, with_alpha
 from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.tiles import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
-from qsattn_plugin.translation.tiles.spill import NoRoom
+from qsattn_plugin.translation.tiles.spill import DiskFull
 
-#: Pictures that share a batch; one on the CPU, where large blocks of memory cost more than batches save.
+#: Default batch size; 1 on the CPU, where large allocations cost more than batches save.
 _BATCH = {"cpu": 1}
 _BATCH_ELSEWHERE = 8
-#: Pictures wait for others of their size while they have no more pixels than this together.
+#: The most pixels of pictures that wait for others of their size, to share a batch.
 _WAITING = 1 << 24
-#: What no other file will fare better with.
-_ENDING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+#: Errors that every other file would meet too.
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 class Untiled(UserWarning):
-    """Large pictures need much memory, as this generator cannot work in tiles."""
+    """Large pictures need much memory, because this generator cannot work in tiles."""
 
 
 @dataclass
-class Report:
-    """What became of the inputs: where they were written, what was there already, and (source, reason) of failures."""
+class Outcome:
+    """The outcome of a job: files written, files that existed already, and (source, reason) of failures."""
 
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
@@ -60,33 +60,35 @@ def translate_files(
     tile: int | None = None,
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
-    report: Report | None = None,
-) -> Report:
-    """Translate the pictures of a :func:`~qsattn_plugin.translation.files.plan`; each comes out at its own size.
+    outcome: Outcome | None = None,
+) -> Outcome:
+    """Translate the pictures of a :func:`~qsattn_plugin.translation.files.plan`, each at its own size.
 
-    What is there already is skipped, unless ``overwrite``. A picture that cannot be read, translated or written is
-    noted and passed over.
+    Existing files are skipped, unless ``overwrite``. A picture that cannot be read, translated or written is recorded
+    as failed, and the job continues.
 
     Args:
-        translator: what :func:`~qsattn_plugin.translation.load.load` gave.
+        translator: from :func:`~qsattn_plugin.translation.load.load`.
         pairs: (source, destination).
-        overwrite: translate again what is there.
-        progress: called with how many pictures, and parts of large ones, were dealt with.
-        tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side, 0 translates all
-            whole. Without it, tiles of 512 pixels for pictures of more than 1024 x 1024.
-        batch: the most pictures of equal size that are translated together; fewer where they are large. Without it 1 on
-            the CPU and 8 elsewhere.
-        size: resize every picture first: the shorter side, or (width, height).
-        report: filled in as the job goes on, for who wants to know it after an exception as well.
+        overwrite: translate pictures again whose file exists.
+        progress: called with the number of pictures done since the last call; a part of one for a large picture.
+        tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0: none are. None:
+            tiles of 512 pixels for pictures of more than 1024 x 1024.
+        batch: the most pictures of equal size in a batch; fewer where they are large. None: 1 on the CPU, 8 elsewhere.
+        size: resize every picture first: the shorter side, or (width, height), in pixels.
+        outcome: updated as the job goes on, so that it is known after an exception as well.
+
+    Returns:
+        The outcome.
 
     Raises:
-        UserError: the disk is full or broken, or a generator is to work in tiles that cannot.
+        UserError: the disk is full or broken, or ``tile`` is set and the generator cannot work in tiles.
     """
-    report = Report() if report is None else report
-    job = _Job(translator, overwrite, progress, tile, batch, size, report)
+    outcome = Outcome() if outcome is None else outcome
+    job = _Job(translator, overwrite, progress, tile, batch, size, outcome)
     for tasks in job.batches(pairs):
         job.translate(tasks)
-    return report
+    return outcome
 
 
 class _Job:
@@ -98,20 +100,20 @@ class _Job:
         tile: int | None,
         batch: int | None,
         size: int | tuple[int, int] | None,
-        report: Report,
+        outcome: Outcome,
     ):
         self.translator, self.overwrite, self.progress = translator, overwrite, progress
-        self.size, self.report = size, report
+        self.size, self.outcome = size, outcome
         device = next(translator.generator.parameters()).device.type
         self.batch = batch or _BATCH.get(device, _BATCH_ELSEWHERE)
         self.tile = TILE if tile is None else tile
-        #: Pixels that are translated at once, in one picture or in several.
+        #: The most pixels that are translated at once, in one picture or in several.
         self.limit = float("inf") if tile == 0 else (tile or WHOLE) ** 2
         self.given = tile
         self._writable: dict[Path, bool] = {}
 
     def batches(self, pairs: Iterable[tuple[Path, Path]]) -> Iterator[list[_Task]]:
-        """Read pictures and hand those of equal size over together, also where others lie between them."""
+        """Yield batches of pictures of the same size, which need not be consecutive."""
         waiting: dict[tuple[int, int], list[_Task]] = {}
         pixels = 0
         for source, target in pairs:
@@ -122,7 +124,7 @@ class _Job:
             size = task.picture.size
             waiting.setdefault(size, []).append(task)
             pixels += size[0] * size[1]
-            if len(waiting[size]) >= self._most(size):
+            if len(waiting[size]) >= self._batch_size(size):
                 pixels -= len(waiting[size]) * size[0] * size[1]
                 yield waiting.pop(size)
             while pixels > _WAITING:
@@ -131,16 +133,16 @@ class _Job:
                 yield waiting.pop(first)
         yield from waiting.values()
 
-    def _most(self, size: tuple[int, int]) -> int:
-        """How many pictures of a size go into a batch."""
+    def _batch_size(self, size: tuple[int, int]) -> int:
+        """Return the most pictures of a size in a batch."""
         width, height = padded_size(self.translator.generator, size)
         most = min(self.limit, WHOLE**2) // (width * height)
         return max(1, min(self.batch, int(most)))
 
     def _read(self, source: Path, target: Path) -> _Task | None:
-        """Read a picture that is to be translated; note what becomes of the others."""
+        """Read a picture to translate; None if it is skipped or has failed."""
         try:
-            there = _looked_up(target)
+            there = _stat(target)
         except OSError as error:  # a name too long for the disk, a folder that may not be looked into
             self._failed(source, f"{show(source)}: cannot write {show(target)}: {error.strerror}")
             return None
@@ -148,13 +150,13 @@ class _Job:
             self._failed(source, f"{show(source)}: cannot write {show(target)}: {os.strerror(errno.EACCES)}")
             return None
         if there is not None and stat.S_ISDIR(there.st_mode):
-            self._failed(source, f"{show(source)}: a folder stands at {show(target)}, where its translation goes")
+            self._failed(source, f"{show(source)}: its translation cannot be written: {show(target)} is a folder")
         elif there is not None and there.st_size and not self.overwrite:
-            self.report.skipped.append(target)
+            self.outcome.skipped.append(target)
         else:
             try:
                 picture = read_image(source)
-                return _Task(source, target, resized(picture, self.size) if self.size else picture)
+                return _Task(source, target, resize_picture(picture, self.size) if self.size else picture)
             except UnreadableImage as error:
                 self._failed(source, str(error if error.path else UnreadableImage(error.reason, source)))
             except MemoryError:
@@ -162,16 +164,16 @@ class _Job:
         return None
 
     def _may_write(self, folder: Path) -> bool:
-        """Whether pictures can be written to a folder: known before the work."""
+        """Return whether a folder can be written to, so that it is known before the work."""
         if folder not in self._writable:
             self._writable[folder] = may_write(folder)
         return self._writable[folder]
 
     def _failed(self, source: Path, reason: str) -> None:
-        self.report.failed.append((source, reason))
+        self.outcome.failed.append((source, reason))
 
     def translate(self, tasks: list[_Task]) -> None:
-        """Translate a batch and write it."""
+        """Translate a batch and write the results."""
         done = 0.0
 
         def progress(share: float) -> None:
@@ -189,14 +191,14 @@ class _Job:
                     self.translate([task])
                 return
             self._failed(tasks[0].source, f"{show(tasks[0].source)}: {self._advice(tasks[0].picture)}")
-        except NoRoom as error:
+        except DiskFull as error:
             for task in tasks:
                 self._failed(task.source, f"{show(task.source)}: {error}")
         except ValueError as error:
             if "holds NaN" not in str(error):
                 raise
             for task in tasks:
-                self._failed(task.source, f"{show(task.source)}: the model gave numbers that are none (NaN)")
+                self._failed(task.source, f"{show(task.source)}: the model produced NaN")
         else:
             for task, result in zip(tasks, results, strict=True):
                 self._write(task, result)
@@ -214,33 +216,33 @@ class _Job:
         return results
 
     def _can_tile(self, picture: Image.Image) -> bool:
-        """Whether this generator works in tiles; says so where it does not."""
+        """Return whether the generator can work in tiles; warn if it cannot."""
         try:
             tiled_chain(self.translator.generator, self.translator.channels, (picture.height, picture.width))
         except CannotTile as error:
             if self.given is not None:
                 raise
-            warnings.warn(f"{error}; trying it whole", Untiled, stacklevel=2)
+            warnings.warn(f"{error}; translating it whole", Untiled, stacklevel=2)
             return False
         return True
 
     def _advice(self, picture: Image.Image) -> str:
         tile = min(self.tile or TILE, max(picture.size)) // 2
-        return f"{picture.width} x {picture.height} pixels are too many for the memory there is; try --tile {tile}"
+        return f"{picture.width} x {picture.height} pixels do not fit into memory; try --tile {tile}"
 
     def _write(self, task: _Task, result: Image.Image) -> None:
         try:
             write_image(result, task.target)
         except (UserError, ValueError) as error:
-            if getattr(error.__cause__, "errno", None) in _ENDING:
+            if getattr(error.__cause__, "errno", None) in _FATAL:
                 raise
             self._failed(task.source, f"{show(task.source)}: {error}")
         else:
-            self.report.written.append(task.target)
+            self.outcome.written.append(task.target)
 
 
-def _looked_up(path: Path) -> os.stat_result | None:
-    """What is at a path; None if nothing is. Unlike ``exists``, links that lead nowhere are nothing."""
+def _stat(path: Path) -> os.stat_result | None:
+    """Return the status of what is at a path; None if nothing is, or a broken link."""
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError):

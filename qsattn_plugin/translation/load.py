@@ -1,4 +1,4 @@
-"""From a run folder, a file or a published name to a generator that translates pictures."""
+"""Loads a generator that translates pictures, from a run folder, a file or a published name."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
 from qsattn_plugin.translation.tiles import TILE, CannotTile, is_large, translate_tiled
 
-#: Endings of what other projects write.
-_FOREIGN = (".pth", ".pt", ".bin", ".ckpt")
-#: Pixels of the pictures that share a batch: sixteen of 256 x 256.
-_TOGETHER = 1 << 20
+#: Suffixes of other projects' checkpoints.
+_FOREIGN_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
+#: The most pixels in a batch: sixteen pictures of 256 x 256.
+_BATCH_PIXELS = 1 << 20
 
 
 class Translator(nn.Module):
-    """A trained generator: tensors in, tensors out, or pictures in, pictures out.
+    """A trained generator, for tensors and for pictures.
 
     Args:
         generator: the network.
-        channels: channels of the images it takes.
-        document: what is known about it: recipe, step, scores.
+        channels: channels of its input images.
+        document: the document of its file, such as the recipe and the step.
     """
 
     def __init__(self, generator: nn.Module, channels: int, document: dict[str, Any] | None = None):
@@ -43,7 +43,7 @@ class Translator(nn.Module):
         self.document = document or {}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Translate (B, C, H, W) in [-1, 1]; sides a multiple of ``generator.multiple``."""
+        """Translate images (B, C, H, W) in [-1, 1]; H and W are multiples of ``generator.multiple``."""
         return self.generator(images)
 
     @overload
@@ -57,35 +57,37 @@ class Translator(nn.Module):
     ) -> Image.Image | list[Image.Image]:
         """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
 
-        A picture that says how it is to be turned (its EXIF orientation) comes out turned. Neighbours of equal size in
-        a list share a batch. Large pictures are translated in tiles, with the same result in less memory, where the
-        generator says what it is made of.
+        The EXIF orientation of a picture is applied. Consecutive pictures of the same size share a batch. Large
+        pictures are translated in tiles where the generator's layers allow it, with the same result in less memory.
 
         Args:
-            pictures: one, or a list or any other iterable; what a generator gives is taken one by one.
-            tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0 translates
-                all whole. Without it, tiles of 512 pixels for pictures of more than 1024 x 1024.
+            pictures: one, or a list or any other iterable; an iterator is consumed picture by picture.
+            tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0: none are.
+                None: tiles of 512 pixels for pictures of more than 1024 x 1024.
+
+        Returns:
+            A picture for a picture, otherwise a list.
 
         Raises:
-            CannotTile: tiles were asked for, and the generator cannot work in tiles.
-            UserError: the disk is too full for the feature maps of a large picture.
-            TypeError: something is no PIL image.
+            CannotTile: ``tile`` is set, and the generator cannot work in tiles.
+            DiskFull: there is too little space for the feature maps of a large picture.
+            TypeError: something is not a PIL image.
             ValueError: a picture has no pixels.
         """
         if isinstance(pictures, Image.Image):
             return self.translate([pictures], tile)[0]
-        if isinstance(pictures, Sequence):  # else they come one by one, and are looked at when they do
+        if isinstance(pictures, Sequence):  # others are checked one by one, as they come
             for picture in pictures:
                 _checked(picture)
         out: list[Image.Image] = []
-        # One after the other: a long list is not held twice.
+        # A generator: a long list is not held twice.
         found = (plain(_checked(picture)) for picture in pictures)
         for size, alike in itertools.groupby(found, key=lambda picture: picture.size):
             width, height = padded = padded_size(self.generator, size)
             if is_large(padded, tile):
                 out += [self._in_tiles(picture, tile) for picture in alike]
                 continue
-            while batch := list(itertools.islice(alike, max(1, _TOGETHER // (width * height)))):
+            while batch := list(itertools.islice(alike, max(1, _BATCH_PIXELS // (width * height)))):
                 out += self._whole(batch)
         return out
 
@@ -109,7 +111,7 @@ class Translator(nn.Module):
 
 def _checked(picture: Any) -> Image.Image:
     if not isinstance(picture, Image.Image):
-        raise TypeError(f"pictures: must be PIL images, got {type(picture).__name__}; open it by PIL.Image.open")
+        raise TypeError(f"pictures: must be PIL images, got {type(picture).__name__}; open it with PIL.Image.open")
     if not all(picture.size):
         raise ValueError(f"pictures: one has no pixels, its size is {picture.width} x {picture.height}")
     return picture
@@ -119,23 +121,23 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     """Load a generator for translation.
 
     Args:
-        model: a run folder (its newest whole checkpoint) or a name below ``runs/``, with ``@best`` behind it for the
-            weights with the best score instead, or a checkpoint or weights file, or the name of a published model,
-            such as "toy", where no run or file has that name.
-        device: where to put it.
-        name: which generator, where a method trains several ("forward", "backward"); the main one without it.
+        model: a run folder or a name below ``runs/`` (its newest undamaged checkpoint; with ``@best`` appended, the
+            weights with the best score), a checkpoint or weights file, or the name of a published model, such as
+            "toy", if no run or file has that name.
+        device: where to put the generator.
+        name: which generator, where a method trains several ("forward", "backward"); None: the main one.
 
     Raises:
-        UserError: there is no such model, or nothing in it can translate.
+        UserError: there is no such model, or it holds no such generator.
     """
     path = find_weights(model)
     try:
-        _, document = load_tensors(path, prefix="\0")  # the document alone
+        _, document = load_tensors(path, prefix="\0")  # only the document
     except DamagedFile as error:
-        if path.suffix.lower() not in _FOREIGN:
+        if path.suffix.lower() not in _FOREIGN_SUFFIXES:
             raise
         raise UserError(
-            f"{path} is no weights file of this package; take it over by "
+            f"{path} is not a weights file of this package; convert it with "
             f"`qsattn import {path} -o {path.with_suffix('.safetensors')}` first"
         ) from error
     generators = _generators(path, document)
@@ -144,7 +146,7 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
         raise UserError(f"{path} has no generator {name!r}{nearest(name, generators)} ({', '.join(generators)})")
     spec = generators[name]
     _import_parts(path, document)
-    # The weights are about to be replaced: what the constructor draws must not disturb anybody's random numbers.
+    # The drawn weights are replaced: drawing them must not change the caller's random numbers.
     try:
         with torch.random.fork_rng(devices=[]):
             generator = create("generator", spec["type"], **spec["arguments"])
@@ -165,17 +167,17 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
 
 
 def _channels(spec: dict[str, Any]) -> Any:
-    """The channels of a generator's images; files of before have them as an argument alone."""
+    """Return the channels of a generator's images; older files have them only as an argument."""
     return spec.get("channels", spec["arguments"].get("in_channels"))
 
 
 def main_generator(generators: Iterable[str]) -> str:
-    """Return the name of the generator that translates from source to target, among all that a file holds."""
+    """Return the name of the generator that translates from source to target, among all in a file."""
     return min(generators, key=lambda name: name != "forward")
 
 
 def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what a file says of its generators, by name."""
+    """Return the description of each generator in a file, by name."""
     found = document.get("generators") if isinstance(document, dict) else None
     if not found:
         raise DamagedFile(f"{path} holds no generator")
@@ -185,12 +187,12 @@ def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any
         for spec in found.values()
     )
     if not whole or not all(isinstance(_channels(spec), int) for spec in found.values()):
-        raise DamagedFile(f"{path} does not say what its generators are made of")
+        raise DamagedFile(f"{path} has no valid description of its generators")
     return found
 
 
 def _import_parts(path: Path, document: dict[str, Any]) -> None:
-    """Import what the recipe of a run imports, where ``path`` is a checkpoint in the run's folder."""
+    """Import the modules that a run's recipe imports, if ``path`` is a checkpoint in the run's folder."""
     recipe = path.parent.parent / "recipe.yaml"
     if (document.get("recipe") or {}).get("import") and path.parent.name == "checkpoints" and recipe.is_file():
         from qsattn_plugin.registry.recipe import load_recipe  # not needed by torch.hub, which has no pydantic
@@ -201,16 +203,16 @@ def _import_parts(path: Path, document: dict[str, Any]) -> None:
 def published(
     name: str, pretrained: bool = True, progress: bool = True, device: torch.device | str = "cpu"
 ) -> Translator:
-    """Load a published model, whatever runs and files there are: what ``torch.hub.load`` calls.
+    """Load a published model, also if a run or file has its name; ``torch.hub.load`` calls this.
 
     Args:
-        name: in the index, see ``qsattn list pretrained``.
-        pretrained: with its weights; else its generator as it is drawn.
-        progress: show a download's on stderr.
-        device: where to put it.
+        name: its name in the index, see ``qsattn list pretrained``.
+        pretrained: with its weights; otherwise its untrained generator.
+        progress: show the progress of a download on stderr.
+        device: where to put the generator.
 
     Raises:
-        UserError: there is no such model, it has no weights yet, or they cannot be had.
+        UserError: there is no such model, it has no weights yet, or they could not be downloaded.
     """
     entry = find(name)
     if not pretrained:
@@ -219,11 +221,11 @@ def published(
 
 
 def fresh(type: str, **arguments: Any) -> Translator:
-    """Build a generator as it is drawn, without training.
+    """Return an untrained generator.
 
     Args:
         type: its registered name.
-        arguments: its own.
+        arguments: for its constructor.
 
     Raises:
         PartError: there is no such generator, or it takes other arguments.
@@ -233,13 +235,13 @@ def fresh(type: str, **arguments: Any) -> Translator:
 
 
 def find_weights(model: str | Path) -> Path:
-    """Return the file with a model's weights: the file itself, the newest whole checkpoint of a run, a published one's.
+    """Return the file with a model's weights: the file itself, a run's newest undamaged checkpoint, a published file.
 
-    ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model, whatever
-    runs there are.
+    ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model, also if a
+    run has its name.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such model.
     """
     known, asked = entries(), str(model)
     kind, _, rest = asked.partition("/")
@@ -258,8 +260,8 @@ def find_weights(model: str | Path) -> Path:
             if file.is_file():
                 return file
             raise UserError(
-                f"{folder} has no best weights: no evaluation of it gave a score; {folder} is the newest. Pictures of "
-                "your own are scored where evaluate.kid was set before the training began"
+                f"{folder} has no best weights: none of its evaluations gave a score. {folder} without @best is its "
+                "newest checkpoint; with your own pictures, set evaluate.kid before the training to get scores"
             )
         newest, _ = Checkpoints(folder / "checkpoints").newest()
         if newest is not None:
@@ -269,11 +271,11 @@ def find_weights(model: str | Path) -> Path:
     if asked in known and not best:
         return weights(known[asked])
     if model.is_dir():
-        raise UserError(f"{asked} is a folder, but of no run: there is neither a recipe.yaml nor checkpoints in it")
+        raise UserError(f"{asked} is a folder, but not of a run: it contains neither a recipe.yaml nor checkpoints")
     names = [*(path.parent.name for path in Path("runs").glob("*/recipe.yaml")), *known]
     raise UserError(f"there is no run, file or published model {str(model)!r}{nearest(model.name, names)}")
 
 
 def is_run(folder: Path) -> bool:
-    """Tell a run's folder from one of pictures, and from what is no folder."""
+    """Return whether a path is a run's folder."""
     return folder.is_dir() and ((folder / "checkpoints").is_dir() or (folder / "recipe.yaml").is_file())

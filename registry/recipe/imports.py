@@ -15,7 +15,7 @@ from qsattn_plugin.registry.recipe.checking import check
 from qsattn_plugin.registry.recipe.reading import Layer, shown
 from qsattn_plugin.registry.yaml_lines import Problem, RecipeError
 
-__all__ = ["import_parts"]
+__all__ = ["import_file", "import_parts"]
 
 
 def import_parts(layer: Layer, run: bool = True) -> list[str]:
@@ -43,7 +43,7 @@ def import_parts(layer: Layer, run: bool = True) -> list[str]:
         try:
             if file.is_file():
                 name = os.path.abspath(file)
-                _import_file(Path(name))
+                import_file(Path(name))
             else:
                 importlib.import_module(name)
         except Exception as error:
@@ -56,7 +56,7 @@ def import_parts(layer: Layer, run: bool = True) -> list[str]:
     return done
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
     """Import a file under a name that follows from its path, so that a second recipe finds the same classes."""
     content = path.read_bytes()
     name = f"recipe_parts_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

@@ -16,7 +16,7 @@ from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.recipe.checking import check
 from qsattn_plugin.registry.recipe.reading import Layer, write_out
 from qsattn_plugin.registry.recipe.schema import DEFAULTS, KEYS, PARTS, PIPELINE
-from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, parse
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, parse_assignment
 
 __all__ = ["stack"]
 
@@ -109,18 +109,15 @@ def _with_defaults(explicit: Node) -> Node:
 
 
 def _read_override(text: str) -> tuple[list[str], Node]:
-    place = Place(f"-s {text}")
-    key, equals, value = text.partition("=")
-    path = key.strip().split(".")
-    if not equals or not all(path):
-        raise RecipeError(Problem(place, "", "write an override as key=value, for example -s train.steps=100"))
+    key, value = parse_assignment(text, "train.steps=100")
+    path, place = key.split("."), value.place
     if path[0] in ("extends", "import"):
         raise RecipeError(Problem(place, path[0], "this key can only stand in a recipe's file"))
     if path[0] not in KEYS:
         known = list(KEYS)[2:]
         what = f"there is no such key{nearest(path[0], known)} (a recipe takes {', '.join(known)})"
         raise RecipeError(Problem(place, path[0], what))
-    return path, parse(value, place, lines=False)
+    return path, value
 
 
 def _put(node: Node, path: Sequence[str], new: Node, at: Problem) -> Node:

@@ -1,4 +1,4 @@
-"""A public data set, from the web or from what people have, into folders that are complete and checked."""
+"""Public data sets, downloaded or from local files, as complete and checked folders."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from qsattn_plugin.data.public.unpack import unpack
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage.download import DownloadFailed, checksum, download
 
-__all__ = ["Got", "get_public_set"]
+__all__ = ["Obtained", "get_public_set"]
 
-#: Called with what is being done, how much of it is done, and how much there is (None: not known).
-Progress = Callable[[str, int, int | None], None]
+#: Called with the name of a stage, how much of it is done, and how much there is (None: unknown): bytes or pictures.
+StageProgress = Callable[[str, int, int | None], None]
 
 
-class Got(NamedTuple):
-    """What :func:`get_public_set` did: whether all was there before, and the archive's checksum where one was used."""
+class Obtained(NamedTuple):
+    """The result of :func:`get_public_set`: whether the set existed already, and the checksum of an archive used."""
 
-    before: bool
+    existed: bool
     sha256: str | None = None
 
 
@@ -36,29 +36,29 @@ def get_public_set(
     root: Path,
     source: Path | None = None,
     url: str | None = None,
-    progress: Progress = lambda what, done, total: None,
-) -> Got:
-    """Put trainA, trainB, testA and testB of a public data set below ``root``, each of them whole or not at all.
+    progress: StageProgress = lambda what, done, total: None,
+) -> Obtained:
+    """Write trainA, trainB, testA and testB of a public data set below ``root``, each split whole or not at all.
 
-    Splits that are there with the right number of pictures stay; if all are, nothing is done. A downloaded archive lies
-    in ``root`` until the pictures are in place; one that people put there is used, and stays.
+    Splits that exist with the right number of pictures are kept; if all do, nothing is done. A downloaded archive lies
+    in ``root`` until the pictures are in place; an archive that was there before is used, and kept.
 
     Args:
-        one: the set.
-        root: made where it is not there.
-        source: an archive or a folder to take the pictures from, instead of the web.
-        url: where to download from instead of the set's own address; the checksum stays the set's.
-        progress: told what is going on.
+        one: the data set.
+        root: the folder; created if it does not exist.
+        source: an archive or a folder to take the pictures from, instead of a download.
+        url: the address to download from instead of the data set's own; the checksum stays the same.
+        progress: called as the work goes on.
 
     Raises:
-        UserError: a split is there with another number of pictures; the archive cannot be had, is not the published
-            one (from the web), is broken or unsafe; pictures are missing or cannot be read. Nothing changed at
-            ``root`` then.
+        UserError: a split exists with another number of pictures; the archive could not be downloaded, is not the
+            published one (if it was), is broken or unsafe; pictures are missing or cannot be read. ``root`` is then
+            unchanged.
     """
     root = Path(os.path.abspath(os.path.expanduser(root)))
-    lacking = _lacking(one, root)
-    if not lacking:
-        return Got(before=True)
+    missing = _missing(one, root)
+    if not missing:
+        return Obtained(existed=True)
     if source is not None and not source.exists():
         raise UserError(f"there is no file or folder {source}")
     how = one.how.format(root=root)
@@ -68,7 +68,7 @@ def get_public_set(
         source = source / one.file
     made = not root.exists()
     root.mkdir(parents=True, exist_ok=True)
-    # Inside root, not beside it: root may be a disk of its own, and a folder is only renamed within a disk.
+    # Inside root, not beside it: root may be a file system of its own, and folders are renamed within one only.
     stage = root / f".{os.getpid()}.part"
     downloaded = None
     try:
@@ -77,12 +77,12 @@ def get_public_set(
         if how:
             total, done = sum(one.counts.values()), 0
 
-            def resized(count: int) -> None:
+            def count_resized(count: int) -> None:
                 nonlocal done
                 done += count
                 progress("resizing", done, total)
 
-            prepare(source, stage, one.counts, how, resized)
+            prepare(source, stage, one.counts, how, count_resized)
             published = True  # each was decoded
         elif source is not None and source.is_dir():
             _copy(one, source, stage)
@@ -100,38 +100,38 @@ def get_public_set(
                 )
             written = 0
 
-            def unpacked(count: int) -> None:
+            def count_unpacked(count: int) -> None:
                 nonlocal written
                 written += count
                 progress("unpacking", written, None)
 
-            unpack(archive, stage, one.choose, progress=unpacked)
+            unpack(archive, stage, one.choose, progress=count_unpacked)
         _check(one, stage, source or root / one.file, not published, progress)
-        for split in lacking:
+        for split in missing:
             (stage / split).replace(root / split)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if made:
-            with contextlib.suppress(OSError):  # not empty: there is what was wanted, or a part of the archive
+            with contextlib.suppress(OSError):  # not empty: it holds the pictures, or a part of the archive
                 root.rmdir()
     if downloaded:
         downloaded.unlink()
-    return Got(before=False, sha256=sha256)
+    return Obtained(existed=False, sha256=sha256)
 
 
-def _lacking(one: PublicSet, root: Path) -> list[str]:
-    """Return the splits that are not there; refuse those that are there with other counts than they should have."""
-    lacking = []
+def _missing(one: PublicSet, root: Path) -> list[str]:
+    """Return the missing splits; raise UserError if one exists with another number of pictures."""
+    missing = []
     for split in SPLITS:
         folder = root / split
         if not folder.is_dir() or not any(folder.iterdir()):
-            lacking.append(split)
+            missing.append(split)
         elif (count := _count(folder)) != one.counts[split]:
             raise UserError(
                 f"{folder} holds {count} pictures where {one.name} has {one.counts[split]}; "
                 "move it away or choose another --root"
             )
-    return lacking
+    return missing
 
 
 def _count(folder: Path) -> int:
@@ -141,18 +141,18 @@ def _count(folder: Path) -> int:
         return 0
 
 
-def _fetch(one: PublicSet, url: str, archive: Path, progress: Progress) -> None:
+def _fetch(one: PublicSet, url: str, archive: Path, progress: StageProgress) -> None:
     try:
         download(url, archive, one.sha256, lambda done, total: progress("downloading", done, total))
     except DownloadFailed as error:
         raise DownloadFailed(
             f"{error}\nIf this machine cannot reach it, download it elsewhere, put it at {archive} and run this again; "
-            f"or give its place: qsattn data {one.name} --root ... --from {one.file} (an unpacked folder will do, too)"
+            f"or say where it is: qsattn data {one.name} --root ... --from {one.file} (or an unpacked folder)"
         ) from error
 
 
 def _copy(one: PublicSet, source: Path, stage: Path) -> None:
-    """Copy the set's pictures from a folder; the folder's own name counts, too."""
+    """Copy the data set's pictures from a folder; its own name is a part of their paths."""
     base = source.resolve()
     for path in find_images(base):
         name = one.choose(f"{base.name.lstrip('.')}/{path.relative_to(base).as_posix()}")
@@ -165,8 +165,8 @@ def _copy(one: PublicSet, source: Path, stage: Path) -> None:
         shutil.copyfile(path, place)
 
 
-def _check(one: PublicSet, stage: Path, source: Path, decode: bool, progress: Progress) -> None:
-    """Refuse other counts than the set has, and (``decode``) pictures that cannot be read."""
+def _check(one: PublicSet, stage: Path, source: Path, decode: bool, progress: StageProgress) -> None:
+    """Raise UserError if a split has another number of pictures or, with ``decode``, if some cannot be read."""
     counts = {split: _count(stage / split) for split in SPLITS}
     if counts != dict(one.counts):
         found = ", ".join(f"{split} {counts[split]} (should be {one.counts[split]})" for split in SPLITS)

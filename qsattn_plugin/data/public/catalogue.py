@@ -1,6 +1,6 @@
-"""The public data sets of the paper: where each comes from, what must be in it, and which domain is A.
+"""The public data sets of the paper: their sources, contents and domains.
 
-Checksums are those that others published for the same files: TensorFlow Datasets for horse2zebra, UVCGAN v2 for AFHQ.
+The checksums were published by others for the same files: TensorFlow Datasets for horse2zebra, UVCGAN v2 for AFHQ.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ class PublicSet:
     """A public data set.
 
     Attributes:
-        name: what ``qsattn data`` calls it.
-        domains: what A and B are.
-        licence: what its use is bound to, in a line.
-        counts: how many pictures each split has.
-        folders: the folders of each split in the archive, by how their paths end; any of several is taken.
-        url: the archive; None where people must fetch it themselves.
+        name: its name for ``qsattn data``.
+        domains: what A and B show.
+        licence: the terms of use, in one line.
+        counts: the number of pictures in each split.
+        folders: for each split, the last parts of the paths of its folders in the archive; one of them is enough.
+        url: the archive; None where users must fetch it themselves.
         file: the archive's name on disk.
-        sha256: the archive's checksum; None where none is known.
-        how: what people must fetch and from where, if there is no ``url``.
+        sha256: the archive's checksum; None where it is unknown.
+        how: what users must fetch and from where, if there is no ``url``.
     """
 
     name: str
@@ -41,7 +41,7 @@ class PublicSet:
     how: str = ""
 
     def choose(self, name: str) -> str | None:
-        """Give the place of a file of the archive as ``split/file name``; None for what is none of the pictures."""
+        """Return ``split/file name`` for the path of a picture in the archive; None for other files."""
         path = PurePosixPath(name)
         if path.suffix.lower() not in EXTENSIONS or any(part.startswith((".", "__MACOSX")) for part in path.parts):
             return None
@@ -88,9 +88,9 @@ _SETS = (
         licence="Cityscapes (Cordts et al. 2016), for non-commercial use, by agreement with its makers",
         counts={"trainA": 2975, "trainB": 2975, "testA": 500, "testB": 500},
         how=(
-            "cityscapes may not be handed on, so everybody fetches it: register at https://www.cityscapes-dataset.com, "
+            "cityscapes may not be redistributed: register at https://www.cityscapes-dataset.com, "
             "download leftImg8bit_trainvaltest.zip (11 GB, photos) and gtFine_trainvaltest.zip (241 MB, labels) into "
-            "one folder, as they are or unpacked (leftImg8bit/ and gtFine/), and run\n"
+            "one folder, packed or unpacked (leftImg8bit/ and gtFine/), and run\n"
             "    qsattn data cityscapes --root {root} --from THAT_FOLDER"
         ),
     ),

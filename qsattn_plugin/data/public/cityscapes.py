@@ -1,7 +1,7 @@
-"""Cityscapes as the papers have it: photos and coloured label maps of 256 x 256 pixels, in the fork world's folders.
+"""Cityscapes as the papers use it: photos and coloured label maps of 256 x 256 pixels, in trainA, trainB, testA, testB.
 
-Follows CycleGAN's preparation: domain A is the photos, B the label maps; the set's ``train`` becomes ``trainA`` and
-``trainB``, its ``val`` ``testA`` and ``testB``; pictures are numbered in the order of their paths and scaled, not
+Follows CycleGAN's preparation: domain A is the photos, B the label maps; the split ``train`` becomes ``trainA`` and
+``trainB``, ``val`` becomes ``testA`` and ``testB``. Pictures are numbered in the order of their paths and resized, not
 cropped, with Pillow's default (bicubic) filter, labels too.
 """
 
@@ -23,11 +23,11 @@ from qsattn_plugin.errors import UserError
 
 __all__ = ["prepare"]
 
-#: Domain -> the kind of data, and how its files end.
+#: Domain -> the kind of data, and the last part of its files' names.
 _KINDS = {"A": ("leftImg8bit", "_leftImg8bit.png"), "B": ("gtFine", "_gtFine_color.png")}
 _SPLITS = {"train": "train", "val": "test"}
 _SIDE = 256
-#: The largest picture file that is read; Cityscapes' have about 2.5 million bytes.
+#: The largest picture file that is read; those of Cityscapes have about 2.5 million bytes.
 _MOST_BYTES = 1 << 26
 
 #: Reads a file's bytes.
@@ -41,10 +41,10 @@ def prepare(
 
     Args:
         source: a folder with ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip``, which are read without
-            being unpacked, or with what is in them, at any depth.
-        target: where the folders go.
-        counts: how many pictures each must get.
-        how: what people must fetch, for the error where something is missing.
+            unpacking them, or with their contents, at any depth.
+        target: where the folders are written.
+        counts: the number of pictures that each folder must have.
+        how: how to get the data set, for the error where something is missing.
         progress: called with 1 after each picture.
 
     Raises:
@@ -62,9 +62,9 @@ def prepare(
                 if len(scenes[domain]) != wanted:
                     files = f"{len(scenes[domain])} files {kind}/{split}/*/*{ending}"
                     raise UserError(f"{source} holds {files} where there should be {wanted}; {how}")
-            alone = sorted(scenes["A"] ^ scenes["B"])
-            if alone:
-                raise UserError(f"{split}/{alone[0]} has a photo or a label map, but not both, in {source}")
+            unpaired = sorted(scenes["A"] ^ scenes["B"])
+            if unpaired:
+                raise UserError(f"{split}/{unpaired[0]} has a photo or a label map, but not both, in {source}")
             for domain in _KINDS:
                 (target / f"{ours}{domain}").mkdir(parents=True, exist_ok=True)
                 for number, scene in enumerate(sorted(scenes[domain])):
@@ -75,7 +75,7 @@ def prepare(
 
 
 def _find(source: Path, kind: str, ending: str, opened: contextlib.ExitStack) -> dict[tuple[str, str], _Read]:
-    """Return how to read each file of a kind, by its split and scene (``city/city_000000_000019``)."""
+    """Return a reader of each file of a kind, by its split and scene (``city/city_000000_000019``)."""
     pattern = re.compile(rf"(?:.*/)?{kind}/(train|val)/([^/]+/[^/]+){re.escape(ending)}")
     archive = source / f"{kind}_trainvaltest.zip"
     listed: Iterator[tuple[str, _Read]]
@@ -86,11 +86,11 @@ def _find(source: Path, kind: str, ending: str, opened: contextlib.ExitStack) ->
             raise BadArchive(f"{archive} is broken or cut off: {error}") from error
         listed = ((name, lambda name=name: _read_member(file, name)) for name in file.namelist())
     else:
-        # The folder may be given itself: leftImg8bit must be in what the pattern sees.
+        # The source may be the folder leftImg8bit itself, and the pattern needs that name.
         base = source.resolve().parent
         paths: list[Path] = []
-        with contextlib.suppress(UserError):  # no picture at all: what is missing is said where both kinds are known
-            paths = find_images(source.resolve())  # through links to folders, where people keep large sets
+        with contextlib.suppress(UserError):  # no picture at all: the error follows when both kinds are known
+            paths = find_images(source.resolve())  # also below links to folders
         listed = ((path.relative_to(base).as_posix(), path.read_bytes) for path in paths if path.name.endswith(ending))
     matched = ((pattern.fullmatch(name), read) for name, read in listed)
     return {(found[1], found[2]): read for found, read in matched if found}

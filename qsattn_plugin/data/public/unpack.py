@@ -1,7 +1,8 @@
-"""Archives from elsewhere, unpacked without trusting them.
+"""Unpacks archives that are not trusted.
 
-Nothing that an archive says decides where a file is written, what kind of file it is, or who may read it: names are
-checked, links and devices are refused, sizes and members are counted. An archive with one bad member is refused whole.
+Names are checked, links and devices are refused, sizes and members are limited; permissions are not taken over. An
+archive with one bad member is refused as a whole. ``tarfile.data_filter`` is no substitute: it strips the leading slash
+of a name, allows links within the folder, and does nothing for zip files.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from qsattn_plugin.errors import UserError
 
-__all__ = ["BadArchive", "unpack", "unpacking"]
+__all__ = ["BadArchive", "unpack"]
 
 _CHUNK = 1 << 18
-#: Names longer than this are no names: tarfile would read them into memory whole.
+#: The longest header that is read: tarfile reads the whole of a header, such as a long name, into memory.
 _LONGEST_HEADER = 1 << 20
-#: What the decoders raise on damaged input.
+#: Exceptions of the decoders on damaged input.
 _BROKEN = (
     *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
     *(EOFError, struct.error),
@@ -36,15 +37,15 @@ _BROKEN = (
 
 
 class BadArchive(UserError):
-    """An archive that is broken, is none, or holds what must not be unpacked."""
+    """A file that is no archive, or an archive that is broken or unsafe."""
 
 
 class _Member(NamedTuple):
     name: str
-    size: int  # as the archive claims
+    size: int  # as stated in the archive
     problem: str  # why it is refused, or ""
     folder: bool
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]
 
 
 def unpack(
@@ -58,34 +59,34 @@ def unpack(
     """Unpack a zip or tar archive into a new folder, whole or not at all.
 
     Args:
-        archive: zip, or tar with any of tar's compressions; its content decides, not its ending.
-        target: the folder; it must not be there yet, or be empty.
-        choose: gives a member's name below ``target`` from its name in the archive ("/" between folders), None to leave
-            it out. What is left out is checked all the same.
-        most_bytes: how large everything may be together, what is left out included.
-        most_files: how many members the archive may have.
-        progress: called with the bytes written, as they are.
+        archive: zip, or tar with any of tar's compressions, recognised by its content.
+        target: the folder; it must not exist, or be empty.
+        choose: returns a member's name below ``target`` for its name in the archive ("/" between folders), or None to
+            leave it out. Members that are left out are checked as well.
+        most_bytes: limit on the size of all members together, also those that are left out.
+        most_files: limit on the number of members.
+        progress: called with the number of bytes written since the last call.
 
     Returns:
         The names that were written, in the archive's order.
 
     Raises:
-        BadArchive: it is broken or none; a name is absolute, leads out with "..", or comes twice; a member is a link, a
-            device or encrypted; there are too many, or they are too large. Nothing is left at ``target``.
-        UserError: ``target`` is there and not empty.
+        BadArchive: it is broken or no archive; a name is absolute, contains "..", or comes twice; a member is a link, a
+            device or encrypted; there are too many, or they are too large. ``target`` is then unchanged.
+        UserError: ``target`` exists and is not an empty folder.
     """
-    with unpacking(target) as folder:
+    with _replacing(target) as folder:
         return _unpack(archive, folder, choose, most_bytes, most_files, progress)
 
 
 @contextmanager
-def unpacking(target: Path) -> Iterator[Path]:
-    """Give a new folder beside ``target`` that takes its place at the end, or is gone if something is raised."""
+def _replacing(target: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces ``target`` at the end, or is removed after an exception."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
-        raise UserError(f"{target} is there already and not an empty folder")
+        raise UserError(f"{target} exists and is not an empty folder")
     folder = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed and had the same number
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process with the same id
     folder.mkdir()
     try:
         yield folder
@@ -108,7 +109,7 @@ def _unpack(
     try:
         for member in _members(archive):
             count += 1
-            claimed += member.size  # no more than this is ever read of it: a claim too small ends in a wrong checksum
+            claimed += member.size  # no more than this is read of it: too small a size ends in a wrong checksum
             problem = member.problem or _bad_name(member.name)
             if problem:
                 raise BadArchive(f"{archive.name} is not unpacked: its member {member.name!r} {problem}")
@@ -142,7 +143,7 @@ def _members(archive: Path) -> Iterator[_Member]:
             yield from [_zip_member(file, info) for info in file.infolist()]
         return
     try:
-        file = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 - closed below; opening has errors of its own
+        file = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 - closed below; opening has its own errors
     except _BROKEN as error:
         raise BadArchive(f"{archive.name} is neither a zip nor a tar archive, or is cut off") from error
     with file:
@@ -161,7 +162,7 @@ def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
 
 
 class _TarInfo(tarfile.TarInfo):
-    def _proc_member(self, archive: tarfile.TarFile) -> Any:  # tarfile's own place to look at a header
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:  # called by tarfile for each header
         if self.size > _LONGEST_HEADER and not self.isreg():
             raise tarfile.ReadError("a header is too long")
         return super()._proc_member(archive)
@@ -169,19 +170,15 @@ class _TarInfo(tarfile.TarInfo):
 
 def _tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
     problem = "" if info.isreg() or info.isdir() else "is a link or a device"
-
-    def open_member() -> Any:
-        return file.extractfile(info)
-
-    return _Member(info.name, info.size, problem, info.isdir(), open_member)
+    return _Member(info.name, info.size, problem, info.isdir(), lambda: file.extractfile(info))
 
 
 def _bad_name(name: str) -> str:
-    """Say what is wrong with a member's name, or nothing."""
+    """Return what is wrong with a member's name, or an empty string."""
     if name.startswith(("/", "\\")) or re.match("[A-Za-z]:", name):
         return "has an absolute path"
     if ".." in re.split(r"[/\\]", name):
         return "leads out of the folder"
     if "\\" in name or "\0" in name or not name:
-        return "has a name that is none"
+        return "has an invalid name"
     return ""

@@ -1,9 +1,8 @@
-"""A trained generator as a file for other programs, compared with the original before anybody gets it."""
+"""Exports a trained generator for other programs, and compares the file with the original."""
 
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,17 +11,17 @@ import torch
 import qsattn_plugin
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
-from qsattn_plugin.translation.export.formats import FORMATS, Run, Subject
+from qsattn_plugin.translation.apply import side_multiple, smallest_side
+from qsattn_plugin.translation.export.formats import FORMATS, Runner, Subject
+from qsattn_plugin.translation.files import check_output, file_below
 from qsattn_plugin.translation.load import Translator, main_generator
 
-#: Values of translated images, on [-1, 1], may differ by so much: an eighth of the step between two levels of 8 bits.
+#: The largest difference allowed in translated images, on [-1, 1]: an eighth of the step between two 8-bit levels.
 TOLERANCE = 1e-3
-#: Below this side, instance norm has too few positions at the deepest layers.
-_LEAST = 16
 
 
 class Exported(NamedTuple):
-    """What :func:`export` did: where the file is, the largest difference that was seen, and on which batches."""
+    """The result of :func:`export`: the file, the largest difference found, and the shapes of the batches compared."""
 
     path: Path
     difference: float
@@ -30,24 +29,22 @@ class Exported(NamedTuple):
 
 
 def subject_of(translator: Translator, which: str | None = None, name: str | None = None) -> Subject:
-    """Return what there is to export: the generator with all that a format needs to know.
+    """Return a generator with all that the formats need to know about it.
 
     Args:
         translator: from :func:`qsattn_plugin.translation.load.load`, on the CPU.
-        which: the generator that was loaded, where a method trains several; the main one without it.
-        name: what it is called in the file; its recipe's name without it.
+        which: the name of the loaded generator, where a method trains several; None: the main one.
+        name: its name in the file; None: its recipe's name.
 
     Raises:
-        UserError: the translator was not loaded but built.
+        UserError: the translator was not loaded from a file.
     """
     document, generator = translator.document, translator.generator
     generators = document.get("generators")
     if not generators:
-        raise UserError("this generator comes from no file: save it, load it, and export what was loaded")
+        raise UserError("this generator was not loaded from a file: save it, load it, and export that")
     spec = generators[which or main_generator(generators)]
-    multiple = getattr(generator, "multiple", 4)
-    least = -(-_LEAST // multiple) * multiple
-    channels = translator.channels
+    multiple, least, channels = side_multiple(generator), smallest_side(generator), translator.channels
     about = (
         f"Images (batch, {channels}, height, width) in [-1, 1] to their translations, likewise in [-1, 1]; height and "
         f"width multiples of {multiple} pixels, at least {least}."
@@ -68,32 +65,31 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
 
 
 def export(subject: Subject, format: str, out: Path, overwrite: bool = False) -> Exported:
-    """Write a generator in a format of other programs, read the file again, and compare.
+    """Write a generator in another format, read the file again, and compare it with the original.
 
     Args:
         subject: from :func:`subject_of`.
         format: "onnx", "torchscript", "pt2" or "cut".
         out: the file, or a folder for it.
-        overwrite: replace the file if it is there.
+        overwrite: replace the file if it exists.
 
     Raises:
         UserError: the format does not exist, needs a package that is not installed, cannot hold this generator, or
-            the file's translations differ from the generator's by more than 1e-3; then there is no file.
+            the file's translations differ from the generator's by more than 1e-3 (the file is then removed).
         WriteFailed: the file could not be written.
     """
     if format not in FORMATS:
         raise UserError(f"there is no format {format!r}{nearest(format, FORMATS)} (formats: {', '.join(FORMATS)})")
     chosen = FORMATS[format]
     path = place_of(subject, format, out)
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} is there already; choose another name, or say --overwrite")
+    check_output(path, overwrite)
     chosen.check(subject)
     with torch.no_grad(), replacing(path) as temporary:
         try:
             chosen.write(subject, temporary)
         except (UserError, OSError):
             raise
-        except Exception as error:  # exporters raise everything there is, for what a generator does in its forward
+        except Exception as error:  # exporters raise anything, depending on a generator's forward
             raise UserError(
                 f"generator {subject.type!r} cannot be written as {format}: {_first_line(error)}"
             ) from error
@@ -102,33 +98,31 @@ def export(subject: Subject, format: str, out: Path, overwrite: bool = False) ->
 
 
 def place_of(subject: Subject, format: str, out: Path) -> Path:
-    """Return the file that an export is written to: ``out`` itself, or in it where it is a folder.
+    """Return the file that an export is written to: ``out`` itself, or a file in it where it is a folder.
 
-    A folder is one that is there, or what has no ending; for "cut", whose programs look for a fixed name, what does not
-    end in ``.pth``.
+    A folder is one that exists, or a path without a suffix; for "cut", whose programs look for a fixed name, any path
+    that does not end in ``.pth``.
     """
     chosen = FORMATS[format]
-    if out.is_dir() or not out.suffix or (chosen.name and out.suffix != chosen.suffix):
-        # The name comes from a file, and is to stay in the folder.
-        name = re.sub(r"[^\w.-]+", "_", subject.document["name"]).lstrip(".") or subject.type
-        return out / (chosen.name or name + chosen.suffix)
-    return out
+    if chosen.name:
+        return out / chosen.name if out.is_dir() or out.suffix != chosen.suffix else out
+    return file_below(out, subject.document["name"], chosen.suffix)
 
 
 def shapes_for(subject: Subject) -> list[tuple[int, int, int, int]]:
-    """Return the three sizes and batches on which an export is compared: high, wide, neither."""
+    """Return the shapes of the three batches on which an export is compared: wide, high and square."""
     m = subject.multiple
     n = max(1, 64 // m)
     return [(b, subject.channels, h * m, w * m) for b, h, w in ((1, n, n + 1), (2, 2 * n, n), (3, n, n))]
 
 
 def _compare(subject: Subject, format: str, path: Path) -> tuple[float, list[tuple[int, ...]]]:
-    """Return the largest difference between a file and the generator, if it is small enough, and the shapes tried."""
+    """Return a file's largest difference from the generator, and the shapes compared; raise UserError if too large."""
     refused = f"{format} export of {subject.type!r} refused, and its file removed"
     try:
-        run: Run = FORMATS[format].read(path, subject)
+        run: Runner = FORMATS[format].read(path, subject)
     except Exception as error:
-        raise UserError(f"{refused}: it cannot be read again: {_first_line(error)}") from error
+        raise UserError(f"{refused}: the file cannot be read: {_first_line(error)}") from error
     draws = torch.Generator().manual_seed(1)
     largest, shapes = 0.0, shapes_for(subject)
     for shape in shapes:

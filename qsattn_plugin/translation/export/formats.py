@@ -1,7 +1,7 @@
-"""The formats that a generator can be written in, and how each is read again.
+"""The export formats: how a generator is written in each, and read again.
 
-Writers are called without gradients: the layers are plain operators then. Every format keeps height, width and batch
-free; a document about the generator goes along where the format has a place for it (:data:`DOCUMENT`).
+Writers are called without gradients, where the layers consist of standard operators. Every format leaves height, width
+and batch size free, and stores a document about the generator where it can (:data:`DOCUMENT`).
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.foreign import load_foreign, recognise
 
-#: What the document is called in an ONNX file's metadata and among the extra files of TorchScript and pt2.
+#: The document's key in an ONNX file's metadata, and its name among the extra files of TorchScript and pt2.
 DOCUMENT = "qsattn.json"
 
-Run = Callable[[Tensor], Tensor]
+#: Translates images (B, C, H, W) to (B, C, H, W).
+Runner = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is exported.
+    """A generator to export.
 
     Attributes:
         generator: in evaluation mode, on the CPU.
         type: its registered name.
-        arguments: with which it was built.
-        channels: of the images it takes.
-        multiple: sides are multiples of so many pixels.
+        arguments: the arguments it was built with.
+        channels: channels of its input images.
+        multiple: the number of pixels of which both sides are multiples.
         least: the smallest side, in pixels.
-        document: what is known about it, JSON-able.
+        document: facts about it, as JSON data.
     """
 
     generator: nn.Module
@@ -56,41 +57,41 @@ class Subject:
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its file names' ending, and the functions that check, write and read it.
+    """An export format.
 
     Attributes:
-        suffix: of the file.
+        suffix: the file's suffix.
         write: writes a subject to a path.
-        read: gives the function (B, C, H, W) to (B, C, H, W) that a file is.
-        check: raises :class:`UserError` where the subject cannot be had in this format.
-        name: of the file in a folder, where programs look for a fixed one.
+        read: returns the :data:`Runner` of a file.
+        check: raises :class:`UserError` if the format cannot hold the subject.
+        name: the file's name in a folder, where programs look for a fixed one.
     """
 
     suffix: str
     write: Callable[[Subject, Path], None]
-    read: Callable[[Path, Subject], Run]
+    read: Callable[[Path, Subject], Runner]
     check: Callable[[Subject], None] = lambda subject: None
     name: str | None = None
 
 
 def _example(subject: Subject, units: tuple[int, int, int]) -> Tensor:
-    """An image batch for tracing: so many images, so many times the smallest height and width."""
+    """Return random images for tracing; ``units`` are the batch size, and height and width in smallest sides."""
     batch, height, width = units
     shape = (batch, subject.channels, height * subject.least, width * subject.least)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def _exported(subject: Subject) -> tuple[tuple[Tensor], tuple[dict[int, Any]]]:
-    """An example and which of its sizes are free, for torch.export and all that builds on it."""
+    """Return an example input and its dynamic shapes, for torch.export."""
     least = subject.least // subject.multiple
     height, width = (subject.multiple * torch.export.Dim(name, min=least) for name in ("h", "w"))
-    # Sizes of the example that were 1, or equal, would be taken for rules.
+    # torch.export would specialise on sizes that are 1, and equate those that are equal.
     return (_example(subject, (2, 2, 3)),), ({0: torch.export.Dim("batch", min=1), 2: height, 3: width},)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what exporters say to developers."""
+    """Suppress the exporters' log messages and warnings."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -102,13 +103,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _save(write: Callable[[io.BytesIO], None], path: Path) -> None:
-    """Write a file by way of memory: on a full disk PyTorch's own writer ends the whole process."""
+    """Write a file through memory: on a full disk PyTorch's own writer ends the whole process."""
     file = io.BytesIO()
     write(file)
     path.write_bytes(file.getbuffer())
 
 
-def _onnx_needs(subject: Subject) -> None:
+def _check_onnx(subject: Subject) -> None:
     for package in ("onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)
@@ -139,7 +140,7 @@ def _write_onnx(subject: Subject, path: Path) -> None:
     program.save(path, external_data=False)
 
 
-def _read_onnx(path: Path, subject: Subject) -> Run:
+def _read_onnx(path: Path, subject: Subject) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -154,7 +155,7 @@ def _write_torchscript(subject: Subject, path: Path) -> None:
         _save(lambda file: torch.jit.save(traced, file, _extra_files={DOCUMENT: json.dumps(subject.document)}), path)
 
 
-def _read_torchscript(path: Path, subject: Subject) -> Run:
+def _read_torchscript(path: Path, subject: Subject) -> Runner:
     with _quiet():
         return torch.jit.load(path, map_location="cpu")
 
@@ -163,7 +164,7 @@ def _write_pt2(subject: Subject, path: Path) -> None:
     from torch.fx.experimental import _config
 
     example, free = _exported(subject)
-    # Without this the program would refuse whatever has one place at the bottom of a U-Net: images of its own size.
+    # Otherwise a U-Net's program would refuse images of its own size, which have one position at the bottom.
     with _quiet(), _config.patch(backed_size_oblivious=True):
         program = torch.export.export(subject.generator, example, dynamic_shapes=free)
     for node in program.graph.nodes:
@@ -171,7 +172,7 @@ def _write_pt2(subject: Subject, path: Path) -> None:
     _save(lambda file: torch.export.save(program, file, extra_files={DOCUMENT: json.dumps(subject.document)}), path)
 
 
-def _read_pt2(path: Path, subject: Subject) -> Run:
+def _read_pt2(path: Path, subject: Subject) -> Runner:
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
@@ -188,12 +189,12 @@ def _check_cut(subject: Subject) -> None:
 
 
 def _write_cut(subject: Subject, path: Path) -> None:
-    # Copies: a tensor that is a view would be saved with all that it is a view of.
+    # Copies: a view would be saved with its whole base tensor.
     weights = {key: value.detach().cpu().clone() for key, value in subject.generator.state_dict().items()}
     _save(lambda file: torch.save(OrderedDict(weights), file), path)
 
 
-def _read_cut(path: Path, subject: Subject) -> Run:
+def _read_cut(path: Path, subject: Subject) -> Runner:
     weights = torch.load(path, map_location="cpu", weights_only=True)
     name, arguments = recognise(weights)
     with torch.random.fork_rng(devices=[]):
@@ -203,7 +204,7 @@ def _read_cut(path: Path, subject: Subject) -> Run:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _read_onnx, _onnx_needs),
+    "onnx": Format(".onnx", _write_onnx, _read_onnx, _check_onnx),
     "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
     "pt2": Format(".pt2", _write_pt2, _read_pt2),
     "cut": Format(".pth", _write_cut, _read_cut, _check_cut, "latest_net_G.pth"),
@@ -211,17 +212,17 @@ FORMATS = {
 
 
 def cut_options(subject: Subject) -> dict[str, str]:
-    """Return, by project, the options with which its ``test.py`` builds the network of a ``cut`` export."""
+    """Return, by project, the options of its ``test.py`` that build the network of a ``cut`` export."""
     a = subject.arguments
     if subject.type == "resnet_4blocks":  # in CUT's networks, but not among the choices of its --netG
         return {}
     size = f"--netG {subject.type} --ngf {a['width']} --input_nc {a['in_channels']} --output_nc {a['out_channels']}"
     blurs = [key for key in ("antialias", "antialias_up") if a.get(key)]
-    plain = "".join(f" --no_{key}" for key in ("antialias", "antialias_up") if key in a and not a[key])
-    average = " --eval" if a["norm"] == "batch" else ""  # or it takes the statistics of the test images
+    unblurred = "".join(f" --no_{key}" for key in ("antialias", "antialias_up") if key in a and not a[key])
+    average = " --eval" if a["norm"] == "batch" else ""  # otherwise it uses the statistics of the test images
     found = {}
-    if a["in_channels"] == 3:  # CUT's script reads pictures in colour, whatever it is told
-        found["CUT"] = f"{size} --normG {a['norm']}{plain}{average}"
+    if a["in_channels"] == 3:  # CUT's script always reads pictures in colour
+        found["CUT"] = f"{size} --normG {a['norm']}{unblurred}{average}"
     if not blurs:
         found["CycleGAN"] = f"--model test {size} --norm {a['norm']} --no_dropout{average}"
     return found

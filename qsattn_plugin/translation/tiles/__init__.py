@@ -1,8 +1,8 @@
-"""Large pictures in tiles, exactly: as if the picture had been translated whole, in bounded memory.
+"""Translates large pictures in tiles, in bounded memory, with the same result as whole.
 
 :mod:`~qsattn_plugin.translation.tiles.chain` describes the generator, :mod:`~qsattn_plugin.translation.tiles.sweeps`
-plans, and this module does it: every tile's input is as much larger as the layers reach, padding happens only at the
-picture's own borders, and norms use the statistics of the whole map.
+plans, and this module computes: every tile's input is larger by the layers' receptive field, padding happens only at
+the picture's borders, and norms use the statistics of the whole map.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.tiles.chain import Chain, Join, UnknownLayer, chain_of
 from qsattn_plugin.translation.tiles.moments import Moments
-from qsattn_plugin.translation.tiles.spill import NoRoom, Spill, amount
-from qsattn_plugin.translation.tiles.steps import Box, Normalise, crop
-from qsattn_plugin.translation.tiles.sweeps import Sweep, needed_boxes, part_of, plan_sweeps
+from qsattn_plugin.translation.tiles.spill import DiskFull, Spill, format_bytes
+from qsattn_plugin.translation.tiles.steps import Box, Norm, crop
+from qsattn_plugin.translation.tiles.sweeps import Sweep, needed_boxes, plan_sweeps, tile_box
 
 #: Bytes on disk for every pixel of the picture: 5 GB for 4096 x 4096.
 SPILL = 298
-#: Pictures with more pixels than this squared are translated in tiles of the other side, where nothing is said.
+#: By default, pictures of more than WHOLE x WHOLE pixels are translated in tiles of TILE x TILE.
 WHOLE, TILE = 1024, 512
 
 
 class CannotTile(UserError):
-    """The generator does not say what it is made of."""
+    """The generator has a layer for which it is not defined how it works on a part of a picture."""
 
 
 def is_large(size: tuple[int, int], tile: int | None = None) -> bool:
-    """Return whether a picture of these sides is to be translated in tiles, where ``tile`` was said; 0 is never."""
+    """Return whether a picture of this size is translated in tiles of side ``tile``; None: the default, 0: never."""
     return tile != 0 and size[0] * size[1] > (tile or WHOLE) ** 2
 
 
@@ -55,20 +55,20 @@ def translate_tiled(
         tile: side of a tile in pixels. Memory beside the picture and its translation grows with its square.
         spill: the most bytes that feature maps may take on disk at any moment; :data:`SPILL` a pixel without it.
         folder: where they lie; the system's folder for temporary files (``TMPDIR``) without it.
-        progress: called after every tile with the share of the work that it was.
+        progress: called after every tile with its share of the work.
 
     Returns:
         (C, H, W) on the picture's device: uint8 for uint8, otherwise float in [-1, 1].
 
     Raises:
-        CannotTile: the generator does not say what it is made of.
-        NoRoom: the disk is full.
+        CannotTile: the generator cannot work in tiles.
+        DiskFull: the disk is full.
     """
     return TiledTranslation(generator, picture, tile, spill, folder, progress).run()
 
 
 class TiledTranslation:
-    """One picture's translation in tiles; the arguments are :func:`translate_tiled`'s."""
+    """The translation of one picture in tiles; the arguments are those of :func:`translate_tiled`."""
 
     def __init__(
         self,
@@ -89,15 +89,16 @@ class TiledTranslation:
         limit = SPILL * height * width if spill is None else spill
         self.sweeps = plan_sweeps(self.chain, tile, limit, self.dtype.itemsize, self.device.type)
         self.spill = Spill(folder)
-        #: What every norm multiplies by and then adds, by its input's position; each (1, C, 1, 1).
+        #: Factors and offsets of every norm, by its input's position; each (1, C, 1, 1).
         self.affine: dict[int, tuple[Tensor, Tensor]] = {}
         for position, step in enumerate(self.chain.steps):
-            if isinstance(step, Normalise) and not step.measured:
+            if isinstance(step, Norm) and not step.measured:
                 self._set_affine(position, *step.scale_and_shift())
         self.out = picture.new_empty(self.chain.channels[-1], height, width)
 
     @torch.inference_mode()
     def run(self) -> Tensor:
+        """Return the translation."""
         # In the weights' own precision: autocast would choose another from layer to layer, and tile to tile.
         with self.spill, torch.autocast(self.device.type, enabled=False):
             self._check_room()
@@ -109,24 +110,24 @@ class TiledTranslation:
         self.affine[position] = tuple(v.to(self.dtype).to(self.device)[None, :, None, None] for v in values)
 
     def _check_room(self) -> None:
-        """Say before the first sweep that the disk will not do."""
+        """Raise before the first sweep if the disk is too small."""
         chain, kept, most = self.chain, frozenset(), 0
         for sweep in self.sweeps:
             after = chain.needed_at(sweep.keep)
-            most = max(most, sum(chain.area(p) for p in kept | after) * self.dtype.itemsize)
+            most = max(most, sum(chain.elements(p) for p in kept | after) * self.dtype.itemsize)
             kept = after
         free = shutil.disk_usage(self.spill.folder).free
         if most > free:
             height, width = chain.sizes[0]
-            raise NoRoom(
-                f"a picture of {width} x {height} pixels takes {amount(most)} in the temporary folder "
-                f"{self.spill.folder}, where {amount(free)} are free; set TMPDIR to a folder with more room"
+            raise DiskFull(
+                f"a picture of {width} x {height} pixels takes {format_bytes(most)} in the temporary folder "
+                f"{self.spill.folder}, where {format_bytes(free)} are free; set TMPDIR to a folder with more room"
             )
 
     def _sweep(self, sweep: Sweep) -> None:
-        """Go over all tiles once."""
+        """Compute all tiles of a sweep."""
         chain, stop = self.chain, sweep.stop
-        measures = stop < chain.end and isinstance(chain.steps[stop], Normalise) and stop not in self.affine
+        measures = stop < chain.end and isinstance(chain.steps[stop], Norm) and stop not in self.affine
         kept = chain.needed_at(sweep.keep)
         new = kept - self.spill.maps.keys()
         for position in new:
@@ -135,7 +136,7 @@ class TiledTranslation:
         grid = tuple(-(-length // sweep.tile) for length in chain.sizes[stop])
         share = sweep.seconds / sum(s.seconds for s in self.sweeps) / (grid[0] * grid[1])
         for tile in itertools.product(range(grid[0]), range(grid[1])):
-            boxes = {position: part_of(chain.sizes[position], grid, tile) for position in (stop, *new)}
+            boxes = {position: tile_box(chain.sizes[position], grid, tile) for position in (stop, *new)}
             x = self._compute(sweep.start, stop, {p: box for p, box in boxes.items() if box is not None}, new)
             if stop == chain.end:
                 self._put(x, boxes[stop])
@@ -147,7 +148,7 @@ class TiledTranslation:
         self.spill.keep(kept)
 
     def _compute(self, start: int, stop: int, cores: dict[int, Box], keep: frozenset[int]) -> Tensor:
-        """Compute one tile of the map at ``stop``, and write what is to be kept of the maps on the way."""
+        """Return one tile of the map at ``stop``, and write the maps to keep on the way to disk."""
         chain = self.chain
         boxes = needed_boxes(chain, start, stop, cores)
         skips: dict[int, Tensor] = {}
@@ -170,7 +171,7 @@ class TiledTranslation:
                 skip = crop(skip, boxes[step.fork], want)
                 x = torch.cat([skip, x], 1) if step.extra else x.add_(skip) if owned else x + skip
                 owned = True
-            elif isinstance(step, Normalise):
+            elif isinstance(step, Norm):
                 scale, shift = self.affine[position]
                 x = torch.addcmul(shift, x, scale, out=x if owned else None)
                 owned = True
@@ -188,9 +189,9 @@ class TiledTranslation:
         return part[None].contiguous(memory_format=torch.channels_last)
 
     def _put(self, x: Tensor, box: Box) -> None:
-        """Put a tile of the translation in its place."""
+        """Write a tile of the translation to the output."""
         x = x[0].clamp(-1, 1)
-        if x.isnan().any():  # no grey level would show it as such
+        if x.isnan().any():  # no pixel value stands for it
             raise ValueError("the translation holds NaN")
         if self.out.dtype == torch.uint8:
             x = ((x.float() + 1) * 127.5).round()
@@ -199,17 +200,17 @@ class TiledTranslation:
 
 
 def tiled_chain(generator: nn.Module, channels: int, size: tuple[int, int]) -> Chain:
-    """Return :func:`chain_of`, or say in words why there is none.
+    """Return :func:`chain_of`, with an error for users.
 
     Raises:
-        CannotTile: the generator does not say what it is made of.
+        CannotTile: the generator has a layer that cannot work in tiles.
     """
     try:
         return chain_of(generator, channels, size)
     except UnknownLayer as error:
         raise CannotTile(
-            f"{type(generator).__name__} cannot be translated in tiles: it has a layer of kind {error}, and nothing is "
-            "said about how that works on a part of a picture. Its `primitives` method can say so "
-            "(qsattn_plugin.registry.layers.primitives); `--tile 0` translates pictures whole, however much memory it "
-            "takes"
+            f"{type(generator).__name__} cannot be translated in tiles: it is not defined how its layer {error} works "
+            "on a part of a picture. A `primitives` method of the generator can define it "
+            "(qsattn_plugin.registry.layers.primitives); `--tile 0` translates pictures whole, however much memory "
+            "that takes"
         ) from error

@@ -1,4 +1,4 @@
-"""A generator as a chain of steps, with the sizes that a picture's maps have along it."""
+"""A generator as a chain of steps, with the sizes of a picture's feature maps along it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from qsattn_plugin.registry.layers.primitives import Skip, primitives
 from qsattn_plugin.translation.apply import padding_for
 from qsattn_plugin.translation.tiles.steps import (
     Activation,
+    BilinearUpsample,
     Box,
-    Convolve,
-    ConvolveUp,
-    Crop,
-    Double,
-    Normalise,
+    Convolution,
+    Norm,
     Pad,
     Shuffle,
     Span,
     Step,
+    TransposedConvolution,
+    Trim,
 )
 
 
 class UnknownLayer(TypeError):
-    """A layer of which nobody has said how it works on a part of a picture."""
+    """A layer for which it is not defined how it works on a part of a picture."""
 
 
 def steps_of(layer: nn.Module) -> list[Step]:
-    """Return the steps that a layer is made of.
+    """Return the steps that a layer consists of.
 
     Raises:
-        UnknownLayer: it is not known what the layer does.
+        UnknownLayer: there are no steps for this kind of layer.
     """
     kind = type(layer)
     if kind in (nn.Identity, nn.Dropout, nn.Dropout2d) and not (layer.training and kind is not nn.Identity):
@@ -41,7 +41,7 @@ def steps_of(layer: nn.Module) -> list[Step]:
     if kind in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Hardtanh):
         return [Activation(layer)]
     if kind in (nn.InstanceNorm2d, nn.BatchNorm2d, InstanceNorm, BatchNorm):
-        return [Normalise(layer)]
+        return [Norm(layer)]
     if kind in (nn.ReflectionPad2d, ReflectionPad):
         return [Pad(tuple(layer.padding), "reflect")]
     if kind is nn.ReplicationPad2d:
@@ -49,28 +49,28 @@ def steps_of(layer: nn.Module) -> list[Step]:
     if kind is nn.ZeroPad2d:
         return [Pad(tuple(layer.padding), "constant")]
     if kind is Downsample:
-        return [Pad((1, 1, 1, 1), "reflect"), Convolve(layer.filt, None, (2, 2), groups=len(layer.filt))]
+        return [Pad((1, 1, 1, 1), "reflect"), Convolution(layer.filt, None, (2, 2), groups=len(layer.filt))]
     if kind is Upsample:
-        return [Double()]
+        return [BilinearUpsample()]
     if kind is nn.PixelShuffle:
         return [Shuffle(layer.upscale_factor)]
     if kind is nn.PixelUnshuffle:
         return [Shuffle(-layer.downscale_factor)]
     if kind is nn.ConvTranspose2d:
-        return [ConvolveUp(layer)]
+        return [TransposedConvolution(layer)]
     if kind is nn.Conv2d and layer.padding_mode in ("zeros", "reflect", "replicate") and type(layer.padding) is tuple:
         (down, across), mode = layer.padding, layer.padding_mode.replace("zeros", "constant")
         around = [Pad((across, across, down, down), mode)] if down or across else []
-        return [*around, Convolve(layer.weight, layer.bias, layer.stride, layer.dilation, layer.groups)]
+        return [*around, Convolution(layer.weight, layer.bias, layer.stride, layer.dilation, layer.groups)]
     raise UnknownLayer(kind.__name__)
 
 
 @dataclass
 class Join(Step):
-    """The end of a skip connection; ``fork`` is the position of its beginning."""
+    """The end of a skip connection, which begins at position ``fork``."""
 
     fork: int
-    extra: int  # channels that the skip puts before the others; 0 where it is added
+    extra: int  # channels that are concatenated before the others; 0 where the skip is added
 
     def channels(self, given):
         return given + self.extra
@@ -78,12 +78,12 @@ class Join(Step):
 
 @dataclass
 class Chain:
-    """Steps in a row. Position 0 is the picture, position p what step p - 1 gave; the last one is the translation."""
+    """Consecutive steps. Position 0 is the picture, p the output of step p - 1, the last one the translation."""
 
     steps: list[Step] = field(default_factory=list)
     channels: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    #: For every position, the beginnings of the skip connections that lie across it.
+    #: For every position, where the skip connections that pass over it begin.
     forks: list[tuple[int, ...]] = field(default_factory=list)
 
     @property
@@ -91,17 +91,19 @@ class Chain:
         return len(self.steps)
 
     def whole(self, position: int) -> Box:
+        """Return the box of the whole map at a position."""
         return tuple(Span(0, length) for length in self.sizes[position])
 
-    def area(self, position: int) -> int:
-        """How many numbers the map at a position has."""
+    def elements(self, position: int) -> int:
+        """Return the number of elements of the map at a position."""
         return self.channels[position] * self.sizes[position][0] * self.sizes[position][1]
 
     def needed_at(self, position: int) -> frozenset[int]:
-        """Which maps one must have to go on from a position. The picture is always there."""
+        """Return the positions of the maps needed to continue from a position, without the picture."""
         return frozenset((position, *self.forks[position])) - {0}
 
     def add(self, step: Step, forks: tuple[int, ...]) -> None:
+        """Append a step; ``forks`` are where the open skip connections begin."""
         height, width = self.sizes[-1]
         self.steps.append(step)
         self.sizes.append((step.size(height, 0), step.size(width, 1)))
@@ -110,10 +112,10 @@ class Chain:
 
 
 def chain_of(generator: nn.Module, channels: int, size: tuple[int, int]) -> Chain:
-    """Describe what a generator does to a picture of (height, width), padding to sides that it takes included.
+    """Return the steps of a generator on a picture of (height, width), with the padding to sides that it takes.
 
     Raises:
-        UnknownLayer: the generator does not say what it is made of.
+        UnknownLayer: the generator has a layer for which there are no steps.
     """
     chain = Chain(channels=[channels], sizes=[size], forks=[()])
     for sides, mode in padding_for(generator, size):
@@ -130,5 +132,5 @@ def chain_of(generator: nn.Module, channels: int, size: tuple[int, int]) -> Chai
         else:
             for step in steps_of(layer):
                 chain.add(step, tuple(open_forks))
-    chain.add(Crop(size), ())
+    chain.add(Trim(size), ())
     return chain

@@ -1,16 +1,16 @@
-"""Mean and variance of a map that is seen tile by tile."""
+"""Mean and variance of a map that comes tile by tile."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-#: So many places are averaged in the map's own precision, float32 at least; their averages are combined in float64.
+#: Positions that are averaged in the map's own precision, float32 at least; the averages are combined in float64.
 _CHUNK = 4096
 
 
 class Moments:
-    """Mean and variance of every channel over all places added so far (Chan, Golub and LeVeque 1983).
+    """Mean and variance of every channel over all positions added so far (Chan, Golub and LeVeque 1983).
 
     ``mean`` and ``variance`` (biased, as norms use it) are float64 on the CPU, each (C,).
     """
@@ -25,7 +25,7 @@ class Moments:
         return self._squares / self.count
 
     def add(self, x: Tensor) -> None:
-        """Take in the places of (1, C, h, w)."""
+        """Add the positions of (1, C, h, w)."""
         lines = x[0].permute(1, 2, 0).reshape(-1, x.shape[1])
         whole = len(lines) // _CHUNK * _CHUNK
         for part in (lines[:whole].view(-1, _CHUNK, x.shape[1]), lines[None, whole:]):
@@ -33,7 +33,7 @@ class Moments:
                 self._add_chunks(part)
 
     def _add_chunks(self, chunks: Tensor) -> None:
-        """Take in (K, n, C): K chunks of n places."""
+        """Add (K, n, C): K chunks of n positions."""
         chunks = chunks if chunks.dtype == torch.float64 else chunks.float()
         means = chunks.mean(1)
         squares = torch.stack([(c - m).square_().sum(0) for c, m in zip(chunks, means, strict=True)])

@@ -1,7 +1,7 @@
 """Primitive layers on a part of a picture: which part of its input a layer needs, and how it runs on that part alone.
 
-Every :class:`Step` answers the same questions, for one axis at a time: how large its output is, and which span of its
-input (in places of the whole map) a span of its output hangs on. Padding happens only at the picture's own borders.
+Every :class:`Step` answers the same questions, for one axis at a time: how large its output is, and on which span of
+its input (in positions of the whole map) a span of its output depends. Padding happens only at the picture's borders.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 
 class Span(NamedTuple):
-    """Places ``start`` to ``stop - 1`` of an axis."""
+    """Positions ``start`` to ``stop - 1`` of an axis."""
 
     start: int
     stop: int
 
     def hull(self, other: Span) -> Span:
+        """Return the smallest span that contains both."""
         return Span(min(self.start, other.start), max(self.stop, other.stop))
 
     def within(self, length: int) -> Span:
-        """The part that exists on an axis of this length; at least one place."""
+        """Return the part that exists on an axis of this length; at least one position."""
         start = min(max(self.start, 0), length - 1)
         return Span(start, max(min(self.stop, length), start + 1))
 
@@ -33,53 +34,55 @@ Box = tuple[Span, Span]
 
 
 def crop(x: Tensor, have: Box, want: Box) -> Tensor:
-    """Cut ``want`` out of ``x``, which holds ``have``."""
+    """Return the box ``want`` of a map, of which ``x`` is the box ``have``."""
     (top, left), (rows, columns) = (have[0].start, have[1].start), want
     return x[..., rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
 
 def pad(x: Tensor, have: Box, want: Box) -> Tensor:
-    """Surround ``x``, which holds ``have``, with zeros to ``want``; what ``want`` leaves out is cut off."""
+    """Return the box ``want`` of a map, of which ``x`` is the box ``have``: zero outside ``have``."""
     both = tuple(a.hull(b) for a, b in zip(have, want, strict=True))
     sides = [n for h, b in zip(have[::-1], both[::-1], strict=True) for n in (h.start - b.start, b.stop - h.stop)]
     return crop(F.pad(x, sides) if any(sides) else x, both, want)
 
 
 class Step:
-    """A layer that works place by place and keeps shapes; the base of the others."""
+    """A pointwise layer that keeps the shape; the base class of the others."""
 
-    #: Whether what comes out may lie in the memory of what came in.
-    in_place = True
-    #: Whether what comes out is worth keeping: not where it can be had again for nearly nothing.
+    #: Whether the output is worth storing: not where computing it again costs next to nothing.
     worth_storing = False
 
     def channels(self, given: int) -> int:
+        """Return the number of output channels for a number of input channels."""
         return given
 
     def size(self, length: int, axis: int) -> int:
-        """The output's length for an input's; axis 0 are rows."""
+        """Return the output's length for an input's; axis 0 is rows, 1 columns."""
         return length
 
     def need(self, want: Span, length: int, axis: int) -> Span:
-        """The span of an input of this length that a span of the output needs."""
+        """Return the span of an input of this length on which a span of the output depends."""
         return want
 
     def work(self, given: int) -> float:
-        """Multiply-adds for one place of the output, all channels of it, from so many channels."""
+        """Return the multiply-adds for one position of the output, all its channels, given the input's channels."""
         return 2.0 * given
 
     def run(self, x: Tensor, have: Box, want: Box, size: tuple[int, int], owned: bool) -> Tensor:
         """Compute the part ``want`` of the output.
 
         Args:
-            x: (1, C, h, w), the part ``have`` of an input of ``size``: exactly what :meth:`need` asked for.
-            owned: whether nobody else needs ``x``, so that it may be overwritten.
+            x: (1, C, h, w), the part ``have`` of an input of ``size``: exactly what :meth:`need` returned.
+            owned: whether nothing else reads ``x``, so that it may be overwritten.
+
+        Returns:
+            (1, C, h', w').
         """
         return x
 
 
 class Activation(Step):
-    """ReLU, leaky ReLU, tanh or its straight form."""
+    """ReLU, leaky ReLU, tanh or hard tanh."""
 
     def __init__(self, layer: nn.Module):
         self.layer = layer
@@ -93,15 +96,15 @@ class Activation(Step):
         return F.leaky_relu(x, slope, inplace=owned) if slope else F.relu(x, inplace=owned)
 
 
-class Normalise(Step):
-    """A norm. Without statistics of its own it takes the whole map's, which somebody has to measure first."""
+class Norm(Step):
+    """A norm: with running statistics, or with those of the whole map, which have to be measured first."""
 
     def __init__(self, layer: nn.Module):
         self.measured = layer.training or layer.running_mean is None
         self.layer = layer
 
     def scale_and_shift(self, mean: Tensor | None = None, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return what to multiply by and then to add: float64 on the CPU, each (C,)."""
+        """Return the factors and the offsets added after them: float64 on the CPU, each (C,)."""
         if not self.measured:
             mean, variance = self.layer.running_mean.cpu().double(), self.layer.running_var.cpu().double()
         scale = (variance + self.layer.eps).rsqrt()
@@ -112,9 +115,7 @@ class Normalise(Step):
 
 
 class Pad(Step):
-    """Padding: (left, right, top, bottom) places of zeros ("constant"), "reflect" or "replicate"."""
-
-    in_place = False
+    """Padding by (left, right, top, bottom) positions: "constant" (zeros), "reflect" or "replicate"."""
 
     def __init__(self, sides: tuple[int, int, int, int], mode: str):
         self.sides, self.mode = (sides[2:], sides[:2]), mode
@@ -123,7 +124,7 @@ class Pad(Step):
         return length + sum(self.sides[axis])
 
     def work(self, given):
-        return 0.0  # away from the borders there is nothing to do
+        return 0.0  # only the borders cost anything
 
     def need(self, want, length, axis):
         inside = Span(want.start - self.sides[axis][0], want.stop - self.sides[axis][0])
@@ -133,7 +134,7 @@ class Pad(Step):
         return Span(min(sources), max(sources) + 1)
 
     def _sources(self, inside: Span, length: int) -> list[int]:
-        """Which place of the input each place of the output repeats."""
+        """Return the position of the input that each position of the output repeats."""
         last = length - 1
         if self.mode == "reflect":
             return [last - abs(last - abs(i)) for i in range(*inside)]
@@ -152,10 +153,10 @@ class Pad(Step):
         return x
 
 
-class Convolve(Step):
+class Convolution(Step):
     """A convolution without padding."""
 
-    in_place, worth_storing = False, True
+    worth_storing = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None, stride=(1, 1), dilation=(1, 1), groups: int = 1):
         self.weight, self.bias = weight.contiguous(memory_format=torch.channels_last), bias
@@ -179,10 +180,10 @@ class Convolve(Step):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-class ConvolveUp(Step):
+class TransposedConvolution(Step):
     """A transposed convolution."""
 
-    in_place, worth_storing = False, True
+    worth_storing = True
 
     def __init__(self, layer: nn.ConvTranspose2d):
         self.layer = layer
@@ -210,16 +211,14 @@ class ConvolveUp(Step):
     def run(self, x, have, want, size, owned):
         layer = self.layer
         sources = (self._sources(want[0], 0), self._sources(want[1], 1))
-        x = pad(x, have, sources)  # places that do not exist give nothing
+        x = pad(x, have, sources)  # zeros add nothing
         x = F.conv_transpose2d(x, layer.weight, layer.bias, layer.stride, 0, 0, layer.groups, layer.dilation)
         starts = [s.start * layer.stride[a] - layer.padding[a] for a, s in enumerate(sources)]
         return crop(x, (Span(starts[0], 0), Span(starts[1], 0)), want)
 
 
-class Double(Step):
-    """Twice the size by bilinear interpolation between pixel centres, borders repeated."""
-
-    in_place = False
+class BilinearUpsample(Step):
+    """Twice the size by bilinear interpolation between pixel centres, with replicated borders."""
 
     def size(self, length, axis):
         return 2 * length
@@ -236,32 +235,32 @@ class Double(Step):
 
 
 class Shuffle(Step):
-    """Channels to pixels, or pixels to channels where ``factor`` is negative."""
+    """Pixel shuffle by ``factor``, or pixel unshuffle where it is negative."""
 
-    in_place, worth_storing = False, True
+    worth_storing = True
 
     def __init__(self, factor: int):
-        self.factor, self.apart = abs(factor), factor > 0
+        self.factor, self.enlarges = abs(factor), factor > 0
 
     def channels(self, given):
-        return given // self.factor**2 if self.apart else given * self.factor**2
+        return given // self.factor**2 if self.enlarges else given * self.factor**2
 
     def size(self, length, axis):
-        return length * self.factor if self.apart else length // self.factor
+        return length * self.factor if self.enlarges else length // self.factor
 
     def need(self, want, length, axis):
         f = self.factor
-        return Span(want.start // f, -(-want.stop // f)) if self.apart else Span(want.start * f, want.stop * f)
+        return Span(want.start // f, -(-want.stop // f)) if self.enlarges else Span(want.start * f, want.stop * f)
 
     def run(self, x, have, want, size, owned):
-        if not self.apart:
+        if not self.enlarges:
             return F.pixel_unshuffle(x, self.factor)
         f = self.factor
         return crop(F.pixel_shuffle(x, f), (Span(f * have[0].start, 0), Span(f * have[1].start, 0)), want)
 
 
-class Crop(Step):
-    """The map's first rows and columns."""
+class Trim(Step):
+    """Removes rows at the bottom and columns on the right beyond a (height, width)."""
 
     def __init__(self, size: tuple[int, int]):
         self.to = size
