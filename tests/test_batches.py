@@ -12,7 +12,7 @@ from qsattn_plugin.data.batches import Store, UnpairedBatches
 from qsattn_plugin.data.folders import Folders
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.preprocess import Preprocess
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.errors import UserError
 
 
@@ -237,14 +237,17 @@ def test_numbers_out_of_range_are_refused(arguments, name):
         UnpairedBatches(store(2), store(2), 1, 16, seed=0).batch(-1)
 
 
-def test_mix():
+def test_derive_seed():
     # The first output of splitmix64 for state 0 is published: e220a8397b1dcdaf. A seed is its upper 63 bits.
-    assert mix(0) == 0xE220A8397B1DCDAF >> 1
-    seeds = [mix(*values) for values in [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (-1,), (2**63,), (1, 2, 3), (3, 2, 1)]]
+    assert derive_seed(0) == 0xE220A8397B1DCDAF >> 1
+    seeds = [
+        derive_seed(*values)
+        for values in [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (-1,), (2**63,), (1, 2, 3), (3, 2, 1)]
+    ]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert mix(2**64 + 5) == mix(5)
+    assert derive_seed(2**64 + 5) == derive_seed(5)
     # One changed bit of the input changes half of the 63: 31.5 on average, far from it only if mixing failed.
-    changed = [(mix(7, 1 << bit) ^ mix(7, 0)).bit_count() for bit in range(64)]
+    changed = [(derive_seed(7, 1 << bit) ^ derive_seed(7, 0)).bit_count() for bit in range(64)]
     assert 28 < sum(changed) / 64 < 35
     torch.Generator().manual_seed(max(seeds))

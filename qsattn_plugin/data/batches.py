@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.errors import UserError
 
@@ -118,7 +118,7 @@ class _Domain:
         if epoch not in self._orders:
             while len(self._orders) > 1:  # a batch may lie across two epochs; older orders are not asked for again
                 del self._orders[min(self._orders)]
-            generator = torch.Generator().manual_seed(mix(self._seed, _ORDER, self._number, epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, _ORDER, self._number, epoch))
             self._orders[epoch] = torch.randperm(len(self.store), generator=generator).tolist()
         return self._orders[epoch][position]
 
@@ -128,6 +128,6 @@ class _Domain:
         if crop is None:
             return image
         # 63 random bits modulo a few hundred: the bias is below 1e-16, and no generator has to be seeded.
-        top = mix(self._seed, _TOP, self._number, number) % (image.shape[1] - crop + 1)
-        left = mix(self._seed, _LEFT, self._number, number) % (image.shape[2] - crop + 1)
+        top = derive_seed(self._seed, _TOP, self._number, number) % (image.shape[1] - crop + 1)
+        left = derive_seed(self._seed, _LEFT, self._number, number) % (image.shape[2] - crop + 1)
         return image[:, top : top + crop, left : left + crop]

@@ -14,10 +14,10 @@ from qsattn_plugin.data.pixels import check_channels, to_channels
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 
-__all__ = ["Files", "Folders"]
+__all__ = ["Folders", "ImageFiles"]
 
 
-class Files:
+class ImageFiles:
     """Picture files as an :class:`~qsattn_plugin.data.ImageSet`; each is read anew whenever it is asked for.
 
     Args:
@@ -87,7 +87,7 @@ class Folders:
         """Tell whether there is a folder for the split ``name``."""
         return self._place(name) is not None
 
-    def split(self, name: str) -> Files:
+    def split(self, name: str) -> ImageFiles:
         """Give the pictures of a split; none of them is read yet.
 
         Raises:
@@ -97,7 +97,7 @@ class Folders:
         folder = self._place(name)
         if folder is None:
             raise UserError(self._missing(name))
-        return Files(find_images(folder), self.channels, root=folder)
+        return ImageFiles(find_images(folder), self.channels, root=folder)
 
     def _missing(self, name: str) -> str:
         if not self.root.is_dir():

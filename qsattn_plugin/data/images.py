@@ -22,8 +22,8 @@ __all__ = [
     "NoPictures",
     "UnreadableImage",
     "find_images",
-    "opened",
-    "plain",
+    "normalise_mode",
+    "open_image",
     "read_image",
     "show",
     "write_image",
@@ -121,12 +121,12 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         UnreadableImage: the file is missing, empty, not a picture, damaged, or has more pixels than Pillow's guard
             against decompression bombs allows (``PIL.Image.MAX_IMAGE_PIXELS``).
     """
-    with opened(path) as image:
-        return plain(image)
+    with open_image(path) as image:
+        return normalise_mode(image)
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Open one picture file as Pillow does. Whatever goes wrong with it, then or while it is decoded, is
 
     Raises:
@@ -181,7 +181,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
-def plain(image: Image.Image) -> Image.Image:
+def normalise_mode(image: Image.Image) -> Image.Image:
     """Return any picture as :func:`read_image` gives it: upright, of mode L, LA, RGB or RGBA.
 
     Raises:

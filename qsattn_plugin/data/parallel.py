@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["each"]
+__all__ = ["threaded_map"]
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def each(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
+def threaded_map(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
     """Yield ``function(item)`` for every item, in order; only a few are begun ahead of what was asked for.
 
-    >>> from qsattn_plugin.data.parallel import each
-    >>> list(each(abs, [-1, 2, -3]))
+    >>> from qsattn_plugin.data.parallel import threaded_map
+    >>> list(threaded_map(abs, [-1, 2, -3]))
     [1, 2, 3]
 
     Args:

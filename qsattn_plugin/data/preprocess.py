@@ -24,7 +24,7 @@ Mode = Literal[
 ]
 
 #: No resize makes a picture with more pixels than this; only pictures much longer than wide come near it.
-MOST_PIXELS = 1 << 27
+MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Preprocess:
         channels, height, width = image.shape
         w, h = self.size(width, height)
         if (w, h) != (width, height):
-            if w * h > MOST_PIXELS:
+            if w * h > MAX_PIXELS:
                 raise UnreadableImage(
                     f"{width} x {height} pixels would have to become {w} x {h}: cut it to shape first"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["mix"]
+__all__ = ["derive_seed"]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -16,7 +16,7 @@ def _splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def mix(*values: int) -> int:
+def derive_seed(*values: int) -> int:
     """Mix integers into one that looks random, in [0, 2**63): fit for ``torch.Generator.manual_seed``.
 
     The order of the values and how many there are matter; neighbouring values give unrelated results. The same on every
@@ -25,7 +25,7 @@ def mix(*values: int) -> int:
     Args:
         values: any integers; they count modulo 2**64.
 
-    >>> mix(0, 1, 2) == mix(0, 1, 2), mix(0, 1, 2) == mix(0, 2, 1)
+    >>> derive_seed(0, 1, 2) == derive_seed(0, 1, 2), derive_seed(0, 1, 2) == derive_seed(0, 2, 1)
     (True, False)
     """
     state = 0

@@ -11,7 +11,7 @@ from torch import Tensor
 from qsattn_plugin.training.run import Run
 
 
-class Best:
+class BestWeights:
     """Follows the first score of every evaluation, and keeps the weights that had its smallest value.
 
     A score that is the smallest of many looks is smaller than the next look would be: what is kept says, beside the
@@ -24,10 +24,10 @@ class Best:
     def __init__(self, run: Run):
         self.checkpoints = run.checkpoints
         #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from}; empty at first.
-        self.found: dict[str, Any] = self.checkpoints.best_of()
+        self.best: dict[str, Any] = self.checkpoints.best_of()
         self.evaluations = sum(bool(event.get("scores")) for event in run.events("evaluate"))
 
-    def see(
+    def update(
         self, step: int, scores: dict[str, float], state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
     ) -> dict[str, Any] | None:
         """Take note of an evaluation; write the weights where its first score is smaller than every one before.
@@ -48,9 +48,9 @@ class Best:
         self.evaluations += 1
         name, value = next(iter(scores.items()))
         # Another score leads than the one that the file was picked by: the recipe's evaluation was changed.
-        lowest = self.found.get("value", math.inf) if self.found.get("score") == name else math.inf
+        lowest = self.best.get("value", math.inf) if self.best.get("score") == name else math.inf
         if value < lowest:
-            self.found = {"score": name, "value": value, "step": step, "evaluations": self.evaluations}
+            self.best = {"score": name, "value": value, "step": step, "evaluations": self.evaluations}
             tensors, document = state()
-            self.checkpoints.save_best(step, tensors, {**document, "scores": scores, "best": self.found})
-        return {**self.found, "evaluations": self.evaluations}
+            self.checkpoints.save_best(step, tensors, {**document, "scores": scores, "best": self.best})
+        return {**self.best, "evaluations": self.evaluations}

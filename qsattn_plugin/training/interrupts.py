@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-class Interrupt:
+class StopSignal:
     """Inside this context SIGINT (Ctrl-C) and SIGTERM are noted instead of ending the process; true once one came.
 
     A SIGINT after that ends at once, by ``KeyboardInterrupt``. A signal that this process was started to ignore (by
@@ -39,7 +39,7 @@ class Interrupt:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):

@@ -16,7 +16,7 @@ from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.timm_features import TimmFeatures
 
 
-class TimmVectors(nn.Module):
+class TimmEmbedder(nn.Module):
     """Images (B, C, H, W) in [-1, 1] to one feature vector each, (B, D): a timm model's deepest map, averaged.
 
     Images are resized to the side that the model was trained with, so that any size can be compared with any other.
@@ -43,11 +43,11 @@ class TimmVectors(nn.Module):
         return self.features(images)[-1].mean((2, 3))
 
 
-class KernelDistanceTo:
+class KernelDistance:
     """The kernel inception distance, on features of one's choice, of translations to fixed target images.
 
     Args:
-        vectors: images (B, C, H, W) in [-1, 1] to vectors (B, D), such as :class:`TimmVectors`.
+        vectors: images (B, C, H, W) in [-1, 1] to vectors (B, D), such as :class:`TimmEmbedder`.
         targets: images of the target domain, uint8 (C, H, W), of any size.
         device: where features are computed.
     """

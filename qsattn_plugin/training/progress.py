@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass
-class Progress:
+class TrainingEvent:
     """What the loop has to say.
 
     ``kind`` is "decode", "start", "step", "train" (a line of the log), "evaluate", "checkpoint", "end", or "done".
@@ -22,7 +22,7 @@ class Progress:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-class Pace:
+class Throughput:
     """Steps a second, without the time that saving and evaluating take."""
 
     def __init__(self, step: int):
@@ -35,7 +35,7 @@ class Pace:
         yield
         self._time += time.monotonic() - started
 
-    def look(self, step: int) -> float:
+    def measure(self, step: int) -> float:
         """Return the steps a second since the last look."""
         now = time.monotonic()
         rate = (step - self._step) / max(now - self._time, 1e-9)

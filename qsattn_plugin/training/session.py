@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
@@ -27,7 +27,7 @@ from qsattn_plugin.training.ema import EMA
 _NETWORKS = 1
 
 
-class OtherGenerator(UserWarning):
+class GeneratorMismatchWarning(UserWarning):
     """Weights are taken over into a generator that computes something else with them."""
 
 
@@ -48,7 +48,7 @@ class Session:
             raise recipe.error("train.device", str(error)) from error
         with torch.random.fork_rng(devices=[]):
             # Weights are drawn on the CPU whatever the device, so that a seed means the same network everywhere.
-            torch.random.default_generator.manual_seed(mix(recipe.train.seed, _NETWORKS))
+            torch.random.default_generator.manual_seed(derive_seed(recipe.train.seed, _NETWORKS))
             self.method = recipe.build("method", parts=RecipeParts(recipe))
         if warm and recipe.train.init_from is not None:
             self.warm_start(recipe.train.init_from)
@@ -169,7 +169,7 @@ class Session:
                 other.insert(0, f"type={spec.get('type')!r}, here {own['type']!r}")
             if other:
                 text = f"train.init_from: the generator {name} in {path} was trained as another: {'; '.join(other)}"
-                warnings.warn(text, OtherGenerator, stacklevel=2)
+                warnings.warn(text, GeneratorMismatchWarning, stacklevel=2)
 
     def _published_in(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return a published file's generators, their tensors named as the method names them."""

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.training.loop import Progress
+from qsattn_plugin.training.loop import TrainingEvent
 
 
 class TensorBoard:
@@ -34,7 +34,7 @@ class TensorBoard:
         self._make = SummaryWriter
         self._writer: Any = None
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingEvent) -> None:
         """Take one event of the training."""
         if progress.kind == "start":
             # What a process that was killed wrote beyond the checkpoint is hidden: those steps come again.

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from qsattn_plugin.data.toy.noise import Dice
+from qsattn_plugin.data.toy.noise import RandomSource
 
 Point = tuple[float, float]
 
@@ -95,9 +95,9 @@ def _leg(top: Point, foot: Point, hind: bool, phase: float, rate: float) -> list
     return [thigh, shin, hoof]
 
 
-def pose(dice: Dice) -> Animal:
+def pose(random: RandomSource) -> Animal:
     """Draw a random pose and the stripes' layout; the animal looks to the right."""
-    u = dice.uniform
+    u = random.uniform
     animal = Animal()
     tilt = u(-0.05, 0.05)
     stout = u(0.94, 1.07)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from qsattn_plugin.data.toy.animal import Animal, Limb, extent
-from qsattn_plugin.data.toy.noise import Dice, colour, cover, lay, step
+from qsattn_plugin.data.toy.noise import RandomSource, composite, coverage, rgb, smoothstep
 
 #: Plain coats: body, mane and tail, and how dark the legs become towards the hooves (0 to 1).
 PLAIN = (
@@ -40,19 +40,19 @@ class Coat:
     wobble: float
 
     @classmethod
-    def draw(cls, dice: Dice) -> Coat:
+    def draw(cls, random: RandomSource) -> Coat:
         """Draw both coats' colours."""
-        body, hair, points = dice.choose(PLAIN)
-        tint = 1.0 + (dice.table(3).reshape(3, 1, 1) - 0.5) * 0.08
+        body, hair, points = random.choose(PLAIN)
+        tint = 1.0 + (random.array(3).reshape(3, 1, 1) - 0.5) * 0.08
         return cls(
-            body=colour(body) * tint * dice.uniform(0.9, 1.1),
-            hair=colour(hair) * tint,
-            points=points * dice.uniform(0.7, 1.0),
-            socks=dice.chance(0.25),
-            white=colour(WHITE) * dice.uniform(0.96, 1.04),
-            ink=colour(INK) * dice.uniform(0.8, 1.3),
-            muzzle=colour("#2b211f"),
-            wobble=dice.uniform(0.1, 0.18),
+            body=rgb(body) * tint * random.uniform(0.9, 1.1),
+            hair=rgb(hair) * tint,
+            points=points * random.uniform(0.7, 1.0),
+            socks=random.chance(0.25),
+            white=rgb(WHITE) * random.uniform(0.96, 1.04),
+            ink=rgb(INK) * random.uniform(0.8, 1.3),
+            muzzle=rgb("#2b211f"),
+            wobble=random.uniform(0.1, 0.18),
         )
 
 
@@ -137,21 +137,21 @@ def _window(reach: tuple[float, float, float, float], x: ndarray, y: ndarray) ->
 
 def _skin(coat: Coat, surface: Surface, hair: bool, striped: bool, grain: ndarray, warp: ndarray) -> ndarray:
     """A layer's colours before light, (3, H, W); ``hair`` is mane and tail, the rest has muzzle, hooves and socks."""
-    dark = step(0.3, 0.85, surface.dark)
+    dark = smoothstep(0.3, 0.85, surface.dark)
     if striped:
         bands = np.cos(2 * math.pi * (surface.phase + coat.wobble * warp))
         # Stripes taper towards the belly, where a zebra is white.
-        belly = step(0.25, 0.95, -surface.normal[1]) * (1 - surface.sock)
-        bands = step(-0.32, 0.32, bands - 0.75 * belly)
-        base = lay(coat.white * (1 + 0.03 * grain), coat.ink, bands)
-        return lay(base, coat.ink if hair else coat.muzzle, dark)
+        belly = smoothstep(0.25, 0.95, -surface.normal[1]) * (1 - surface.sock)
+        bands = smoothstep(-0.32, 0.32, bands - 0.75 * belly)
+        base = composite(coat.white * (1 + 0.03 * grain), coat.ink, bands)
+        return composite(base, coat.ink if hair else coat.muzzle, dark)
     if hair:
         return coat.hair * (1 + 0.12 * np.cos(2 * math.pi * 2.7 * surface.phase))
     base = coat.body * (1 + 0.07 * grain)
-    base = lay(base, coat.hair, coat.points * step(0.25, 0.7, surface.sock))
+    base = composite(base, coat.hair, coat.points * smoothstep(0.25, 0.7, surface.sock))
     if coat.socks:
-        base = lay(base, colour(WHITE), step(0.62, 0.7, surface.sock))
-    return lay(base, coat.muzzle, dark)
+        base = composite(base, rgb(WHITE), smoothstep(0.62, 0.7, surface.sock))
+    return composite(base, coat.muzzle, dark)
 
 
 def paint(
@@ -189,18 +189,18 @@ def paint(
         surface = blend(limbs, x[window], y[window])
         skin = _skin(coat, surface, hair, striped, grain[window], warp[window])
         skin = skin * light.tint * (light.shade(surface.normal) * dim)
-        alpha = cover(surface.distance, pixel)
-        picture[:, rows, columns] = lay(picture[:, rows, columns], skin, alpha)
+        alpha = coverage(surface.distance, pixel)
+        picture[:, rows, columns] = composite(picture[:, rows, columns], skin, alpha)
         silhouette[window] = np.maximum(silhouette[window], alpha)
     ring = coat.white * 0.82 if striped else coat.body * 0.9
     for (px, py), radius, tone in (
         (animal.eye, 0.038, ring * light.tint),
-        (animal.eye, 0.026, colour("#0d0a0a")),
-        ((animal.eye[0] + 0.008, animal.eye[1] + 0.009), 0.008, colour("#f2f2f2")),
-        (animal.nose, 0.014, colour("#0a0808")),
+        (animal.eye, 0.026, rgb("#0d0a0a")),
+        ((animal.eye[0] + 0.008, animal.eye[1] + 0.009), 0.008, rgb("#f2f2f2")),
+        (animal.nose, 0.014, rgb("#0a0808")),
     ):
         rows, columns = window = _window((px - radius, px + radius, py - radius, py + radius), x, y)
-        spot = cover(np.sqrt((x[window] - px) ** 2 + (y[window] - py) ** 2) - radius, pixel)
+        spot = coverage(np.sqrt((x[window] - px) ** 2 + (y[window] - py) ** 2) - radius, pixel)
         spot = spot * silhouette[window]
-        picture[:, rows, columns] = lay(picture[:, rows, columns], tone, spot)
+        picture[:, rows, columns] = composite(picture[:, rows, columns], tone, spot)
     return silhouette

@@ -14,19 +14,19 @@ import torch
 from numpy import ndarray
 
 
-class Dice:
+class RandomSource:
     """Random numbers from a seed; how many are drawn never depends on the picture's size."""
 
     def __init__(self, seed: int):
         self._generator = torch.Generator().manual_seed(seed)
 
-    def table(self, *shape: int) -> ndarray:
+    def array(self, *shape: int) -> ndarray:
         """Numbers in [0, 1) of a shape, float32."""
         return torch.rand(shape, generator=self._generator, dtype=torch.float32).numpy()
 
     def uniform(self, low: float, high: float) -> float:
         """A number in [low, high)."""
-        return low + (high - low) * float(self.table())
+        return low + (high - low) * float(self.array())
 
     def chance(self, probability: float) -> bool:
         """True with the given probability."""
@@ -44,7 +44,7 @@ class Dice:
             columns: the same, across.
             octaves: each doubles the cells and halves the amplitude.
         """
-        return Noise([self.table(rows * 2**o + 4, columns * 2**o + 4) * 2 - 1 for o in range(octaves)])
+        return Noise([self.array(rows * 2**o + 4, columns * 2**o + 4) * 2 - 1 for o in range(octaves)])
 
 
 class Noise:
@@ -73,7 +73,7 @@ def _between(lattice: ndarray, at: ndarray) -> ndarray:
     return sum(weight * lattice[cell + k] for k, weight in enumerate(weights))
 
 
-def look_up(sheet: ndarray, v: ndarray, u: ndarray) -> ndarray:
+def sample_bilinear(sheet: ndarray, v: ndarray, u: ndarray) -> ndarray:
     """A sheet (R, C) at any points, linear between its values, mirrored at its edges: the points' shape."""
     places = []
     for at, length in ((v, sheet.shape[0]), (u, sheet.shape[1])):
@@ -86,13 +86,13 @@ def look_up(sheet: ndarray, v: ndarray, u: ndarray) -> ndarray:
     return above * (1 - down) + below * down
 
 
-def step(low: float, high: float, x: ndarray | float) -> ndarray | float:
+def smoothstep(low: float, high: float, x: ndarray | float) -> ndarray | float:
     """0 at ``low`` and beyond, 1 at ``high`` and beyond, a smooth cubic between; either may be the larger one."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def lay(under: ndarray, over: ndarray, alpha: ndarray | float) -> ndarray:
+def composite(under: ndarray, over: ndarray, alpha: ndarray | float) -> ndarray:
     """``over`` laid on ``under`` with opacity ``alpha``; colours are (3, H, W) or (3, 1, 1), ``alpha`` (H, W).
 
     Exactly ``under`` where ``alpha`` is 0 and exactly ``over`` where it is 1.
@@ -100,12 +100,12 @@ def lay(under: ndarray, over: ndarray, alpha: ndarray | float) -> ndarray:
     return under * (1 - alpha) + over * alpha
 
 
-def cover(distance: ndarray, pixel: float) -> ndarray:
+def coverage(distance: ndarray, pixel: float) -> ndarray:
     """How much of a pixel a shape covers, 0 to 1, from its signed distance, negative inside, and a pixel's width."""
     return (0.5 - distance / pixel).clip(0, 1)
 
 
-def colour(code: str) -> ndarray:
+def rgb(code: str) -> ndarray:
     """A colour written as ``#rrggbb`` as a (3, 1, 1) array in [0, 1]."""
     rgb = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     return np.array(rgb, dtype=np.float32).reshape(3, 1, 1)

@@ -26,18 +26,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qsattn_plugin.devices import pick_device, send
 from qsattn_plugin.errors import UserError
 
-__all__ = ["Elsewhere", "PeerLost", "World", "world"]
+__all__ = ["PeerLostError", "RemoteError", "World", "world"]
 
 #: A rank that ended is noticed at once, through its connections. This is how long the others wait for one that is alive
 #: and says nothing: while rank 0 evaluates, they do.
 TIMEOUT = timedelta(hours=1)
 
 
-class Elsewhere(UserError):
+class RemoteError(UserError):
     """What went wrong on another rank; rank 0 says it to the person."""
 
 
-class PeerLost(UserError):
+class PeerLostError(UserError):
     """Another rank ended without a word, or cannot be reached."""
 
 
@@ -53,10 +53,10 @@ class World:
         on_device: whether gradients travel from device to device, by NCCL.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, words: dist.ProcessGroup | None = None):
+    def __init__(self, rank: int = 0, size: int = 1, cpu_group: dist.ProcessGroup | None = None):
         self.rank, self.size, self.main = rank, size, rank == 0
-        self._words = words
-        self._gradients = words
+        self._cpu_group = cpu_group
+        self._gradient_group = cpu_group
         self.on_device = False
 
     def device(self, name: str) -> torch.device:
@@ -91,77 +91,77 @@ class World:
         if self.size == 1:
             return
         if device.type == "cuda":
-            self._gradients, self.on_device = dist.new_group(backend="nccl", timeout=TIMEOUT), True
-        for tensors in _alike([*method.parameters(), *method.buffers()]):
-            flat = _flat(tensors)
-            dist.broadcast(flat, 0, group=self._gradients)
-            _copy_back(tensors, flat)
+            self._gradient_group, self.on_device = dist.new_group(backend="nccl", timeout=TIMEOUT), True
+        for tensors in _by_dtype([*method.parameters(), *method.buffers()]):
+            flat = _flatten(tensors)
+            dist.broadcast(flat, 0, group=self._gradient_group)
+            _unflatten_into(tensors, flat)
 
     def leave(self) -> None:
         """Let go of the groups. gloo's threads end with the last reference to theirs; one that is still at work when
         the interpreter goes down takes the process with it (SIGABRT, "terminate called without an active exception").
         """
-        self._words = self._gradients = None
+        self._cpu_group = self._gradient_group = None
 
     @torch.no_grad()
-    def average(self, parameters: Iterable[nn.Parameter]) -> None:
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its mean over the ranks; a rank without one counts as zero.
 
         An inf or a nan of one rank is one for all, so that a gradient scaler decides the same everywhere.
         """
         if self.size == 1:
             return
-        for group in _alike(parameters):
+        for group in _by_dtype(parameters):
             gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group]
             # Which parameters have a gradient rides along: the optimizer passes over those that no rank has one for.
             found = torch.tensor([p.grad is not None for p in group], dtype=group[0].dtype)
             complete = bool(found.all())
-            flat = torch.cat([_flat(gradients), send(found, group[0].device)])
-            dist.all_reduce(flat, group=self._gradients)
+            flat = torch.cat([_flatten(gradients), send(found, group[0].device)])
+            dist.all_reduce(flat, group=self._gradient_group)
             # Read only by a rank that lacks one: it makes the host wait for the device.
             anywhere = [True] * len(group) if complete else (flat[-len(group) :] > 0).tolist()
-            _copy_back(gradients, flat[: -len(group)] / self.size)
+            _unflatten_into(gradients, flat[: -len(group)] / self.size)
             for parameter, gradient, exists in zip(group, gradients, anywhere, strict=True):
                 parameter.grad = gradient if exists else None
 
-    def gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in order; small plain values, such as numbers and text."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._words)
+        dist.all_gather_object(values, value, group=self._cpu_group)
         return values
 
-    def collect(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return, on rank 0, every rank's tensors by name, on the CPU; on the others only their own."""
         if self.size == 1:
             return [tensors]
         mine = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         parts: list[Any] | None = [None] * self.size if self.main else None
-        dist.gather_object(mine, parts, dst=0, group=self._words)
+        dist.gather_object(mine, parts, dst=0, group=self._cpu_group)
         return parts or [mine]
 
-    def from_main(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return rank 0's value."""
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, 0, group=self._words)
+        dist.broadcast_object_list(values, 0, group=self._cpu_group)
         return values[0]
 
-    def most(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """Return the largest number of all ranks. Cheap enough for every step, and no device is waited for."""
         if self.size == 1:
             return int(number)
         largest = torch.tensor(int(number))
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._words)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._cpu_group)
         return int(largest)
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
+    def all_reduce_mean(self, values: dict[str, float]) -> dict[str, float]:
         """Return each value's mean over the ranks that have it; of yes or no, whether any says yes."""
         if self.size == 1:
             return values
-        every = self.gather(values)
+        every = self.all_gather(values)
         names = dict.fromkeys(name for one in every for name in one)
         having = {name: [one[name] for one in every if name in one] for name in names}
         return {
@@ -170,12 +170,12 @@ class World:
         }
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def sync_errors(self) -> Iterator[None]:
         """Make a user's mistake that shows on one rank end all of them, in words. Nothing collective may stand inside.
 
         Raises:
             UserError: on rank 0, its own or the first other rank's.
-            Elsewhere: on the others.
+            RemoteError: on the others.
         """
         mine: UserError | None = None
         try:
@@ -184,12 +184,12 @@ class World:
             if self.size == 1:
                 raise
             mine = error
-        told = self.gather(None if mine is None else str(mine))
+        told = self.all_gather(None if mine is None else str(mine))
         failed = next((rank for rank, text in enumerate(told) if text is not None), None)
         if failed is None:
             return
         if not self.main:
-            raise Elsewhere(f"process {failed}: {told[failed]}") from mine
+            raise RemoteError(f"process {failed}: {told[failed]}") from mine
         raise mine or UserError(f"process {failed}: {told[failed]}")
 
 
@@ -198,7 +198,7 @@ def world() -> Iterator[World]:
     """Join the processes that ``torchrun`` (or ``qsattn fit --nproc``) started with this one; without them, be alone.
 
     Raises:
-        PeerLost: another rank ended while this one worked with it.
+        PeerLostError: another rank ended while this one worked with it.
         UserError: the environment names other processes, but not where they meet.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -227,7 +227,7 @@ def world() -> Iterator[World]:
         # gloo says what broke in a plain RuntimeError that names its own source file.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
-        raise PeerLost(
+        raise PeerLostError(
             "another process of this training ended or cannot be reached; the run goes on from its newest checkpoint "
             f"when it is started again ({str(error).splitlines()[0].partition('. ')[0]})"
         ) from error
@@ -238,7 +238,7 @@ def world() -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def check(method: nn.Module, here: World) -> None:
+def check_distributable(method: nn.Module, here: World) -> None:
     """Refuse what would not be the same training on several ranks.
 
     Raises:
@@ -257,7 +257,7 @@ def check(method: nn.Module, here: World) -> None:
             )
 
 
-def _alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Tensors by dtype, in order."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
@@ -265,13 +265,13 @@ def _alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
+def _flatten(tensors: list[Tensor]) -> Tensor:
     """One vector of all values, in logical order whatever the memory formats."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
-def _copy_back(tensors: list[Tensor], flat: Tensor) -> None:
-    """What :func:`_flat` joined, back in its places."""
+def _unflatten_into(tensors: list[Tensor], flat: Tensor) -> None:
+    """What :func:`_flatten` joined, back in its places."""
     pieces = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(tensors, [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)])

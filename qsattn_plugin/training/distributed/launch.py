@@ -20,10 +20,10 @@ from typing import IO
 
 import torch.distributed as dist
 
-__all__ = ["ANOTHER", "follow_launcher", "is_launched", "launch"]
+__all__ = ["PEER_FAILED", "follow_launcher", "is_launched", "launch"]
 
 #: Exit code of a process that ended because of another one.
-ANOTHER = 113
+PEER_FAILED = 113
 #: Seconds for the others to notice that one has failed, which they do at the next thing that they do together.
 GRACE = 20.0
 _TIE = "QSATTN_LAUNCHER"
@@ -89,19 +89,19 @@ def _wait(team: list[subprocess.Popen]) -> list[int]:
     failed_at: float | None = None
     while any(process.poll() is None for process in team):
         new = [rank for rank, process in enumerate(team) if process.returncode and rank not in order]
-        order += sorted(new, key=lambda rank: team[rank].returncode == ANOTHER)
+        order += sorted(new, key=lambda rank: team[rank].returncode == PEER_FAILED)
         if order and failed_at is None:
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > GRACE:
             break
         time.sleep(0.1)
     new = [rank for rank, process in enumerate(team) if process.returncode and rank not in order]
-    return order + sorted(new, key=lambda rank: team[rank].returncode == ANOTHER)
+    return order + sorted(new, key=lambda rank: team[rank].returncode == PEER_FAILED)
 
 
 def _explain(team: list[subprocess.Popen], order: list[int], said: list[IO[bytes] | None]) -> int:
     """Say what failed first, where that process could not say it on the terminal itself; return the exit code."""
-    guilty = next((rank for rank in order if team[rank].returncode != ANOTHER), None)
+    guilty = next((rank for rank in order if team[rank].returncode != PEER_FAILED), None)
     if guilty is None:
         return team[order[0]].returncode if order else 0
     code, output = team[guilty].returncode, said[guilty]

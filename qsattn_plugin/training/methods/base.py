@@ -157,7 +157,7 @@ class Method(nn.Module, abc.ABC):
                 loss = terms.pop(0)() / parts
             # Outside the autocast: inside it, what was computed in float32 would be differentiated in half precision.
             self.scaler.scale(loss).backward(inputs=trained)
-        self.world.average(trained)
+        self.world.average_gradients(trained)
         self.scaler.step(optimizer)
         self._stepped.add(role)
         optimizer.zero_grad(set_to_none=True)  # not kept until the next step: the other networks' turn needs the memory

@@ -106,7 +106,7 @@ class CUT(Method):
         self.update(
             "discriminator",
             [
-                partial(self.adversary.judge, part["B"], fake, draws, log)
+                partial(self.adversary.discriminator_loss, part["B"], fake, draws, log)
                 for part, fake, log in zip(parts, fakes, logs, strict=True)
             ],
             len(parts),
@@ -145,7 +145,7 @@ class CUT(Method):
         fake, features = translate()
         total = fake.new_zeros((), dtype=torch.float32)
         if self.gan_weight:
-            total = total + self.gan_weight * self.adversary.fooled_by(fake, draws, log)
+            total = total + self.gan_weight * self.adversary.generator_loss(fake, draws, log)
         if self.nce_weight:
             share = 0.5 if self.identity else 1.0
             nce = self.contrast(features, fake, draws, log, "NCE", mirrored, observe)

@@ -132,8 +132,8 @@ class CycleGAN(Method):
         for index, (part, log) in enumerate(zip(parts, logs, strict=True)):
             shown = {name: self.pools[name].exchange(fakes[name][index], draws) for name in ("forward", "backward")}
             terms += [
-                partial(self.adversary.judge, part["B"], shown["forward"], draws, log, "_forward"),
-                partial(self.adversary_back.judge, part["A"], shown["backward"], draws, log, "_backward"),
+                partial(self.adversary.discriminator_loss, part["B"], shown["forward"], draws, log, "_forward"),
+                partial(self.adversary_back.discriminator_loss, part["A"], shown["backward"], draws, log, "_backward"),
             ]
         self.update("discriminator", terms, len(parts))
         self.end_step()
@@ -153,7 +153,7 @@ class CycleGAN(Method):
         """One image's way to the other domain and back: fool the adversary there, come back unchanged."""
         fake = there(image)
         fakes[name].append(fake.detach())
-        adversarial = adversary.fooled_by(fake, draws, log, f"_{name}")
+        adversarial = adversary.generator_loss(fake, draws, log, f"_{name}")
         cycle = F.l1_loss(back(fake).float(), image)
         log[f"cycle_{name}"] = cycle.detach()
         return self.gan_weight * adversarial + self.cycle_weight * cycle

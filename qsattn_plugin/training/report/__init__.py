@@ -19,7 +19,7 @@ from qsattn_plugin import __version__
 from qsattn_plugin.storage import write_text
 from qsattn_plugin.training.report import sections
 from qsattn_plugin.training.report.history import History, charts, read_history
-from qsattn_plugin.training.report.maps import draw_maps
+from qsattn_plugin.training.report.maps import write_maps
 from qsattn_plugin.training.report.pictures import BUDGET, Frame, find_maps, make_frames
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
@@ -36,7 +36,7 @@ def refresh_report(run: Run, session: Session | None = None, images: Sequence[Te
     """
     try:
         if session is not None:
-            draw_maps(session, images, run.maps)
+            write_maps(session, images, run.maps)
         write_report(run)
     except Exception as error:
         text = f"the report of {run.folder} could not be written ({type(error).__name__}: {error}); training goes on"

@@ -20,7 +20,7 @@ _TOP_LEVEL = {"images_per_second": "Images per second", "lr": "Learning rate"}
 
 
 @dataclass
-class Evaluated:
+class EvaluationRecord:
     """One evaluation: its step, its scores (smaller is better, the first leads), and its grid's file name."""
 
     step: int
@@ -46,7 +46,7 @@ class History:
     steps: list[int] = field(default_factory=list)
     series: dict[str, list[float | None]] = field(default_factory=dict)
     averaged: int = 1
-    evaluations: list[Evaluated] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
     starts: list[dict[str, Any]] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
@@ -63,12 +63,12 @@ class History:
         return next((next(iter(e.scores)) for e in reversed(self.evaluations) if e.scores), None)
 
     @property
-    def scored(self) -> list[Evaluated]:
+    def scored(self) -> list[EvaluationRecord]:
         """The evaluations that the best is picked from."""
         return [e for e in self.evaluations if self.leading in e.scores]
 
     @property
-    def best(self) -> Evaluated | None:
+    def best(self) -> EvaluationRecord | None:
         """The evaluation with the smallest leading score, the earliest of equal ones."""
         name = self.leading
         return min(self.scored, key=lambda e: e.scores[name], default=None) if name is not None else None
@@ -90,7 +90,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
     train: dict[int, dict[str, float | None]] = {}
     images = batch_size  # a step, of all processes
     spans: dict[int, int] = {}
-    evaluations: dict[int, Evaluated] = {}
+    evaluations: dict[int, EvaluationRecord] = {}
     history = History()
     for event in _lines(path):
         kind, step = event["event"], event["step"]
@@ -100,7 +100,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
         elif kind == "evaluate":
             scores = {k: v for k, v in _flat(event.get("scores")).items() if v is not None}
             grid = event.get("grid")
-            evaluations[step] = Evaluated(step, scores, Path(grid).name if isinstance(grid, str) else None)
+            evaluations[step] = EvaluationRecord(step, scores, Path(grid).name if isinstance(grid, str) else None)
         elif kind == "start":
             history.stopped = False
             history.starts.append(event)

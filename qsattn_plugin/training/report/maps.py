@@ -24,7 +24,7 @@ _GAP = 6
 
 
 @torch.no_grad()
-def draw_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[Path]:
+def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[Path]:
     """Write ``step-N-tap-T.png`` for each attentive tap: a row an image, its entropy (warm: small), its queries.
 
     Args:

@@ -19,7 +19,7 @@ MOST = 48
 #: Fewer than this are not shown for the sake of the budget; the pictures become smaller instead.
 FEW = 20
 #: Pixels: wider sheets are made that wide, or the next of these, until the budget is kept.
-WIDTHS = (1600, 1100, 750, 500, 320)
+FRAME_WIDTHS = (1600, 1100, 750, 500, 320)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def make_frames(
     wanted = set(always)
     musts = [i for i, (step, _) in enumerate(sheets) if step in wanted]
     frames: list[Frame] = []
-    for width in WIDTHS:
+    for width in FRAME_WIDTHS:
         most = MOST
         while most >= FEW:
             kept = choose_evenly(len(sheets), most, musts)
@@ -77,10 +77,10 @@ def make_frames(
                 return frames
             most = min(most, len(frames), int(len(frames) * budget / size) + 1) - 1
     ends = {sheets[i][0] for i in (0, -1, *musts)}
-    return _those_that_fit(sorted(frames, key=lambda frame: frame.step not in ends), budget)
+    return _within_budget(sorted(frames, key=lambda frame: frame.step not in ends), budget)
 
 
-def _those_that_fit(frames: list[Frame], budget: int) -> list[Frame]:
+def _within_budget(frames: list[Frame], budget: int) -> list[Frame]:
     """Return what the budget has room for, the first in the list before the others, in the order of their steps."""
     kept, size = [], 0
     for frame in frames:

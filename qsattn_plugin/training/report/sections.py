@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.training.report.history import Evaluated, History
+from qsattn_plugin.training.report.history import EvaluationRecord, History
 from qsattn_plugin.training.report.pictures import Frame, Picture
 
 #: Skipped pictures that are listed; of the rest there is a count.
@@ -128,7 +128,7 @@ def _film(history: History, found: list[tuple[int, dict[str, Picture]]], name: s
     return f"<div class=film>{player if len(found) > 1 else ''}{''.join(rows)}</div>"
 
 
-def _caption(evaluation: Evaluated | None, step: int, history: History) -> str:
+def _caption(evaluation: EvaluationRecord | None, step: int, history: History) -> str:
     text = f"Step {number(step)}"
     name = history.leading
     if evaluation is not None and name in evaluation.scores:

@@ -1,4 +1,4 @@
-"""A watch over the losses: the first step at which one was not finite."""
+"""A guard over the losses: the first step at which one was not finite."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from qsattn_plugin.errors import UserError
 
 
-class LossIsNotFinite(UserError):
+class NonFiniteLossError(UserError):
     """A loss became NaN or infinite."""
 
 
-class Watch:
+class FiniteGuard:
     """Keeps an eye on the losses without waiting for the device at every step.
 
     The first step at which each loss was not finite is kept in a tensor on the device; :meth:`check` reads it.
@@ -24,7 +24,7 @@ class Watch:
     def __init__(self) -> None:
         self._first_bad: dict[str, Tensor] = {}
 
-    def see(self, step: int, losses: dict[str, Tensor]) -> None:
+    def record(self, step: int, losses: dict[str, Tensor]) -> None:
         """Take note of a step's losses (0-dim tensors)."""
         for name, loss in losses.items():
             if not loss.is_floating_point() or "/" in name:  # statistics are no losses
@@ -35,7 +35,7 @@ class Watch:
             bad = torch.where(loss.isfinite(), math.inf, float(step))
             self._first_bad[name] = torch.minimum(self._first_bad[name], bad)
 
-    def fetch(self, losses: dict[str, Tensor]) -> dict[str, float]:
+    def to_floats(self, losses: dict[str, Tensor]) -> dict[str, float]:
         """Return the losses as numbers, and check."""
         values = {name: value.item() for name, value in losses.items()}
         nonfinite = [name for name, value in values.items() if name.endswith("nonfinite") and value]
@@ -46,14 +46,14 @@ class Watch:
         """Raise where a loss was not finite.
 
         Raises:
-            LossIsNotFinite: naming the first such step and the losses.
+            NonFiniteLossError: naming the first such step and the losses.
         """
         bad = {name: step.item() for name, step in self._first_bad.items() if math.isfinite(step.item())}
         if bad:
             first = min(bad.values())
             names = ", ".join(name for name, step in bad.items() if step == first)
             where = f"; the source features are not finite at {taps}" if taps else ""
-            raise LossIsNotFinite(
+            raise NonFiniteLossError(
                 f"the loss {names} became NaN or infinite at step {first:.0f}{where}. A checkpoint of "
                 f"before it may be gone on from, with a smaller train.lr or train.precision=fp32"
             )
@@ -63,13 +63,13 @@ def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
     """Refuse weights that are not all finite: a checkpoint of them would push out those that one can go on from.
 
     Raises:
-        LossIsNotFinite: naming the first such tensor.
+        NonFiniteLossError: naming the first such tensor.
     """
     floating = {name: t for name, t in weights.items() if t.is_floating_point()}
     bad = torch.stack([~t.isfinite().all() for t in floating.values()]).cpu().tolist()  # read once
     names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
     if names:
-        raise LossIsNotFinite(
+        raise NonFiniteLossError(
             f"{len(names)} of {len(bad)} weights became NaN or infinite up to step {step}, the first is {names[0]}. "
             f"A checkpoint of before it may be gone on from, with a smaller train.lr"
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from qsattn_plugin.data.batches import UnpairedBatches
 from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.data.preprocess import Preprocess
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.devices import send
 from qsattn_plugin.registry.recipe import Recipe
@@ -23,10 +23,10 @@ from qsattn_plugin.training.building import augmentations
 _AUGMENT, _STEP = 100, 101
 
 
-class Feed:
+class TrainingLoader:
     """The training images of a recipe, batch by batch; "A" is what is translated, "B" what it should look like.
 
-    Everything that :meth:`step` gives is a pure function of the recipe's seed, the step and the rank.
+    Everything that :meth:`batch` gives is a pure function of the recipe's seed, the step and the rank.
 
     Args:
         recipe: its ``data``, ``augmentations`` and ``train`` sections.
@@ -68,7 +68,7 @@ class Feed:
         self.prepare(first)
         self.augment = augmentations(recipe, "augmentations")
 
-    def changes(self, step: int) -> bool:
+    def needs_decoding(self, step: int) -> bool:
         """Whether from this step on images are prepared in another way than they are."""
         return self._stage(step) != self._prepared
 
@@ -108,7 +108,7 @@ class Feed:
             for name, reason in self.stores[letter].skipped
         ]
 
-    def step(self, step: int) -> tuple[dict[str, Tensor], torch.Generator]:
+    def batch(self, step: int) -> tuple[dict[str, Tensor], torch.Generator]:
         """Return the batch of a step, "A" and "B" as (B, C, h, w) in [-1, 1], and the generator of its other draws."""
         self.prepare(step)
         images = self.batches.batch(step)
@@ -116,10 +116,10 @@ class Feed:
         for number, letter in enumerate("AB"):
             x = to_float(send(images[letter], self.device))
             if len(self.augment):
-                draws = torch.Generator().manual_seed(mix(self.seed, _AUGMENT, step, self.rank, number))
+                draws = torch.Generator().manual_seed(derive_seed(self.seed, _AUGMENT, step, self.rank, number))
                 x = self.augment(x, draws)
             batch[letter] = x
-        return batch, torch.Generator().manual_seed(mix(self.seed, _STEP, step, self.rank))
+        return batch, torch.Generator().manual_seed(derive_seed(self.seed, _STEP, step, self.rank))
 
     def test_images(self, most: int | None = None, target: bool = False) -> Store | None:
         """Return the first ``most`` test images of a domain, prepared as at test time, if there are any.
