@@ -1,4 +1,4 @@
-"""A look at the model during training: the same test images every time, scored where there is something to score by."""
+"""Evaluation during training: the same test images every time, scored where a score is available."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _BATCH = 8
 
 
 class Evaluator:
-    """Translates a fixed set of test images.
+    """Translates and scores a fixed set of test images.
 
     Args:
-        recipe: its ``evaluate`` section says how many, and what to score by beside the data set's own score.
-        loader: has the data set.
+        recipe: its ``evaluate`` section gives the number of images and the scores beside the data set's own.
+        loader: gives the data set, its direction and the device.
 
     Raises:
-        RecipeError: ``evaluate.kid`` names a model that cannot be had, or there are no images to compare with.
+        RecipeError: the model of ``evaluate.kid`` cannot be loaded, or there are too few images to compare.
     """
 
     def __init__(self, recipe: Recipe, loader: TrainingLoader):
@@ -45,11 +45,11 @@ class Evaluator:
     def __call__(
         self, generator: nn.Module, stop: Callable[[], bool] = lambda: False
     ) -> tuple[dict[str, float], Image.Image | None] | None:
-        """Return the scores (smaller is better, the first one leads) and the picture grid, if there are test images.
+        """Return the scores (smaller is better, the first one leads) and the picture grid; None for no test images.
 
         Args:
-            generator: translates.
-            stop: asked before every batch; once it says so the evaluation ends, and None is returned.
+            generator: the network to evaluate.
+            stop: called before every batch; if it returns true, the evaluation ends and the result is None.
         """
         if not self.images:
             return {}, None
@@ -77,7 +77,10 @@ class Evaluator:
         return translated
 
     def _pictures(self, generator: nn.Module, images: Tensor) -> list[Tensor]:
-        """Translate a batch, or its images one at a time where there is not the memory for all."""
+        """Translate a batch; one image at a time if memory runs out.
+
+        Raises:
+            UserError: there is not enough memory for one image."""
         try:
             return list(translate(generator, to_float(images.to(self.loader.device))).float().cpu())
         except (RuntimeError, MemoryError) as error:
@@ -86,8 +89,8 @@ class Evaluator:
             if len(images) == 1:
                 height, width = images.shape[-2:]
                 raise UserError(
-                    f"the memory of {self.loader.device} is too small to translate a test image of {height} x {width} "
-                    "pixels: take smaller ones, or a smaller generator.width"
+                    f"out of memory on {self.loader.device} in translating a test image of {height} x {width} pixels: "
+                    "use smaller images, or a smaller generator.width"
                 ) from error
         return [picture for image in images for picture in self._pictures(generator, image[None])]
 

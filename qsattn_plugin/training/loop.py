@@ -19,6 +19,7 @@ from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import WriteFailed, replacing
 from qsattn_plugin.training.best import BestWeights
+from qsattn_plugin.training.building import side_multiple
 from qsattn_plugin.training.distributed import World, check_distributable, world
 from qsattn_plugin.training.environment import describe_environment
 from qsattn_plugin.training.evaluate import Evaluator
@@ -114,7 +115,7 @@ class _Loop:
             if here.main:
                 run.tidy(self.session.step)
             generators = self.session.method.published().values()
-            multiple = math.lcm(4, *(getattr(generator, "multiple", 4) for generator in generators))
+            multiple = math.lcm(4, *map(side_multiple, generators))
             self.stop_signal, self.end = StopSignal(), math.inf
             self.loader = TrainingLoader(
                 recipe, self.session.device, self._on_decoded, here.rank, here.size, multiple, self.session.step

@@ -1,4 +1,4 @@
-"""Paint the toy animal: limbs blended into one body, coat, stripes and light."""
+"""Painting the toy animal: limbs blended into one body, coat, stripes and light."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INK = "#1a1616"
 
 @dataclass
 class Coat:
-    """The colours of one animal, for both coats: which one is painted is decided last."""
+    """The colours of one animal, for both coats."""
 
     body: ndarray
     hair: ndarray
@@ -41,7 +41,7 @@ class Coat:
 
     @classmethod
     def draw(cls, random: RandomSource) -> Coat:
-        """Draw both coats' colours."""
+        """Return random colours for both coats."""
         body, hair, points = random.choose(PLAIN)
         tint = 1.0 + (random.array(3).reshape(3, 1, 1) - 0.5) * 0.08
         return cls(
@@ -57,7 +57,7 @@ class Coat:
 
 
 class Surface(NamedTuple):
-    """A layer of limbs seen on the canvas, each value (H, W); ``normal`` is (3, H, W), unit vectors."""
+    """A layer of limbs on the canvas; each field is (H, W), ``normal`` (3, H, W) of unit vectors."""
 
     distance: ndarray  # signed, negative inside
     normal: ndarray
@@ -70,14 +70,14 @@ def blend(limbs: list[Limb], x: ndarray, y: ndarray, melt: float = 0.02, mingle:
     """Blend limbs into one surface.
 
     The outline is the smooth union of the tapered capsules. Inside, each limb has weight softmax(-distance / mingle),
-    and normals, stripes and colours are the weighted means, so that what follows one limb turns into what follows the
-    next over a few hundredths of the animal's height.
+    and normals, stripes and colours are weighted means, so that neighbouring limbs blend over a few hundredths of the
+    animal's height.
 
     Args:
-        limbs: what to blend, K of them.
+        limbs: the K limbs to blend.
         x, y: the canvas in the animal's coordinates, (H, W).
-        melt: how softly outlines merge.
-        mingle: how softly surfaces merge.
+        melt: smoothing length of the outline.
+        mingle: smoothing length of the surface.
     """
     table = np.array([(*m.a, *m.b, *m[2:]) for m in limbs], dtype=np.float32).T[:, :, None, None]
     ax, ay, bx, by, ra, rb, phase, rate, dark_a, dark_b, sock_a, sock_b = table
@@ -112,7 +112,7 @@ def blend(limbs: list[Limb], x: ndarray, y: ndarray, melt: float = 0.02, mingle:
 
 @dataclass
 class Light:
-    """Where the light comes from in the animal's coordinates, and its colour (3, 1, 1)."""
+    """The direction of the light in the animal's coordinates, and its colour (3, 1, 1)."""
 
     x: float
     y: float
@@ -120,7 +120,7 @@ class Light:
     tint: ndarray
 
     def shade(self, normal: ndarray) -> ndarray:
-        """How bright a surface is, about 0.35 (turned away) to 1.15 (facing the light), (H, W)."""
+        """Return a surface's brightness (H, W), about 0.35 (turned away) to 1.15 (facing the light)."""
         nx, ny, nz = normal
         facing = (nx * self.x + ny * self.y + nz * self.z) / math.sqrt(self.x**2 + self.y**2 + self.z**2)
         sky = 0.5 + 0.5 * ny
@@ -128,7 +128,7 @@ class Light:
 
 
 def _window(reach: tuple[float, float, float, float], x: ndarray, y: ndarray) -> tuple[slice, slice]:
-    """The part of the canvas that something can touch, from its :func:`extent`."""
+    """Return the rows and columns of the canvas within a bounding box from :func:`extent`."""
     left, right, bottom, top = reach
     rows = ((y[:, 0] > bottom - 0.05) & (y[:, 0] < top + 0.05)).nonzero()[0].tolist()
     columns = ((x[0] > left - 0.05) & (x[0] < right + 0.05)).nonzero()[0].tolist()
@@ -136,7 +136,7 @@ def _window(reach: tuple[float, float, float, float], x: ndarray, y: ndarray) ->
 
 
 def _skin(coat: Coat, surface: Surface, hair: bool, striped: bool, grain: ndarray, warp: ndarray) -> ndarray:
-    """A layer's colours before light, (3, H, W); ``hair`` is mane and tail, the rest has muzzle, hooves and socks."""
+    """Return a layer's unlit colours (3, H, W); ``hair`` is mane and tail, the rest has muzzle, hooves and socks."""
     dark = smoothstep(0.3, 0.85, surface.dark)
     if striped:
         bands = np.cos(2 * math.pi * (surface.phase + coat.wobble * warp))
@@ -165,15 +165,15 @@ def paint(
     grain: ndarray,
     warp: ndarray,
 ) -> ndarray:
-    """Paint an animal onto a picture, in place, and return its silhouette (H, W), 0 to 1.
+    """Paint an animal onto a picture, in place; return its silhouette (H, W), 0 to 1.
 
     Args:
-        picture: what is behind it, (3, H, W).
-        animal: its limbs.
-        coat: its colours.
-        striped: the zebra's coat rather than the horse's.
+        picture: the background, (3, H, W).
+        animal: the pose.
+        coat: the colours.
+        striped: the zebra's coat instead of the horse's.
         x, y: the canvas in the animal's coordinates, (H, W).
-        light: shades it.
+        light: the light.
         grain: noise in about [-1, 1] that mottles the coat, (H, W).
         warp: slow noise in about [-1, 1] that bends the stripes, (H, W).
     """

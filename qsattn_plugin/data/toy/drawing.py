@@ -1,4 +1,4 @@
-"""Draw one toy picture: an animal in a landscape, with either coat, from a seed."""
+"""Drawing one toy picture: an animal in a landscape, with either coat, from a seed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qsattn_plugin.data.toy.background import Canvas, Scene, landscape, tufts
 from qsattn_plugin.data.toy.coat import Coat, Light, paint
 from qsattn_plugin.data.toy.noise import RandomSource, composite
 
-#: Pictures are drawn this many times larger and averaged down, for smooth edges.
+#: Pictures are drawn at this multiple of their size and averaged down, for antialiasing.
 SUPERSAMPLING = 2
 
 
@@ -28,13 +28,13 @@ class Drawing(NamedTuple):
 def draw(seed: int, size: int, striped: bool) -> Drawing:
     """Draw an animal in a landscape.
 
-    Nothing but the coat depends on ``striped``: the two drawings of a seed are equal wherever the silhouette is 0. The
-    same seed gives the same scene at every size.
+    Only the coat depends on ``striped``: the two drawings of a seed are equal wherever the silhouette is 0. A seed
+    gives the same scene at every size.
 
     Args:
-        seed: of everything random in the picture.
+        seed: determines the picture.
         size: height and width in pixels, at least 16.
-        striped: the zebra's coat rather than the horse's.
+        striped: the zebra's coat instead of the horse's.
     """
     random = RandomSource(seed)
     canvas = Canvas(size * SUPERSAMPLING)
@@ -77,13 +77,13 @@ def draw(seed: int, size: int, striped: bool) -> Drawing:
 
 
 def picture_seed(seed: int, group: int, index: int) -> int:
-    """The seed of one picture of a data set: another one for every (group, index), whatever the data set's seed.
+    """Return the seed of one picture of a data set, different for every (group, index).
 
-    torch's generator keeps 32 bits of its seed. Multiplying by an odd number permutes those, so two pictures of one
-    data set never share them, which a hash could not promise.
+    torch's generator uses 32 bits of its seed. Multiplication by an odd number permutes them, so no two pictures of a
+    data set share a seed, which a hash could not guarantee.
 
     Args:
-        seed: of the data set, any integer.
+        seed: the data set's seed, any integer.
         group: 0 to 15.
         index: 0 to 2**28 - 1.
     """
