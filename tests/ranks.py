@@ -133,7 +133,7 @@ def training(here: World, folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     with world() as here:
-        group = weakref.ref(here._words)
+        group = weakref.ref(here._cpu_group)
         found = {"size": here.size, "words": words(here), "uneven": uneven(here), "losses": {}}
         found["training"] = training(here, folder)
         to_float = torch.Tensor.float  # what is computed in float32 at least stays in float64, as in `double`
