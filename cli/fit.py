@@ -33,10 +33,10 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
         sys.exit(_launch(run, nproc, max_steps, time_limit, tensorboard))
 
     from qsattn_plugin.cli.progress import TrainingDisplay
-    from qsattn_plugin.training.distributed import Elsewhere, PeerLost
-    from qsattn_plugin.training.distributed.launch import ANOTHER, follow_launcher, is_launched
+    from qsattn_plugin.training.distributed import PeerLostError, RemoteError
+    from qsattn_plugin.training.distributed.launch import PEER_FAILED, follow_launcher, is_launched
     from qsattn_plugin.training.interrupts import Interrupted
-    from qsattn_plugin.training.loop import Progress, fit
+    from qsattn_plugin.training.loop import TrainingEvent, fit
     from qsattn_plugin.training.run import Run
     from qsattn_plugin.training.tensorboard import TensorBoard
 
@@ -47,18 +47,18 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
     if is_launched():
         follow_launcher()
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: TrainingEvent) -> None:
         for listen in listeners:
             listen(progress)
 
     try:
-        fit(opened, max_steps=max_steps, time_limit=time_limit, report=tell)
-    except Elsewhere:  # the failing process prints the error
-        sys.exit(ANOTHER if is_launched() else 1)
-    except PeerLost:  # a launcher reports the reason
+        fit(opened, max_steps=max_steps, time_limit=time_limit, on_event=tell)
+    except RemoteError:  # the failing process prints the error
+        sys.exit(PEER_FAILED if is_launched() else 1)
+    except PeerLostError:  # a launcher reports the reason
         if not is_launched():
             raise
-        sys.exit(ANOTHER)
+        sys.exit(PEER_FAILED)
     except Interrupted as stop:
         if main:
             raise

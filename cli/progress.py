@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from qsattn_plugin.training.progress import Progress, summarise_losses
+from qsattn_plugin.training.progress import TrainingEvent, summarise_losses
 
 
 class Bar(tqdm):
@@ -51,7 +51,7 @@ class StageBars:
 
 
 class TrainingDisplay:
-    """Shows the :class:`~qsattn_plugin.training.progress.Progress` of a training."""
+    """Shows the :class:`~qsattn_plugin.training.progress.TrainingEvent` of a training."""
 
     def __init__(self) -> None:
         self._bars = StageBars(leave=False)
@@ -59,7 +59,7 @@ class TrainingDisplay:
         self._losses = ""
         self._rate = ""
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingEvent) -> None:
         """Show an event; kinds without a method here have nothing to show."""
         if show := getattr(self, f"_{progress.kind}", None):
             show(progress)
@@ -71,10 +71,10 @@ class TrainingDisplay:
     def _line(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)  # above the bar, if there is one
 
-    def _decode(self, progress: Progress) -> None:
+    def _decode(self, progress: TrainingEvent) -> None:
         self._bars(f"reading {progress.values['what']}", progress.step, progress.steps)
 
-    def _start(self, progress: Progress) -> None:
+    def _start(self, progress: TrainingEvent) -> None:
         values = progress.values
         self.close()
         for sentence in values["damaged"]:
@@ -85,7 +85,7 @@ class TrainingDisplay:
         self._line(f"{going} on {values['device']}, {images} images, {progress.steps} steps")
         self._began = (time.monotonic(), progress.step)
 
-    def _images(self, progress: Progress) -> None:
+    def _images(self, progress: TrainingEvent) -> None:
         """Show that the images were decoded again."""
         self._skipped(progress.values["skipped"])
         images = " and ".join(str(n) for n in progress.values["images"].values())
@@ -97,18 +97,18 @@ class TrainingDisplay:
         if skipped:
             self._line(f"{len(skipped)} unreadable picture{'s were' if len(skipped) > 1 else ' was'} skipped")
 
-    def _train(self, progress: Progress) -> None:
+    def _train(self, progress: TrainingEvent) -> None:
         losses = summarise_losses(progress.values["losses"])
         self._losses = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self._rate = f"{progress.values['images_per_second']:.1f} images/s"
         if not sys.stderr.isatty():
             self._line(f"step {progress.step}/{progress.steps}  {self._state(progress)}")
 
-    def _step(self, progress: Progress) -> None:
+    def _step(self, progress: TrainingEvent) -> None:
         self._bars("training", progress.step, progress.steps, bar_format="{bar:20} {n}/{total}  {desc}")
         self._bars.bar.set_description_str(self._state(progress), refresh=False)
 
-    def _done(self, progress: Progress) -> None:
+    def _done(self, progress: TrainingEvent) -> None:
         self._line(
             f"{progress.values['folder']} is finished: {progress.step} steps (train.steps in its recipe.yaml; raise it "
             "to go on)"
@@ -116,7 +116,7 @@ class TrainingDisplay:
         if "scores" in progress.values:
             self._evaluate(progress)
 
-    def _evaluate(self, progress: Progress) -> None:
+    def _evaluate(self, progress: TrainingEvent) -> None:
         scores = "  ".join(f"{name} {value:.4f}" for name, value in progress.values["scores"].items())
         grid = progress.values["grid"]
         if scores or grid:
@@ -126,7 +126,7 @@ class TrainingDisplay:
             rank = "the only evaluation" if count == 1 else f"the best of {count} evaluations"
             self._line(f"{best['score']} {best['value']:.4f} at step {best['step']} is {rank}")
 
-    def _end(self, progress: Progress) -> None:
+    def _end(self, progress: TrainingEvent) -> None:
         if progress.values["finished"]:
             self._line(f"finished at step {progress.step} after {tqdm.format_interval(progress.values['seconds'])}")
         elif not progress.values["signal"]:  # then the command says it as it ends
@@ -135,7 +135,7 @@ class TrainingDisplay:
                 f"`qsattn fit {progress.values['folder']}` continues from here"
             )
 
-    def _state(self, progress: Progress) -> str:
+    def _state(self, progress: TrainingEvent) -> str:
         """Return the rate, the time left at the mean rate since the start, and the losses."""
         began, first = self._began or (0.0, progress.step)
         left = ""

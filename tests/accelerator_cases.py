@@ -23,10 +23,10 @@ from qsattn_plugin.evaluation.sources import feature_source
 from qsattn_plugin.registry import create, list_parts
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
-from qsattn_plugin.training.feed import Feed
-from qsattn_plugin.training.kid import KernelDistanceTo
+from qsattn_plugin.training.finite_guard import FiniteGuard
+from qsattn_plugin.training.kid import KernelDistance
+from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.training.watch import Watch
 from qsattn_plugin.translation.apply import translate
 from qsattn_plugin.translation.tiles import translate_tiled
 from tests import pretended
@@ -75,19 +75,19 @@ def never_waiting() -> Iterator[None]:
 def trained(device: torch.device, *settings: str, steps: int = 3) -> tuple[Session, list[dict[str, float]]]:
     """A tiny training's session and losses."""
     recipe = load_recipe("toy", (*TINY, *settings))
-    session, feed, watch = Session(recipe, device), Feed(recipe, device), Watch()
+    session, loader, guard = Session(recipe, device), TrainingLoader(recipe, device), FiniteGuard()
     found = []
     for _ in range(steps):
         session.method.set_rate(session.rate_factor())
-        batch, draws = feed.step(session.step)
+        batch, draws = loader.batch(session.step)
         # The first step makes what later ones reuse: optimizers' moments, and on CUDA the libraries' workspaces.
         with never_waiting() if session.step else contextlib.nullcontext():
             losses = session.method.step(batch, draws, observe=session.step + 1 == steps)
             for average in session.averages.values():
                 average.update(session.step)
             session.step += 1
-            watch.see(session.step, losses)
-        found.append(watch.fetch(losses))
+            guard.record(session.step, losses)
+        found.append(guard.to_floats(losses))
     return session, found
 
 
@@ -168,7 +168,7 @@ def test_a_swapped_fork():
 def test_kernel_distance():
     vectors = nn.Sequential(nn.Conv2d(3, 8, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = (pictures(6) * 127.5 + 127.5).to(torch.uint8)
-    here, there = (KernelDistanceTo(vectors, images, device)(pictures(5)) for device in (CPU, DEVICE))
+    here, there = (KernelDistance(vectors, images, device)(pictures(5)) for device in (CPU, DEVICE))
     assert there == pytest.approx(here, rel=1e-3, abs=1e-6)
 
 

@@ -58,30 +58,30 @@ def one_step(case: str, dtype: torch.dtype, here: World) -> tuple[dict[str, Tens
     losses = method.step(batch, torch.Generator().manual_seed(here.rank))
     # Gradients are dropped after use; Adam's first moment after one step is the gradient times 1 - 0.5.
     moments = {k: v / 0.5 for k, v in method.optimizer_state().items() if k.endswith("/exp_avg")}
-    return moments, here.mean({name: value.item() for name, value in losses.items()})
+    return moments, here.all_reduce_mean({name: value.item() for name, value in losses.items()})
 
 
 def words(here: World) -> dict[str, Any]:
     """What ranks tell each other."""
     found: dict[str, Any] = {
-        "gather": here.gather({"rank": here.rank}),
-        "most": [here.most(here.rank * 15), here.most(False)],
-        "from_main": here.from_main("zero" if here.main else "one"),
-        "mean": here.mean(
+        "all_gather": here.all_gather({"rank": here.rank}),
+        "all_reduce_max": [here.all_reduce_max(here.rank * 15), here.all_reduce_max(False)],
+        "broadcast": here.broadcast("zero" if here.main else "one"),
+        "all_reduce_mean": here.all_reduce_mean(
             {"NCE": float(here.rank), "nonfinite": bool(here.rank), **({"only": 3.0} if here.main else {})}
         ),
-        "collect": [sorted(t) for t in here.collect({f"image-{here.rank}": torch.zeros(1)})],
+        "gather_tensors": [sorted(t) for t in here.gather_tensors({f"image-{here.rank}": torch.zeros(1)})],
     }
     errors = {}
     for name, guilty in (("first", 0), ("second", 1), ("none", None)):
         try:
-            with here.together():
+            with here.sync_errors():
                 if here.rank == guilty:
                     raise UserError("the disk is full")
             errors[name] = None
         except UserError as error:
             errors[name] = f"{type(error).__name__}: {error}"
-    found["errors"] = here.gather(errors)
+    found["errors"] = here.all_gather(errors)
     return found
 
 
@@ -91,19 +91,19 @@ def uneven(here: World) -> dict[str, Any]:
     both.grad = torch.full((2, 3), 1.0 + here.rank)
     if not here.main:
         one.grad = torch.full((2, 3), 4.0)
-    here.average([both, one, none])
+    here.average_gradients([both, one, none])
     found: dict[str, Any] = {
-        "both": here.gather(both.grad.unique().tolist()),
-        "one": here.gather(one.grad.unique().tolist()),
-        "none": here.gather(none.grad is None),
+        "both": here.all_gather(both.grad.unique().tolist()),
+        "one": here.all_gather(one.grad.unique().tolist()),
+        "none": here.all_gather(none.grad is None),
     }
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     optimizer = torch.optim.SGD([both], lr=1.0)
     scaler.scale(both.sum() * (float("inf") if here.rank else 1.0)).backward()
-    here.average([both])
+    here.average_gradients([both])
     scaler.step(optimizer)
     scaler.update()
-    found["overflow"] = here.gather([both.detach().unique().tolist(), scaler.get_scale()])
+    found["overflow"] = here.all_gather([both.detach().unique().tolist(), scaler.get_scale()])
     return found
 
 
@@ -120,20 +120,20 @@ def training(here: World, folder: Path) -> dict[str, Any]:
     recipe = load_recipe("toy", (*TINY, "method=cyclegan", "train.ema=0.9", "objective={pool: 2}"))
     found = {}
     for name, parts in (("whole", [None]), ("parts", [3, None])):
-        with here.together():
+        with here.sync_errors():
             run = Run.create(recipe, folder / name) if here.main else Run(folder / name, recipe)
         for steps in parts:
             loop.fit(run, max_steps=steps)
         digest = hashlib.sha256()
         for tensor in sessions[-1].method.state_dict().values():
             digest.update(tensor.numpy().tobytes())
-        found[name] = here.gather(digest.hexdigest())
+        found[name] = here.all_gather(digest.hexdigest())
     return found
 
 
 def main(folder: Path) -> None:
     with world() as here:
-        group = weakref.ref(here._words)
+        group = weakref.ref(here._cpu_group)
         found = {"size": here.size, "words": words(here), "uneven": uneven(here), "losses": {}}
         found["training"] = training(here, folder)
         to_float = torch.Tensor.float  # what is computed in float32 at least stays in float64, as in `double`

@@ -1,7 +1,7 @@
 """The store, and which images a step sees."""
 
 import os
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from qsattn_plugin.data.batches import Store, UnpairedBatches
 from qsattn_plugin.data.folders import Folders
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.preprocess import Preprocess
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.errors import UserError
 
 
@@ -61,8 +61,8 @@ def test_a_spilled_store_equals_one_in_memory(budget, threads, tmp_path):
         progress=lambda done, total: progress.append((done, total)),
     )
     assert isinstance(kept, ImageSet)
-    assert not kept.spilled
-    assert other.spilled == (budget < BYTES)
+    assert kept._file is None
+    assert (other._file is not None) == (budget < BYTES)
     assert progress == [(i + 1, 12) for i in range(12)]
     assert sorted(images.read) == list(range(12))  # each is decoded once
     assert kept.names == other.names == [name for name in images.names if name != "03.png"]
@@ -124,7 +124,7 @@ def test_bad_files_among_good_ones_are_skipped_and_named(tmp_path):
     assert "not a picture" in reasons["text.jpg"]
     assert "1024000 x 256" in reasons["line.png"]
     (folder / "good.png").unlink()
-    with pytest.raises(UserError, match=r"not one of 3 pictures could be read \(cut\.jpg: .*text\.jpg: "):
+    with pytest.raises(UserError, match=r"none of 3 pictures could be read \(cut\.jpg: .*text\.jpg: "):
         Store(Folders(tmp_path).split("trainA"), Preprocess("crop", crop=256))
 
 
@@ -176,6 +176,19 @@ def test_a_batch_holds_the_crops_that_its_indices_name():
     # 20 - 16 + 1 places down, 24 - 16 + 1 across: every image is seen at all of them, both ends included.
     assert tops == {(index, top) for index in range(7) for top in range(5)}
     assert lefts == {(index, left) for index in range(7) for left in range(9)}
+
+
+def test_top_and_left_of_both_domains_are_drawn_independently():
+    # As many places down as across: two that were drawn from one seed would always be equal.
+    batches = UnpairedBatches(store(3, (20, 20)), store(3, (20, 20)), 8, 16, seed=4)
+    steps = [batches.batch(step) for step in range(160)]
+    places = torch.cat([torch.cat((b["A"], b["B"]), dim=1)[:, [1, 2, 4, 5], 0, 0] for b in steps]).long()
+    for first, second in combinations(places.T, 2):
+        counts = torch.bincount(5 * first + second, minlength=25)
+        # 1280 draws of 25 pairs: 51 of each, with a standard deviation of 7.
+        assert len(counts) == 25
+        assert counts.min() > 51 / 2
+        assert counts.max() < 51 * 2
 
 
 @pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (3, 1), (2, 2)])
@@ -237,14 +250,17 @@ def test_numbers_out_of_range_are_refused(arguments, name):
         UnpairedBatches(store(2), store(2), 1, 16, seed=0).batch(-1)
 
 
-def test_mix():
+def test_derive_seed():
     # The first output of splitmix64 for state 0 is published: e220a8397b1dcdaf. A seed is its upper 63 bits.
-    assert mix(0) == 0xE220A8397B1DCDAF >> 1
-    seeds = [mix(*values) for values in [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (-1,), (2**63,), (1, 2, 3), (3, 2, 1)]]
+    assert derive_seed(0) == 0xE220A8397B1DCDAF >> 1
+    seeds = [
+        derive_seed(*values)
+        for values in [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (-1,), (2**63,), (1, 2, 3), (3, 2, 1)]
+    ]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert mix(2**64 + 5) == mix(5)
+    assert derive_seed(2**64 + 5) == derive_seed(5)
     # One changed bit of the input changes half of the 63: 31.5 on average, far from it only if mixing failed.
-    changed = [(mix(7, 1 << bit) ^ mix(7, 0)).bit_count() for bit in range(64)]
+    changed = [(derive_seed(7, 1 << bit) ^ derive_seed(7, 0)).bit_count() for bit in range(64)]
     assert 28 < sum(changed) / 64 < 35
     torch.Generator().manual_seed(max(seeds))

@@ -176,13 +176,13 @@ def test_an_ensemble_is_the_weighted_sum_of_its_judges():
     assert list(ensemble.judges) == ["patchgan", "pixel_1", "pixel_2"]
     together = Adversary(ensemble, HingeGAN(), r1=9.0)
     real, fake, log = images(), images().flip(0), {}
-    judged = together.judge(real, fake, torch.Generator(), log, "_back")
-    fooled = together.fooled_by(fake, torch.Generator(), log)
+    judged = together.discriminator_loss(real, fake, torch.Generator(), log, "_back")
+    fooled = together.generator_loss(fake, torch.Generator(), log)
     expected = torch.zeros(2)
     for (name, judge), weight, slope in zip(ensemble.judges.items(), weights, slopes, strict=True):
         alone, own = Adversary(judge, HingeGAN(), r1=slope), {}
-        expected[0] += weight * alone.judge(real, fake, torch.Generator(), own)
-        expected[1] += weight * alone.fooled_by(fake, torch.Generator(), own)
+        expected[0] += weight * alone.discriminator_loss(real, fake, torch.Generator(), own)
+        expected[1] += weight * alone.generator_loss(fake, torch.Generator(), own)
         assert all(log.pop(f"D_{part}_{name}_back") == own[f"D_{part}"] for part in ("real", "fake"))
         assert log.pop(f"G_GAN_{name}") == own["G_GAN"]
     assert list(log) == ["D_R1_patchgan_back"]
@@ -194,7 +194,7 @@ def test_an_ensemble_is_the_weighted_sum_of_its_judges():
 def test_without_r1_of_its_own_an_ensemble_has_the_method_s():
     ensemble = create("discriminator", "ensemble", of=["pixel", {"type": "pixel", "width": 4}])
     log: dict[str, Tensor] = {}
-    Adversary(ensemble, HingeGAN(), r1=0.1).judge(images(), images(), torch.Generator(), log)
+    Adversary(ensemble, HingeGAN(), r1=0.1).discriminator_loss(images(), images(), torch.Generator(), log)
     assert {"D_R1_pixel_0", "D_R1_pixel_1"} < log.keys()
 
 

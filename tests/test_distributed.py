@@ -20,7 +20,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training import distributed
-from qsattn_plugin.training.distributed import World, check, world
+from qsattn_plugin.training.distributed import World, check_distributable, world
 from qsattn_plugin.training.distributed.launch import launch
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
@@ -66,19 +66,19 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(job, found
 
 def test_what_ranks_tell_each_other(found):
     words = found["words"]
-    assert words["gather"] == [{"rank": 0}, {"rank": 1}]
-    assert words["most"] == [15, 0]
-    assert words["from_main"] == "zero"
-    assert words["mean"] == {"NCE": 0.5, "nonfinite": True, "only": 3.0}
-    assert words["collect"] == [["image-0"], ["image-1"]]
+    assert words["all_gather"] == [{"rank": 0}, {"rank": 1}]
+    assert words["all_reduce_max"] == [15, 0]
+    assert words["broadcast"] == "zero"
+    assert words["all_reduce_mean"] == {"NCE": 0.5, "nonfinite": True, "only": 3.0}
+    assert words["gather_tensors"] == [["image-0"], ["image-1"]]
     first, second = words["errors"]
     assert first == {
         "first": "UserError: the disk is full",
         "second": "UserError: process 1: the disk is full",
         "none": None,
     }
-    assert second["first"] == "Elsewhere: process 0: the disk is full"
-    assert second["second"].startswith("Elsewhere")
+    assert second["first"] == "RemoteError: process 0: the disk is full"
+    assert second["second"].startswith("RemoteError")
     assert second["none"] is None
 
 
@@ -248,9 +248,9 @@ def test_threads_are_divided_unless_they_were_set(monkeypatch, tmp_path):
 )
 def test_what_looks_at_the_whole_batch_is_refused(settings, message):
     method = Session(load_recipe("toy", (*TINY, *settings))).method
-    check(method, World())
+    check_distributable(method, World())
     with pytest.raises(UserError, match=message):
-        check(method, World(0, 2))
+        check_distributable(method, World(0, 2))
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,12 @@ from qsattn_plugin.registry import find
 from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
-from qsattn_plugin.training.feed import Feed
 from qsattn_plugin.training.interrupts import Interrupted
-from qsattn_plugin.training.loop import LossIsNotFinite, Watch, fit
+from qsattn_plugin.training.loader import TrainingLoader
+from qsattn_plugin.training.loop import FiniteGuard, NonFiniteLossError, fit
 from qsattn_plugin.training.methods.cut import QSAttn
 from qsattn_plugin.training.run import Run
-from qsattn_plugin.training.session import OtherGenerator, Session
+from qsattn_plugin.training.session import GeneratorMismatchWarning, Session
 from tests.conftest import TINY
 
 
@@ -225,7 +225,7 @@ def test_weights_that_are_no_numbers_are_not_saved(workplace, monkeypatch):
         return {"NCE": torch.zeros(())}
 
     monkeypatch.setattr(QSAttn, "step", spoil)
-    with pytest.raises(LossIsNotFinite, match=r"the first is heads\.mlp_0\.0"):
+    with pytest.raises(NonFiniteLossError, match=r"the first is heads\.mlp_0\.0"):
         fit(run)
     assert run.checkpoints.path(1).read_bytes() == before
 
@@ -255,7 +255,7 @@ def test_test_images_are_translated_singly_where_a_batch_is_too_large(workplace,
     if fits:
         assert fit(run, max_steps=1) == pytest.approx(whole, rel=1e-4)  # a batch's sums may be in another order
     else:
-        with pytest.raises(UserError, match="too small to translate a test image of 32 x 32 pixels"):
+        with pytest.raises(UserError, match="out of memory on cpu in translating a test image of 32 x 32 pixels"):
             fit(run, max_steps=1)
         assert run.checkpoints.path(1).is_file()
 
@@ -289,9 +289,9 @@ def test_pictures_that_are_seen_whole_get_sides_that_the_generator_takes(workpla
     run = Run.create(recipe, workplace / "run")
     fit(run, max_steps=1)
     multiple = find("generator", name).target(width=4).multiple
-    feed = Feed(recipe, torch.device("cpu"), multiple=multiple)
+    loader = TrainingLoader(recipe, torch.device("cpu"), multiple=multiple)
     assert run.checkpoints.steps() == [1]
-    assert all(side % multiple == 0 for images in feed.step(0)[0].values() for side in images.shape[-2:])
+    assert all(side % multiple == 0 for images in loader.batch(0)[0].values() for side in images.shape[-2:])
 
 
 def test_crops_that_the_generator_cannot_take_are_refused_when_a_run_is_built():
@@ -320,18 +320,18 @@ def test_the_average_follows_the_generator(workplace):
 
 
 def test_watch_names_the_first_step_and_the_losses():
-    watch = Watch()
-    watch.see(1, {"NCE": torch.tensor(1.0), "G_GAN": torch.tensor(1.0), "tap_0/peak": torch.tensor(math.nan)})
-    watch.check()
-    watch.see(2, {"NCE": torch.tensor(math.nan), "G_GAN": torch.tensor(1.0)})
-    watch.see(3, {"NCE": torch.tensor(math.nan), "G_GAN": torch.tensor(math.inf)})
-    with pytest.raises(LossIsNotFinite, match=r"the loss NCE became NaN or infinite at step 2"):
-        watch.check()
+    guard = FiniteGuard()
+    guard.record(1, {"NCE": torch.tensor(1.0), "G_GAN": torch.tensor(1.0), "tap_0/peak": torch.tensor(math.nan)})
+    guard.check()
+    guard.record(2, {"NCE": torch.tensor(math.nan), "G_GAN": torch.tensor(1.0)})
+    guard.record(3, {"NCE": torch.tensor(math.nan), "G_GAN": torch.tensor(math.inf)})
+    with pytest.raises(NonFiniteLossError, match=r"the loss NCE became NaN or infinite at step 2"):
+        guard.check()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(workplace):
     run = build(workplace / "run", "train.lr=1e30", "train.steps=40", "checkpoint={every: 1, keep: 50}")
-    with pytest.raises(LossIsNotFinite, match="became NaN or infinite at step"):
+    with pytest.raises(NonFiniteLossError, match="became NaN or infinite at step"):
         fit(run)
     for step in run.checkpoints.steps():
         tensors, _ = load_tensors(run.checkpoints.path(step), "model/")
@@ -384,7 +384,7 @@ def test_objectives_can_be_exchanged(workplace, settings):
 
 
 def test_an_objective_that_is_not_adversarial_is_refused_where_it_stands():
-    for text, message in (("lsgann", "did you mean 'lsgan'"), ("patchnce", "is no adversarial loss")):
+    for text, message in (("lsgann", "did you mean 'lsgan'"), ("patchnce", "is not an adversarial loss")):
         with pytest.raises(UserError, match=rf"objective\.gan: .*{message}"):
             Session(load_recipe("toy", (*TINY, f"objective.gan={text}")))
 
@@ -422,7 +422,7 @@ def test_a_run_that_is_training_keeps_its_recipe(workplace):
     with run.lock(), pytest.raises(UserError, match="another process is training"):
         build(workplace / "run", "train.steps=30")
     assert (run.folder / "recipe.yaml").read_bytes() == before
-    with pytest.raises(UserError, match="cannot be made: File name too long"):
+    with pytest.raises(UserError, match="cannot be created: File name too long"):
         build(workplace / ("n" * 256))
 
 
@@ -448,10 +448,10 @@ def test_weights_of_another_generator_are_taken_over_with_a_word(workplace):
     first = build(workplace / "first", "generator.norm=none")
     fit(first, max_steps=1)
     start = f"train.init_from={first.checkpoints.path(1)}"
-    with pytest.warns(OtherGenerator, match="was trained as another: norm='none', here 'instance'"):
+    with pytest.warns(GeneratorMismatchWarning, match="has other arguments: norm='none', here 'instance'"):
         Session(build(workplace / "second", "generator.norm=instance", start).recipe)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", OtherGenerator)
+        warnings.simplefilter("error", GeneratorMismatchWarning)
         Session(build(workplace / "third", "generator={norm: none, init_gain: 0.5}", start).recipe)
     with pytest.raises(UserError, match=r"train\.init_from: there is no file"):
         Session(build(workplace / "fourth", "train.init_from=nowhere").recipe)
@@ -478,7 +478,7 @@ def test_pictures_that_are_gone_when_crops_end_cost_no_step(workplace, decaying)
             (workplace / "data").rename(workplace / "elsewhere")
 
     with pytest.raises(UserError, match=r"(?s)the data folder .* does not exist .*\nstep 2 of 4 is saved"):
-        fit(decaying, report=leave)
+        fit(decaying, on_event=leave)
     (workplace / "elsewhere").rename(workplace / "data")
     fit(decaying)
     assert decaying.checkpoints.steps()[-1] == 4
@@ -490,7 +490,7 @@ def test_pictures_that_cannot_be_read_when_crops_end_are_said(workplace, decayin
             for number in range(3):
                 (workplace / f"data/trainA/{number}.png").write_bytes(b"x")
 
-    fit(decaying, report=spoil)
+    fit(decaying, on_event=spoil)
     (entry,) = events(decaying, "images")
     assert entry["images"] == {"A": 1, "B": 4} and [name for name, _ in entry["skipped"]] == [
         f"trainA/{number}.png" for number in range(3)
@@ -507,7 +507,7 @@ def test_a_signal_while_pictures_are_decoded_again_ends_that_at_once(decaying):
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="step 2 of 4 is saved"):
-        fit(decaying, report=ends)
+        fit(decaying, on_event=ends)
     assert decoded == [1]
     whole = Run.create(decaying.recipe, decaying.folder.with_name("whole"))
     fit(whole)

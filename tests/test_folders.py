@@ -119,12 +119,12 @@ def test_every_ending_that_is_found_is_written_and_read(ending, tmp_path):
 
 def test_writing_says_what_is_wrong(tmp_path):
     image = PICTURE
-    with pytest.raises(UserError, match=r"kind '.jpgg'; did you mean '\.jpe?g'"):
+    with pytest.raises(UserError, match=r"format '.jpgg'; did you mean '\.jpe?g'"):
         write_image(image, tmp_path / "x.jpgg")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="could not write"):
         write_image(image, tmp_path / "file/x.png")
     (tmp_path / "taken.png").mkdir()
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="could not write"):
         write_image(image, tmp_path / "taken.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.png"]

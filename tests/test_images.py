@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, read_image
-from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
+from qsattn_plugin.data.pixels import NaNImageError, as_pil, from_tensor, to_channels, to_float
 
 
 def smooth(height=12, width=16):
@@ -217,11 +217,11 @@ BAD = {
     "text": "not a picture",
     "empty": "the file is empty",
     "folder": "is a folder",
-    "pipe": "not an ordinary file",
+    "pipe": "not a regular file",
     "missing": "no such file",
     "truncated": "cut off",
     "bomb": "too large",
-    "values": "values go from 70000 to 70000",
+    "values": "values range from 70000 to 70000",
     "nan": "nan",
 }
 
@@ -286,7 +286,7 @@ def test_floats_are_rounded_and_clipped():
     level = 2 / 255
     values = torch.tensor([-5.0, -1 + 0.49 * level, -1 + 0.51 * level, 1 - 0.51 * level, 1 - 0.49 * level, 5.0])
     assert to_channels(from_tensor(values.reshape(1, 2, 3)), 1).flatten().tolist() == [0, 0, 1, 254, 255, 255]
-    with pytest.raises(ValueError, match=r"^image: holds NaN"):
+    with pytest.raises(NaNImageError, match=r"^image: holds NaN"):
         from_tensor(torch.full((1, 2, 2), float("nan")))
     with pytest.raises(ValueError, match=r"^image: must be float"):
         from_tensor(torch.zeros(1, 2, 2, dtype=torch.uint8))

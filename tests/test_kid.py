@@ -13,7 +13,7 @@ from qsattn_plugin.distances import kernel_distance
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.training.describe import part_table
-from qsattn_plugin.training.kid import KernelDistanceTo, TimmVectors
+from qsattn_plugin.training.kid import KernelDistance, TimmEmbedder
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.translation.apply import translate
@@ -101,7 +101,7 @@ def test_kernel_distance_refuses(a, b, more, argument):
 
 def test_vectors_of_a_timm_model(weights):
     state = torch.get_rng_state()
-    vectors = TimmVectors(MODEL, weights)
+    vectors = TimmEmbedder(MODEL, weights)
     assert torch.equal(torch.get_rng_state(), state)
     images = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = vectors(images)
@@ -117,7 +117,7 @@ def test_vectors_of_a_timm_model(weights):
 def test_zebras_are_nearer_to_zebras_than_their_negatives_are(weights):
     # Weights as they are drawn see little more than brightness and contrast: hence not horses against zebras.
     toy = ToyHorses(size=32, train=12, test=12)
-    distance = KernelDistanceTo(TimmVectors(MODEL, weights), toy.split("testB"), torch.device("cpu"))
+    distance = KernelDistance(TimmEmbedder(MODEL, weights), toy.split("testB"), torch.device("cpu"))
     zebras = [to_float(image) for image in toy.split("trainB")]
     assert distance(zebras) < distance([-zebra for zebra in zebras])
 
@@ -150,7 +150,7 @@ def test_a_run_on_folders_is_scored_and_its_best_kept(workplace, weights):
         "evaluations": 2,
     }
     # The same number from the outside: the saved generator, the pictures, the distance.
-    vectors = TimmVectors(MODEL, weights)
+    vectors = TimmEmbedder(MODEL, weights)
     generator = load(run.folder).generator
     translated = [translate(generator, to_float(image)[None]) for image in toy.split("testA")]
     targets = [to_float(image)[None] for image in toy.split("testB")]

@@ -16,9 +16,9 @@ from benchmarks.soak import outcome
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import load_tensors, read_document
 from qsattn_plugin.storage.checkpoints import Checkpoints
-from qsattn_plugin.training.evaluate import Evaluation
-from qsattn_plugin.training.interrupts import Interrupt, Interrupted
-from qsattn_plugin.training.loop import Progress, fit
+from qsattn_plugin.training.evaluate import Evaluator
+from qsattn_plugin.training.interrupts import Interrupted, StopSignal
+from qsattn_plugin.training.loop import TrainingEvent, fit
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.translation.load import find_weights
 from tests.test_fit import build, events, last_checkpoint
@@ -49,7 +49,7 @@ def test_a_checkpoint_is_never_older_than_the_recipe_allows(workplace):
 def raising(number: int, at: int, times: int = 1):
     """A report for `fit` that sends this process a signal at a step."""
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingEvent) -> None:
         if (progress.kind, progress.step) == ("step", at):
             for _ in range(times):
                 signal.raise_signal(number)
@@ -65,7 +65,7 @@ def test_a_signal_lets_the_step_end_and_saves(workplace, number, code, at):
     whole, run = build(workplace / "whole"), build(workplace / "run")
     fit(whole)
     with pytest.raises(Interrupted, match=rf"step {at} of 4 is saved; `qsattn fit .*run` carries on") as stop:
-        fit(run, report=raising(number, at))
+        fit(run, on_event=raising(number, at))
     assert stop.value.exit_code == code
     assert run.checkpoints.steps()[-1] == at
     end = events(run, "end")[-1]
@@ -81,8 +81,8 @@ def test_a_signal_ends_an_evaluation_which_is_made_good_later(workplace, monkeyp
         signal.raise_signal(signal.SIGTERM)
         return original(self, generator, stop)
 
-    original = Evaluation.__call__
-    monkeypatch.setattr(Evaluation, "__call__", interrupted)
+    original = Evaluator.__call__
+    monkeypatch.setattr(Evaluator, "__call__", interrupted)
     with pytest.raises(Interrupted):
         fit(run)
     assert run.checkpoints.steps() == [2]
@@ -95,7 +95,7 @@ def test_a_signal_ends_an_evaluation_which_is_made_good_later(workplace, monkeyp
 def test_a_second_interrupt_ends_at_once(workplace):
     run = build(workplace / "run")
     with pytest.raises(KeyboardInterrupt) as caught:
-        fit(run, report=raising(signal.SIGINT, 3, times=2))
+        fit(run, on_event=raising(signal.SIGINT, 3, times=2))
     assert caught.type is KeyboardInterrupt
     assert run.checkpoints.steps() == [2]  # nothing more was saved, and what was is whole
     fit(run)
@@ -104,17 +104,17 @@ def test_a_second_interrupt_ends_at_once(workplace):
 
 def test_signals_stay_ignored_where_they_were_and_alone_in_other_threads():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Interrupt() as interrupt:
+    with StopSignal() as stop_signal:
         signal.raise_signal(signal.SIGINT)
-        assert not interrupt
+        assert not stop_signal
         signal.raise_signal(signal.SIGTERM)
-        assert interrupt.signal is signal.SIGTERM
+        assert stop_signal.signal is signal.SIGTERM
     signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = []
 
     def look():
-        with Interrupt() as interrupt:
-            seen.append((bool(interrupt), signal.getsignal(signal.SIGTERM)))
+        with StopSignal() as stop_signal:
+            seen.append((bool(stop_signal), signal.getsignal(signal.SIGTERM)))
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -133,7 +133,7 @@ def test_a_failing_report_is_a_warning_and_no_more(workplace, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("not today")
 
-    monkeypatch.setattr(report_module, "_page", broken)
+    monkeypatch.setattr(report_module, "render_page", broken)
     with pytest.warns(ReportWarning, match=r"report of .*run could not be written \(ZeroDivisionError: not today\)"):
         fit(run)
     assert run.checkpoints.steps() == [2, 4]

@@ -93,7 +93,7 @@ def test_time_counts_the_processes_of_each_start(workplace):
     ("events", "sentence"),
     [
         ([("start", 0), ("train", 2)], "at step 2 of 4"),
-        ([("start", 0), ("train", 2), ("end", 2)], "stopped at step 2 of 4; it can be carried on"),
+        ([("start", 0), ("train", 2), ("end", 2)], "stopped at step 2 of 4; it can be resumed"),
         ([("start", 0), ("train", 2), ("end", 2), ("start", 2), ("train", 3)], "at step 3 of 4"),
         ([("start", 0), ("train", 4), ("end", 4)], "finished after 4 steps"),
     ],

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from qsattn_plugin.cli import main
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.training.loop import Progress, fit
+from qsattn_plugin.training.loop import TrainingEvent, fit
 from qsattn_plugin.training.tensorboard import TensorBoard
 from tests.report_page import build
 
@@ -46,7 +46,7 @@ def test_tensorboard_gets_losses_scores_and_grids(workplace, monkeypatch):
     monkeypatch.setattr(Writer, "made", [])
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     run = build(workplace / "run")
-    fit(run, max_steps=2, report=TensorBoard(run.folder / "tensorboard"))
+    fit(run, max_steps=2, on_event=TensorBoard(run.folder / "tensorboard"))
     done = CliRunner().invoke(main, ["fit", "run", "--tensorboard"])
     assert done.exit_code == 0, done.output
     assert "report: run/report.html" in done.output
@@ -77,5 +77,5 @@ def test_events_that_tensorboard_has_no_use_for_do_nothing(workplace, monkeypatc
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
     board = TensorBoard(workplace)
     for kind in ("decode", "step", "done", "end"):
-        board(Progress(kind, 3, 4, {}))
+        board(TrainingEvent(kind, 3, 4, {}))
     assert Writer.made == []

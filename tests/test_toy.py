@@ -270,7 +270,7 @@ def test_score_functions_check_shapes(truth):
         coat_distance(zebras, horses, zebras[:15], mask[:, 0])
     with pytest.raises(ValueError, match=r"^silhouettes: must be \(16, 64, 64\)"):
         background_change(zebras, horses, mask)
-    with pytest.raises(ValueError, match=r"^silhouettes: hold no 7x7 patch"):
+    with pytest.raises(ValueError, match=r"^silhouettes: contain no 7x7 patch"):
         coat_distance(zebras, horses, zebras, torch.zeros(16, 64, 64))
     with pytest.raises(ValueError, match=r"^silhouettes: leave no background"):
         background_change(zebras, horses, torch.ones(16, 64, 64))

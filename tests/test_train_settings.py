@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training import tuning
-from qsattn_plugin.training.feed import Feed
+from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
 from tests.conftest import TINY
@@ -21,8 +21,8 @@ from tests.test_gradients import build, draws, pictures
 def test_accumulated_steps_see_the_images_of_one_large_batch():
     steps = []
     for settings in (("train.batch_size=4",), ("train.batch_size=2", "train.accumulate=2")):
-        feed = Feed(load_recipe("toy", (*TINY, *settings)), torch.device("cpu"))
-        steps.append([feed.step(step)[0] for step in (0, 1)])
+        loader = TrainingLoader(load_recipe("toy", (*TINY, *settings)), torch.device("cpu"))
+        steps.append([loader.batch(step)[0] for step in (0, 1)])
     for large, divided in zip(*steps, strict=True):
         assert torch.equal(large["A"], divided["A"])
         assert torch.equal(large["B"], divided["B"])

@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_looked_into_is_not_passed_over(workplace, model
 
     monkeypatch.setattr(os, "scandir", locked)
     done = qsattn("in/*", "-m", model, "-o", "out")
-    assert done.exit_code == 1 and "cannot look into in/b/c" in done.output
+    assert done.exit_code == 1 and "cannot read the folder in/b/c" in done.output
 
 
 def test_a_name_that_is_too_long_for_the_disk_does_not_end_the_job(workplace, model):
@@ -388,7 +388,7 @@ def test_a_full_disk_ends_the_job_in_words(workplace, model, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     done = qsattn("in", "-m", model, "-o", "out")
     assert done.exit_code == 1 and len(calls) == 3, "the fourth is not tried"
-    assert "2 pictures written" in done.output and "cannot write out/2.png: No space left on device" in done.output
+    assert "2 pictures written" in done.output and "could not write out/2.png: No space left on device" in done.output
     assert sorted(os.listdir("out")) == ["0.png", "1.png"], "nothing half written stays, hidden or not"
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from qsattn_plugin.data.pixels import NaNImageError
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.generators import Resnet4Blocks, ResnetBlock
@@ -334,5 +335,5 @@ def test_a_generator_of_others_may_describe_itself(norm, tile):
 def test_numbers_that_are_none_do_not_become_black():
     generator = drawn("resnet_4blocks")
     generator.model[1].bias[0] = float("nan")
-    with pytest.raises(ValueError, match="holds NaN"):
+    with pytest.raises(NaNImageError, match="holds NaN"):
         translate_tiled(generator, torch.zeros(3, 64, 64, dtype=torch.uint8), 32)

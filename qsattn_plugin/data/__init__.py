@@ -1,19 +1,19 @@
-"""Images in: reading pictures, datasets, preprocessing, and the batch that a training step sees.
+"""Reading pictures, data sets, preprocessing, and training batches.
 
 ==================  ====================================================================================
 ``images``          one picture file of any kind to a PIL image or a uint8 tensor, and back
-``folders``         the dataset part that reads ``trainA``, ``trainB``, ``testA``, ``testB``
-``preprocess``      the fork world's resize and crop modes
-``store``           every picture decoded once, in memory or spilled to one file
-``batches``         which images, and which crops of them, a step sees
-``seeding``         one seed for each purpose, mixed from integers
-``toy*``            the drawn horses and zebras: the dataset part, its drawing, its score
+``folders``         the data set that reads ``trainA``, ``trainB``, ``testA``, ``testB``
+``preprocess``      the resize and crop modes of CUT and its forks
+``store``           every picture decoded once, in memory or in one file
+``batches``         the images and crops of a training step
+``seeding``         seeds derived from integers, one for each purpose
+``toy*``            drawn horses and zebras: the data set, the drawing, the score
 ``public``          a public data set, step by step: ``catalogue``, ``unpack``, ``cityscapes``
 ``export``          a data set's pictures written as files
 ``parallel``        a function over many items on a few threads
 ==================  ====================================================================================
 
-This module holds the two protocols between them and imports nothing that costs time.
+This module defines their two protocols and imports nothing at run time.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 __all__ = ["SPLITS", "Dataset", "ImageSet"]
 
-#: The splits that a dataset may have, by the fork world's folder names: phase, then domain.
+#: The splits of a data set, named as the folders of CUT: phase, then domain.
 SPLITS = ("trainA", "trainB", "testA", "testB")
 
 
 @runtime_checkable
 class ImageSet(Protocol):
-    """A sequence of images, read when asked for.
+    """A sequence of images, read on access.
 
     ``images[i]`` is a uint8 tensor (C, H, W); sizes may differ between images. It raises
-    :class:`~qsattn_plugin.data.images.UnreadableImage` when image ``i`` cannot be had, which a
-    :class:`~qsattn_plugin.data.store.Store` notes and skips.
+    :class:`~qsattn_plugin.data.images.UnreadableImage` if image ``i`` cannot be read; a
+    :class:`~qsattn_plugin.data.store.Store` then skips it.
 
     Attributes:
-        names: one name for each image, unique within the set; for files the path relative to the split's folder.
-        skipped: (name, reason) of the images that turned out unreadable so far.
+        names: a unique name for each image; for files the path relative to the split's folder.
+        skipped: (name, reason) of the images found unreadable so far.
     """
 
     names: list[str]
@@ -57,19 +57,19 @@ class Dataset(Protocol):
     """A registered part of kind ``dataset``: the images of both domains, for training and for testing.
 
     Attributes:
-        channels: how many channels every image has, 1 to 4.
-        score: ``score(images, direction)`` gives figures for translations, smaller is better, the first one leads;
-            ``None`` where the dataset knows no truth. ``images`` is float (N, C, H, W) in [-1, 1]: translations of the
-            first N test images of the source domain, in order. ``direction`` is ``"AtoB"`` or ``"BtoA"``.
+        channels: the number of channels of every image, 1 to 4.
+        score: ``score(images, direction)`` returns scores of translations by name; smaller is better, the first leads.
+            ``None`` if the data set has no ground truth. ``images`` is float (N, C, H, W) in [-1, 1]: translations of
+            the first N test images of the source domain, in order. ``direction`` is ``"AtoB"`` or ``"BtoA"``.
     """
 
     channels: int
     score: Callable[[Tensor, str], dict[str, float]] | None
 
     def has(self, name: str) -> bool:
-        """Tell whether :meth:`split` can give ``name``, without reading an image."""
+        """Return whether the split ``name`` exists, without reading an image."""
         ...
 
     def split(self, name: str) -> ImageSet:
-        """Give one of :data:`SPLITS`; raise :class:`~qsattn_plugin.errors.UserError` where it is not there."""
+        """Return one of :data:`SPLITS`; raise :class:`~qsattn_plugin.errors.UserError` if it does not exist."""
         ...

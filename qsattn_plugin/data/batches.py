@@ -1,47 +1,46 @@
-"""Which images a training step sees: a pure function of the seed, the step and the rank."""
+"""The images and crops of a training step: a pure function of the seed, the step and the rank."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.errors import UserError
 
 __all__ = ["Store", "UnpairedBatches"]
 
-# What a seed is for; the domain is mixed in beside it.
+# The purposes that seeds are derived for, beside the domain.
 _ORDER, _TOP, _LEFT = 0, 1, 2
 
 
 class UnpairedBatches:
     """Unpaired batches of two domains.
 
-    Every domain is gone through in a random order, again and again, in a new order each time: no image comes twice
-    before all came once. CUT shuffles A only (some of it twice an epoch where B is larger) and draws B with
-    replacement, which leaves out a third of B and more per epoch. Two independent orders give pairs just as random and
-    treat both domains alike.
+    Each domain is shuffled anew for every pass over it, so no image is repeated before all were used once. CUT shuffles
+    only A (part of it twice per epoch if B is larger) and draws B with replacement, which misses a third of B or more
+    per epoch. Two independent orders give pairs just as random and treat both domains alike.
 
-    The images of a step are those with the running numbers step * world * batch_size and following. A rank takes its
-    slice of them, so two ranks at batch b see exactly, crops included, what one rank sees at batch 2b. Nothing is
-    remembered between steps but the two newest orders.
+    A step uses the images with running numbers step * world * batch_size and following. Each rank takes its slice of
+    them, so two ranks with batch size b see exactly, crops included, what one rank sees with batch size 2b. The only
+    state kept between steps are the two newest orders.
 
     Args:
-        store_a: images of domain A, decoded.
-        store_b: images of domain B.
-        batch_size: images of each domain for this rank.
-        crop: side of the random square crop in pixels, or ``None`` to see images whole.
+        store_a: the decoded images of domain A.
+        store_b: the decoded images of domain B.
+        batch_size: images of each domain per step and rank.
+        crop: side of the random square crop in pixels, or ``None`` for whole images.
         seed: the run's seed.
-        rank: this process's number, 0 to world - 1.
-        world: how many processes share a step.
+        rank: this process's rank, 0 to world - 1.
+        world: the number of processes that share a step.
 
     Raises:
-        UserError: images are smaller than the crop; without a crop, a batch would hold images of different sizes.
-        ValueError: a number out of range.
+        UserError: images are smaller than the crop; or, without a crop, a batch would hold images of different sizes.
+        ValueError: an argument is out of range.
 
     Attributes:
-        epoch_steps: steps until the larger domain has been gone through once, as CUT counts epochs, rounded up.
+        epoch_steps: the steps of one pass over the larger domain, rounded up; CUT's epoch.
     """
 
     def __init__(
@@ -65,11 +64,14 @@ class UnpairedBatches:
         self.epoch_steps = -(-max(len(store_a), len(store_b)) // (batch_size * world))
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """Give the batch of step ``step``, counted from 0.
+        """Return the batch of a step, counted from 0.
 
         Returns:
-            ``A`` and ``B``: uint8 (B, C, h, w), newly made; ``index_a`` and ``index_b``: int64 (B,), the indices
-            of the images in their stores.
+            ``A`` and ``B``: uint8 (B, C, h, w), new tensors; ``index_a`` and ``index_b``: int64 (B,), the indices of
+            the images in their stores.
+
+        Raises:
+            ValueError: ``step`` is negative.
         """
         if step < 0:
             raise ValueError(f"step: must be at least 0, got {step}")
@@ -85,7 +87,7 @@ class UnpairedBatches:
 
 
 class _Domain:
-    """One domain's endless order of images and crops, addressed by running number."""
+    """One domain's endless sequence of images and crops, addressed by running number."""
 
     def __init__(self, store: Store, number: int, seed: int):
         self.store = store
@@ -94,7 +96,7 @@ class _Domain:
         self._orders: dict[int, list[int]] = {}
 
     def check(self, letter: str, batch_size: int, crop: int | None) -> None:
-        """Refuse what would fail at some step, before the first one."""
+        """Raise :class:`UserError` if a batch could not be formed at some step."""
         sizes = self.store.sizes
         if crop is not None:
             small = [i for i, size in enumerate(sizes) if min(size) < crop]
@@ -102,32 +104,32 @@ class _Domain:
                 name, (height, width) = self.store.names[small[0]], sizes[small[0]]
                 raise UserError(
                     f"{len(small)} of {len(sizes)} images of domain {letter} are smaller than the crop, {crop} pixels; "
-                    f"the first is {name} with {width} x {height}; take a smaller crop"
+                    f"the first is {name} with {width} x {height}; use a smaller crop"
                 )
         elif batch_size > 1 and len(set(sizes)) > 1:
             other = next(i for i, size in enumerate(sizes) if size != sizes[0])
             shown = " and ".join(f"{self.store.names[i]} with {sizes[i][1]} x {sizes[i][0]}" for i in (0, other))
             raise UserError(
-                f"images of domain {letter} differ in size and cannot share a batch of {batch_size}: {shown}; "
+                f"images of domain {letter} differ in size and cannot form a batch of {batch_size}: {shown}; "
                 "use a preprocess mode with a crop, or batch size 1"
             )
 
     def index(self, number: int) -> int:
-        """The image with a running number: position ``number % n`` in the order of epoch ``number // n``."""
+        """Return the index of a running number: position ``number % n`` in the order of epoch ``number // n``."""
         epoch, position = divmod(number, len(self.store))
         if epoch not in self._orders:
-            while len(self._orders) > 1:  # a batch may lie across two epochs; older orders are not asked for again
+            while len(self._orders) > 1:  # a batch may span two epochs; older orders are no longer needed
                 del self._orders[min(self._orders)]
-            generator = torch.Generator().manual_seed(mix(self._seed, _ORDER, self._number, epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self._seed, _ORDER, self._number, epoch))
             self._orders[epoch] = torch.randperm(len(self.store), generator=generator).tolist()
         return self._orders[epoch][position]
 
     def image(self, index: int, number: int, crop: int | None) -> Tensor:
-        """The image, or its crop for a running number. Seeded by the number, so that it hangs on no rank's place."""
+        """Return the image, or its random crop for a running number, the same on every rank."""
         image = self.store[index]
         if crop is None:
             return image
-        # 63 random bits modulo a few hundred: the bias is below 1e-16, and no generator has to be seeded.
-        top = mix(self._seed, _TOP, self._number, number) % (image.shape[1] - crop + 1)
-        left = mix(self._seed, _LEFT, self._number, number) % (image.shape[2] - crop + 1)
+        # 63 random bits modulo a few hundred: the bias is below 1e-16, and no generator is needed.
+        top = derive_seed(self._seed, _TOP, self._number, number) % (image.shape[1] - crop + 1)
+        left = derive_seed(self._seed, _LEFT, self._number, number) % (image.shape[2] - crop + 1)
         return image[:, top : top + crop, left : left + crop]

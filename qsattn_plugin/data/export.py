@@ -1,4 +1,4 @@
-"""A data set's pictures as files, in the folders that the fork world reads."""
+"""Writing a data set as picture files, in the folder layout of CUT and its forks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qsattn_plugin.data.pixels import as_pil
 def write_dataset(
     dataset: Dataset, root: Path, splits: Iterable[str], progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, int]:
-    """Write each split's pictures into a folder of its name below ``root``; return how many.
+    """Write each split's pictures into ``root/<split>``; return the number of pictures by split.
 
     Args:
-        dataset: gives the splits.
-        root: made where it is not there.
+        dataset: the data set.
+        root: created if missing.
         splits: names such as ``testA``.
         progress: called with 1 after each picture.
 
     Raises:
-        UserError: a split is not there, or a file cannot be written.
+        UserError: a split does not exist, or a file cannot be written.
     """
     counts = {}
     for split in splits:

@@ -1,4 +1,4 @@
-"""The dataset of the fork world: folders of pictures, one for each split."""
+"""The data set layout of CUT and its forks: folders of pictures, one for each split."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from qsattn_plugin.data.pixels import check_channels, to_channels
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 
-__all__ = ["Files", "Folders"]
+__all__ = ["Folders", "ImageFiles"]
 
 
-class Files:
-    """Picture files as an :class:`~qsattn_plugin.data.ImageSet`; each is read anew whenever it is asked for.
+class ImageFiles:
+    """Picture files as an :class:`~qsattn_plugin.data.ImageSet`; a file is read at each access.
 
     Args:
         paths: the files.
         channels: 1 to 4, see :func:`~qsattn_plugin.data.pixels.to_channels`.
-        root: names are relative to this folder; without it they are the paths themselves.
+        root: names are relative to this folder; None uses the paths as names.
+
+    Raises:
+        ValueError: ``channels`` is not 1 to 4.
     """
 
     def __init__(self, paths: Iterable[Path], channels: int = 3, root: Path | None = None):
@@ -34,7 +37,7 @@ class Files:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(name, reason) of the files that could not be read so far, in order."""
+        """(name, reason) of the files that could not be read so far, by index."""
         return [(self.names[index], reason) for index, reason in sorted(self._reasons.items())]
 
     def __len__(self) -> int:
@@ -44,7 +47,7 @@ class Files:
         """Read file ``index``: uint8 (C, H, W).
 
         Raises:
-            UnreadableImage: it cannot be read; ``skipped`` names it from then on.
+            UnreadableImage: it cannot be read; it is added to ``skipped``.
         """
         try:
             return to_channels(read_image(self.paths[index]), self.channels)
@@ -57,18 +60,18 @@ class Files:
 class Folders:
     """Pictures in ``trainA``, ``trainB``, ``testA`` and ``testB`` below one folder.
 
-    Folders below those are looked through as well. Where ``testA`` or ``testB`` is missing, ``valA`` or ``valB``
-    serves, as in CUT; where that is missing too, there is nothing to evaluate on, which does not hinder training.
+    Subfolders are searched as well. If ``testA`` or ``testB`` is missing, ``valA`` or ``valB`` is used, as in CUT;
+    without those, training works, but there are no images to evaluate on.
 
     Args:
-        root: the folder that holds the splits.
+        root: the folder with the splits.
         channels: channels of every image: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
 
     Raises:
-        ValueError: ``channels`` is none of 1 to 4.
+        ValueError: ``channels`` is not 1 to 4.
     """
 
-    #: Real pictures come without the truth, so there is nothing to score against.
+    #: Real pictures have no ground truth to score against.
     score = None
 
     def __init__(self, root: Path, channels: int = 3):
@@ -84,20 +87,20 @@ class Folders:
         return None
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a folder for the split ``name``."""
+        """Return whether there is a folder for the split ``name``."""
         return self._place(name) is not None
 
-    def split(self, name: str) -> Files:
-        """Give the pictures of a split; none of them is read yet.
+    def split(self, name: str) -> ImageFiles:
+        """Return the pictures of a split; none of them is read yet.
 
         Raises:
-            UserError: the root or the split's folder is missing, or holds no pictures.
-            ValueError: ``name`` is no split's name.
+            UserError: the root or the split's folder is missing, or has no pictures.
+            ValueError: ``name`` is not the name of a split.
         """
         folder = self._place(name)
         if folder is None:
             raise UserError(self._missing(name))
-        return Files(find_images(folder), self.channels, root=folder)
+        return ImageFiles(find_images(folder), self.channels, root=folder)
 
     def _missing(self, name: str) -> str:
         if not self.root.is_dir():
@@ -114,7 +117,7 @@ class Folders:
 
 
 def _folders(place: Path) -> list[str]:
-    """The names of the folders in ``place``, sorted, as printable text; none where it may not be read."""
+    """Return the names of the folders in ``place``, sorted and printable; empty if it cannot be read."""
     try:
         return sorted(show(entry.name) for entry in os.scandir(place) if entry.is_dir())
     except OSError:

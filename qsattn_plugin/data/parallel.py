@@ -1,4 +1,4 @@
-"""A function over many files on several threads, in order: decoding pictures leaves Python's lock free."""
+"""A function over many items on several threads, in order; decoding pictures releases Python's lock."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["each"]
+__all__ = ["threaded_map"]
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def each(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
-    """Yield ``function(item)`` for every item, in order; only a few are begun ahead of what was asked for.
+def threaded_map(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
+    """Yield ``function(item)`` for every item, in order; only a few calls run ahead of the consumer.
 
-    >>> from qsattn_plugin.data.parallel import each
-    >>> list(each(abs, [-1, 2, -3]))
+    >>> from qsattn_plugin.data.parallel import threaded_map
+    >>> list(threaded_map(abs, [-1, 2, -3]))
     [1, 2, 3]
 
     Args:
         function: called on several threads.
-        items: read as they are needed.
-        threads: how many; None takes the cores there are, 8 at most.
+        items: read as needed.
+        threads: the number of threads; None uses one per core, at most 8.
     """
     threads = threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
@@ -36,6 +36,6 @@ def each(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | N
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # after an error, what has not begun is not begun any more
+        finally:  # after an error, calls that have not started are cancelled
             for future in waiting:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""One picture as a tensor and back: channels, ranges, and bytes."""
+"""Pictures as tensors and back: channels, ranges, and bytes."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["as_pil", "check_channels", "from_tensor", "memory_of", "to_channels", "to_float"]
+__all__ = ["NaNImageError", "as_pil", "check_channels", "from_tensor", "memory_of", "to_channels", "to_float"]
 
-#: Channels to what Pillow calls the mode.
+#: Number of channels -> Pillow's mode.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
+class NaNImageError(ValueError):
+    """An image contains NaN, which no pixel value can represent."""
+
+
 def check_channels(channels: int) -> int:
-    """Return ``channels`` if images can have that many, or raise :class:`ValueError`."""
+    """Return ``channels``; raise :class:`ValueError` if it is not 1 to 4."""
     if channels not in _MODES:
         raise ValueError(f"channels: must be 1, 2, 3 or 4, got {channels}")
     return channels
 
 
 def to_channels(image: Image.Image, channels: int) -> Tensor:
-    """Turn a picture into a uint8 tensor (C, H, W) with the channels asked for.
+    """Convert a picture to a uint8 tensor (C, H, W) with a number of channels.
 
-    1 is luminance (ITU-R 601, as Pillow), 2 luminance and alpha, 3 RGB, 4 RGBA. Alpha that is asked for and not there
-    is 255, opaque. Alpha that is there and not asked for is *dropped*, not composited on a background: the colours
-    behind transparent pixels appear, as in the forks' ``convert("RGB")``, so that trained weights see the same input.
+    1 is luminance (ITU-R 601, as Pillow), 2 luminance and alpha, 3 RGB, 4 RGBA. Missing alpha becomes 255, opaque.
+    Surplus alpha is *dropped*, not composited on a background: the colours of transparent pixels appear, as with
+    ``convert("RGB")`` in CUT and its forks, so that trained weights see the same input.
 
     Args:
-        image: any mode; :func:`~qsattn_plugin.data.images.read_image` gives what converts without loss.
+        image: of any mode; those of :func:`~qsattn_plugin.data.images.read_image` convert without loss.
         channels: 1 to 4.
 
     Raises:
-        ValueError: ``channels`` is none of 1 to 4.
+        ValueError: ``channels`` is not 1 to 4.
     """
     mode = _MODES[check_channels(channels)]
     image = image if image.mode == mode else image.convert(mode)
@@ -42,10 +46,10 @@ def to_channels(image: Image.Image, channels: int) -> Tensor:
 
 
 def as_pil(pixels: Tensor) -> Image.Image:
-    """Turn a uint8 tensor (C, H, W), C from 1 to 4, into a picture: the inverse of :func:`to_channels`.
+    """Convert a uint8 tensor (C, H, W), C from 1 to 4, to a picture: the inverse of :func:`to_channels`.
 
     Raises:
-        ValueError: not uint8, not three axes, or a number of channels that no picture has.
+        ValueError: the tensor is not uint8, or has another shape.
     """
     if pixels.dtype != torch.uint8 or pixels.dim() != 3:
         raise ValueError(f"pixels: must be uint8 (C, H, W), got {pixels.dtype} {tuple(pixels.shape)}")
@@ -60,28 +64,28 @@ def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def from_tensor(image: Tensor) -> Image.Image:
-    """Turn a float image (C, H, W) in [-1, 1] into a picture; values beyond are clipped, others rounded to nearest.
+    """Convert a float image (C, H, W) in [-1, 1] to a picture; values outside are clipped, others rounded to nearest.
 
-    The inverse of :func:`to_float`: every one of the 256 levels comes back as itself, from float16 and bfloat16 too
-    where they can hold it.
+    The inverse of :func:`to_float`: all 256 levels are preserved, as far as float16 and bfloat16 can represent them.
 
     Args:
         image: C from 1 to 4.
 
     Raises:
-        ValueError: not a floating image of three axes, or it holds NaN, which no grey level would show as such.
+        NaNImageError: the image contains NaN.
+        ValueError: the image is not floating or not (C, H, W).
     """
     if not image.is_floating_point() or image.dim() != 3:
         raise ValueError(f"image: must be float (C, H, W) in [-1, 1], got {image.dtype} {tuple(image.shape)}")
     image = image.detach().float()
     if image.isnan().any():
-        raise ValueError("image: holds NaN")
+        raise NaNImageError("image: holds NaN")
     return as_pil(((image + 1) * 127.5).clamp(0, 255).round().to(torch.uint8))
 
 
 def memory_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor on the CPU, to read and to write, for as long as the tensor is kept.
+    """Return a writable view of a contiguous CPU tensor's bytes, valid as long as the tensor exists.
 
-    Without numpy, which torch.hub's users may not have.
+    It needs no numpy, which users of torch.hub may not have.
     """
     return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")

@@ -1,4 +1,4 @@
-"""The fork world's preprocess modes: a resize that is done once, and a crop that is drawn anew at every step."""
+"""The preprocess modes of CUT and its forks: a resize that is done once, and a random crop at every step."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ Mode = Literal[
     "none",
 ]
 
-#: No resize makes a picture with more pixels than this; only pictures much longer than wide come near it.
-MOST_PIXELS = 1 << 27
+#: The most pixels of a resized picture; only extreme aspect ratios come near it.
+MAX_PIXELS = 1 << 27
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resizes an image, and says how large the crop is that a step then takes of it.
+    """Resizes images, and defines the size of the crop that a training step takes.
 
-    Calling it does the part that is the same at every step, with Pillow's antialiased bicubic filter. For a picture of
-    width x height w x h:
+    Calling it does the resize, with Pillow's antialiased bicubic filter. For a picture of width w and height h:
 
     ============================  ===========================================  ===================
-    mode                          after the call                               a step sees
+    mode                          after the call                               a step uses
     ============================  ===========================================  ===================
     ``resize_and_crop``           resize x resize, proportions not kept        crop x crop
     ``crop``                      w x h                                        crop x crop
@@ -46,21 +45,21 @@ class Preprocess:
     ``none``                      w x h                                        all of it
     ============================  ===========================================  ===================
 
-    As in CUT, ``scale_shortside`` enlarges small pictures and leaves larger ones alone, and pictures that are seen
-    whole get sides rounded to a multiple of 4, which two halvings ask for, or of what the generator takes. Unlike in
-    CUT, a picture that is too small for the crop is enlarged just enough for it with its proportions kept (CUT
-    stretches or fails), and ``scale_width`` keeps the proportions of all (CUT stretches pictures that come out lower
-    than the crop, which it does not take there).
+    As in CUT, ``scale_shortside`` enlarges small pictures and keeps larger ones, and the sides of pictures that are not
+    cropped are rounded to a multiple: 4 for two downsampling layers, or what the generator needs. Unlike in CUT, a
+    picture that is too small for the crop is enlarged to fit it with its aspect ratio kept (CUT stretches it or fails),
+    and ``scale_width`` always keeps the aspect ratio (CUT stretches pictures that become lower than ``crop``, although
+    this mode takes no crop).
 
     Args:
-        mode: one of the table's.
-        resize: pixels; not used by ``crop`` and ``none``.
-        crop: side of the square crop in pixels, a multiple of 4; not used by the modes without ``crop`` in their name.
-        multiple: of what sides are that are seen whole.
-        centre: take the crop from the middle in the call itself, for evaluation; see :meth:`for_test`.
+        mode: a mode of the table.
+        resize: in pixels; not used by ``crop`` and ``none``.
+        crop: side of the square crop in pixels, a multiple of 4; only used by modes with ``crop`` in their name.
+        multiple: sides of pictures that are not cropped are rounded to a multiple of it.
+        centre: take a centre crop in the call itself; see :meth:`for_test`.
 
     Raises:
-        ValueError: an unknown mode, a size below 1, a crop that is no multiple of 4 or larger than what it is taken of.
+        ValueError: the mode is unknown, a size is below 1, or the crop is not a multiple of 4 or exceeds ``resize``.
     """
 
     mode: Mode = "resize_and_crop"
@@ -82,20 +81,20 @@ class Preprocess:
 
     @property
     def crop_size(self) -> int | None:
-        """Side of the square crop in pixels, or ``None`` where images are seen whole."""
+        """Side of the square crop in pixels, or ``None`` in modes without a crop."""
         return self.crop if self.mode.endswith("crop") else None
 
     def for_test(self) -> Preprocess:
-        """Give the version without chance, for evaluation.
+        """Return the deterministic version, for evaluation.
 
-        As CUT's tests, which set their load size to the crop size: ``resize_and_crop`` gives the whole picture squeezed
-        to crop x crop. The other modes with a crop scale to the crop size and take the middle where CUT takes a random
-        place, so they give crop x crop too. The modes without a crop give the same as in training.
+        As in CUT's tests, which set the load size to the crop size, ``resize_and_crop`` resizes the whole picture to
+        crop x crop. The other modes with a crop scale to the crop size and take a centre crop, where CUT takes a random
+        one. The modes without a crop are unchanged.
         """
         return self if self.crop_size is None else replace(self, resize=self.crop, centre=True)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Give (width, height) after the resize, before any crop."""
+        """Return (width, height) after the resize, before any crop."""
         w, h = width, height
         if self.mode == "resize_and_crop":
             w = h = self.resize
@@ -110,29 +109,28 @@ class Preprocess:
         return w, h
 
     def _rounded(self, side: int) -> int:
-        """Round to the nearest multiple, at least once that; halves go to the even multiple, as in CUT."""
+        """Round to the nearest positive multiple; halves go to the even multiple, as in CUT."""
         return max(self.multiple, round(side / self.multiple) * self.multiple)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Do the part that is the same at every step.
+        """Resize an image, and take the centre crop if ``centre`` is set.
 
         Args:
             image: uint8 (C, H, W), C from 1 to 4; with 2 or 4 channels the last one is alpha, and colours are weighted
-                by it as Pillow does.
+                by it, as in Pillow.
 
         Returns:
-            uint8 (C, H', W') with (W', H') by :meth:`size`, or (C, crop, crop) where ``centre`` is set in a mode with
-            crop.
+            uint8 (C, H', W') with (W', H') from :meth:`size`; (C, crop, crop) with ``centre`` in a mode with a crop.
 
         Raises:
-            UnreadableImage: the picture is so much longer than wide that enlarging it would take over 128 megapixels.
+            UnreadableImage: the resized picture would have more than :data:`MAX_PIXELS` pixels.
         """
         channels, height, width = image.shape
         w, h = self.size(width, height)
         if (w, h) != (width, height):
-            if w * h > MOST_PIXELS:
+            if w * h > MAX_PIXELS:
                 raise UnreadableImage(
-                    f"{width} x {height} pixels would have to become {w} x {h}: cut it to shape first"
+                    f"{width} x {height} pixels would have to become {w} x {h}: crop the picture first"
                 )
             image = to_channels(as_pil(image).resize((w, h), Image.Resampling.BICUBIC), channels)
         if self.centre and self.crop_size is not None:

@@ -1,19 +1,18 @@
-"""A store: every image of a set decoded once and kept as uint8, in memory or, beyond a budget, in one file."""
+"""A store of decoded images: every image of a set decoded once and kept as uint8, in memory or in one file."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from qsattn_plugin.data import ImageSet
 from qsattn_plugin.data.images import UnreadableImage
+from qsattn_plugin.data.parallel import threaded_map
 from qsattn_plugin.errors import UserError
 
 __all__ = ["Store"]
@@ -24,29 +23,30 @@ _THREADS = 4
 class Store:
     """The readable images of a set, decoded and prepared once; itself an :class:`~qsattn_plugin.data.ImageSet`.
 
-    ``store[i]`` is a uint8 tensor (C, H, W) that belongs to the store: read it, do not write to it. Indices run over
-    the images that could be read. While these take at most ``budget`` bytes they lie in memory. Beyond that all of them
-    lie in one file, which has no name and goes with the store; it is read by ``pread``, since pages of a mapped file
-    count as this process's memory. The bytes are the same either way.
+    ``store[i]`` is a uint8 tensor (C, H, W) that must not be written to. Indices run over the images that could be
+    read. Up to ``budget`` bytes, images are kept in memory; beyond that, all of them are kept in one unnamed file,
+    which is deleted with the store. It is read by ``pread``, since pages of a memory-mapped file count as this
+    process's memory.
 
     Args:
-        images: what to read.
-        prepare: done to each image once, e.g. a :class:`~qsattn_plugin.data.preprocess.Preprocess`; uint8 (C, H, W) in
-            and out. It may raise :class:`~qsattn_plugin.data.images.UnreadableImage` to have an image skipped.
-        budget: bytes of memory for the images of this store; 0 spills always.
-        spill_to: the folder for the file; by default the system's folder for temporary files.
-        threads: how many images are decoded at once, at most 4.
+        images: the images to read.
+        prepare: applied to each image once, e.g. a :class:`~qsattn_plugin.data.preprocess.Preprocess`; uint8 (C, H, W)
+            in and out. It may raise :class:`~qsattn_plugin.data.images.UnreadableImage` to skip an image.
+        limit: read only the first so many images.
+        budget: the most bytes of images kept in memory; 0 always uses the file.
+        spill_to: the folder of the file; by default the system's folder for temporary files.
+        threads: the number of images decoded at once, at most 4.
         progress: called as ``progress(done, total)`` after each image, from this thread.
 
     Raises:
-        UserError: not one image could be read, or the file could not be written.
+        UserError: no image could be read, or the file could not be written.
 
     Attributes:
         names: the images' names, in order.
         sizes: their (height, width).
         skipped: (name, reason) of the images that could not be read.
-        nbytes: bytes of all images together.
-        channels: the channels of every image.
+        nbytes: the bytes of all images.
+        channels: the number of channels of every image.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Store:
         images: ImageSet,
         prepare: Callable[[Tensor], Tensor] | None = None,
         *,
+        limit: int | None = None,
         budget: int = 8 << 30,
         spill_to: str | os.PathLike | None = None,
         threads: int = _THREADS,
@@ -67,17 +68,26 @@ class Store:
         self._memory: list[Tensor] = []
         self._offsets: list[int] = []
         self._file: int | None = None
-        for done, (name, image) in enumerate(_decoded(images, prepare, threads), start=1):
+
+        def decode(index: int) -> Tensor | UnreadableImage:
+            try:
+                return images[index] if prepare is None else prepare(images[index])
+            except UnreadableImage as error:
+                return error
+
+        count = len(images) if limit is None else min(limit, len(images))
+        decoded = threaded_map(decode, range(count), max(1, min(threads, _THREADS, os.cpu_count() or 1)))
+        for index, image in enumerate(decoded):
             if isinstance(image, UnreadableImage):
-                self.skipped.append((name, image.reason))
+                self.skipped.append((images.names[index], image.reason))
             else:
-                self._add(name, image, budget, spill_to)
+                self._add(images.names[index], image, budget, spill_to)
             if progress is not None:
-                progress(done, len(images))
+                progress(index + 1, count)
         if not self.names:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
-            raise UserError(f"not one of {len(images)} pictures could be read ({shown}{more})")
+            raise UserError(f"none of {count} pictures could be read ({shown}{more})")
 
     def _add(self, name: str, image: Tensor, budget: int, spill_to: str | os.PathLike | None) -> None:
         if image.dtype != torch.uint8 or image.dim() != 3:
@@ -112,17 +122,12 @@ class Store:
                 f"cannot keep decoded images in {place}: {error.strerror}; give another folder or a larger budget"
             ) from error
 
-    @property
-    def spilled(self) -> bool:
-        """Whether the images lie in a file instead of memory."""
-        return self._file is not None
-
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Give image ``index``: uint8 (C, H, W)."""
-        index = range(len(self))[index]  # an IndexError of the usual kind, and negative indices
+        """Return image ``index``: uint8 (C, H, W)."""
+        index = range(len(self))[index]  # raises the usual IndexError, and supports negative indices
         if self._file is None:
             return self._memory[index]
         height, width = self.sizes[index]
@@ -131,42 +136,13 @@ class Store:
         while len(pixels) < count:
             read = os.pread(self._file, count - len(pixels), offset + len(pixels))
             if not read:
-                raise OSError(f"the file of decoded images ends before image {index}")
+                raise OSError(f"the file of decoded images is cut off before image {index}")
             pixels += read
         return torch.frombuffer(pixels, dtype=torch.uint8).reshape(self.channels, height, width)
 
 
-def _decoded(
-    images: ImageSet, prepare: Callable[[Tensor], Tensor] | None, threads: int
-) -> Iterator[tuple[str, Tensor | UnreadableImage]]:
-    """Decode in a few threads and give (name, image or what was wrong with it) in order."""
-
-    def one(index: int) -> Tensor | UnreadableImage:
-        try:
-            image = images[index]
-            return image if prepare is None else prepare(image)
-        except UnreadableImage as error:
-            return error
-
-    threads = max(1, min(threads, _THREADS, os.cpu_count() or 1))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    try:
-        # A short queue: decoded images that wait to be written must not fill the memory that the file is to save.
-        waiting: deque = deque()
-        todo = iter(range(len(images)))
-        for index in todo:
-            waiting.append((index, pool.submit(one, index)))
-            if len(waiting) >= 4 * threads:
-                done, future = waiting.popleft()
-                yield images.names[done], future.result()
-        for done, future in waiting:
-            yield images.names[done], future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def _nameless_file(folder: str | os.PathLike | None) -> int:
-    """Open a new file for reading and writing that no folder lists: it ends with its descriptor."""
+    """Open a new unnamed file for reading and writing; closing its descriptor deletes it."""
     try:
         if folder is not None:
             os.makedirs(folder, exist_ok=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import opened, read_image
+from qsattn_plugin.data.images import open_image, read_image
 from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import Pictures, partners
@@ -136,7 +136,7 @@ class LabelMaps:
 
 def _numbers(path: Path) -> Tensor | None:
     """The numbers in a file of one channel, int64 (H, W); None where it holds colours."""
-    with opened(path) as picture:
+    with open_image(path) as picture:
         if picture.mode not in ("L", "P", "I", "I;16"):
             return None
         if picture.mode == "P" and not _is_grey(picture):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from qsattn_plugin.data.images import find_images, read_image, show, write_image
-from qsattn_plugin.data.pixels import to_channels
+from qsattn_plugin.data.pixels import NaNImageError, to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.files import identity
 from qsattn_plugin.translation.load import Translator
@@ -182,9 +182,7 @@ def translate_pictures(
         pictures = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in batch]
         try:
             results = translator.translate(pictures)
-        except ValueError as error:
-            if "holds NaN" not in str(error):
-                raise
+        except NaNImageError as error:
             first = show(source.paths[len(written)])
             raise UserError(f"{first}: the model gave numbers that are none (NaN); nothing can be scored") from error
         for result in results:

@@ -1,1 +1,1 @@
-"""Training: methods (what one step does), runs (folders on disk), checkpoints, and the loop that ties them together."""
+"""Training: methods (one step), runs (folders on disk), distributed processes, reports, and the loop."""

@@ -11,46 +11,45 @@ from torch import Tensor
 from qsattn_plugin.training.run import Run
 
 
-class Best:
-    """Follows the first score of every evaluation, and keeps the weights that had its smallest value.
+class BestWeights:
+    """Tracks the first score of every evaluation and keeps the weights with its smallest value.
 
-    A score that is the smallest of many looks is smaller than the next look would be: what is kept says, beside the
-    score, how many evaluations it was picked from.
+    The smallest of many scores is biased downwards, so the number of evaluations it was picked from is kept with it.
 
     Args:
-        run: where the weights are kept (``checkpoints/best.safetensors``), and where the log counts evaluations.
+        run: holds the weights (``checkpoints/best.safetensors``) and the log of earlier evaluations.
     """
 
     def __init__(self, run: Run):
         self.checkpoints = run.checkpoints
-        #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from}; empty at first.
-        self.found: dict[str, Any] = self.checkpoints.best_of()
+        #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from}, or empty.
+        self.best: dict[str, Any] = self.checkpoints.best_of()
         self.evaluations = sum(bool(event.get("scores")) for event in run.events("evaluate"))
 
-    def see(
+    def update(
         self, step: int, scores: dict[str, float], state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
     ) -> dict[str, Any] | None:
-        """Take note of an evaluation; write the weights where its first score is smaller than every one before.
+        """Record an evaluation; write the weights if its first score is smaller than all before.
 
         Args:
-            step: of the weights.
+            step: the step of the weights.
             scores: smaller is better, the first one counts.
-            state: gives what to write, tensors and document.
+            state: returns the tensors and the document to write.
 
         Returns:
-            The best so far and how many evaluations it was picked from; None where there are no scores.
+            The best so far and how many evaluations it was picked from; None if there are no scores.
 
         Raises:
-            WriteFailed: the weights could not be written; those before are still there.
+            WriteFailed: the weights could not be written; the previous best is unchanged.
         """
         if not scores:
             return None
         self.evaluations += 1
         name, value = next(iter(scores.items()))
-        # Another score leads than the one that the file was picked by: the recipe's evaluation was changed.
-        lowest = self.found.get("value", math.inf) if self.found.get("score") == name else math.inf
+        # The leading score differs from the file's if the recipe's evaluation was changed: start over.
+        lowest = self.best.get("value", math.inf) if self.best.get("score") == name else math.inf
         if value < lowest:
-            self.found = {"score": name, "value": value, "step": step, "evaluations": self.evaluations}
+            self.best = {"score": name, "value": value, "step": step, "evaluations": self.evaluations}
             tensors, document = state()
-            self.checkpoints.save_best(step, tensors, {**document, "scores": scores, "best": self.found})
-        return {**self.found, "evaluations": self.evaluations}
+            self.checkpoints.save_best(step, tensors, {**document, "scores": scores, "best": self.best})
+        return {**self.best, "evaluations": self.evaluations}

@@ -1,4 +1,4 @@
-"""The networks and other parts that a recipe names, built for training, and asked whether they fit together."""
+"""Building the parts that a recipe names for training, and checking that they fit together."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.augmentations import Augmentations
 from qsattn_plugin.registry.recipe import Recipe
 
-__all__ = ["RecipeParts", "augmentations"]
+__all__ = ["RecipeParts", "augmentations", "side_multiple"]
 
 
 class RecipeParts:
-    """Builds what a recipe names, as often as a method asks (:class:`qsattn_plugin.training.methods.base.Parts`)."""
+    """Builds a recipe's parts for a method; implements :class:`qsattn_plugin.training.methods.base.Parts`."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
@@ -25,19 +25,19 @@ class RecipeParts:
 
     def generator(self) -> nn.Module:
         network = self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
-        shape, multiple = self._seen("augmentations"), getattr(network, "multiple", 1)
+        shape, multiple = self._shape("augmentations"), side_multiple(network)
         for side in shape[2:]:
             if side % multiple:
                 what = f"{self.recipe.generator.type} takes multiples of {multiple} pixels, got {side}"
-                raise self.recipe.error(self._decides(shape, "augmentations"), what)
-        return self._sized(network, shape, "augmentations")
+                raise self.recipe.error(self._shape_key(shape, "augmentations"), what)
+        return self._checked(network, shape, "augmentations")
 
     def discriminator(self) -> nn.Module:
         sections = ("augmentations", "discriminator_augmentations")
-        shape = self._seen(*sections)
+        shape = self._shape(*sections)
         size = max(shape[2:], default=self.recipe.data.crop)
         network = self.recipe.build("discriminator", in_channels=self.channels, size=size)
-        return self._sized(network, shape, *sections)
+        return self._checked(network, shape, *sections)
 
     def encoder(self, generator: nn.Module) -> nn.Module:
         made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
@@ -45,7 +45,7 @@ class RecipeParts:
         if lacking:
             name = self.recipe.encoder.type
             raise self.recipe.error(
-                "encoder.type", f"{name} does not say its {', '.join(lacking)}: a list each, one a tap"
+                "encoder.type", f"{name} lacks the attributes {', '.join(lacking)}: each a list with one entry per tap"
             )
         return made
 
@@ -56,14 +56,14 @@ class RecipeParts:
         sampler = self.recipe.build("sampler")
         if not hasattr(sampler, "attentive"):
             return sampler
-        try:  # a tap that the encoder does not give is a mistake to hear of now, not at the first step
+        try:  # report a tap that the encoder does not have now, not at the first step
             sampler.attentive([torch.empty(1, 1, 1, 1)] * len(taps), [str(tap) for tap in taps])
         except UserError as error:
             raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
         return sampler
 
-    def _seen(self, *sections: str) -> tuple[int, ...]:
-        """Return the shape of two images, cropped and then augmented by these sections; () where each has its own."""
+    def _shape(self, *sections: str) -> tuple[int, ...]:
+        """Return the shape of two images after the crop and these augmentations; () if images are not cropped."""
         data = self.recipe.data
         if "crop" not in data.preprocess:
             return ()
@@ -74,31 +74,39 @@ class RecipeParts:
             before = tuple(images.shape[2:])
             parts = augmentations(self.recipe, section)
             try:
-                with torch.random.fork_rng(devices=[]):  # somebody's part may draw from the global generator
+                with torch.random.fork_rng(devices=[]):  # a custom part may draw from the global generator
                     images = parts(images, torch.Generator().manual_seed(0))
-            except Exception as error:  # of kornia, about sizes; or of somebody's own part, about anything
+            except Exception as error:  # kornia's, about sizes; or any of a custom part
                 what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 text = f"cannot be applied to images of {before[0]} x {before[1]} pixels: {what}"
                 raise self.recipe.error(section, text) from error
         return tuple(images.shape)
 
-    def _decides(self, shape: tuple[int, ...], *sections: str) -> str:
-        """Return the recipe's key by which images have this shape: the crop's, or the last section with entries."""
+    def _shape_key(self, shape: tuple[int, ...], *sections: str) -> str:
+        """Return the recipe's key that determines this shape: ``data.crop``, or the last section with entries."""
         if shape[2:] == (self.recipe.data.crop,) * 2:
             return "data.crop"
         return next((s for s in reversed(sections) if getattr(self.recipe, s)), "data.crop")
 
-    def _sized(self, network: nn.Module, shape: tuple[int, ...], *sections: str) -> nn.Module:
-        """Return the network, having asked it whether it takes images of the size that it will be trained with."""
+    def _checked(self, network: nn.Module, shape: tuple[int, ...], *sections: str) -> nn.Module:
+        """Return the network if it accepts the training size.
+
+        Raises:
+            RecipeError: it does not."""
         if shape:
-            ghost = copy.deepcopy(network).to("meta")  # shapes alone: nothing is computed
+            ghost = copy.deepcopy(network).to("meta")  # shapes only: nothing is computed
             try:
                 ghost(torch.empty(shape, device="meta"))
             except ValueError as error:
-                raise self.recipe.error(self._decides(shape, *sections), str(error)) from error
+                raise self.recipe.error(self._shape_key(shape, *sections), str(error)) from error
             except Exception:
-                pass  # somebody's part that cannot work on shapes alone; it has its say at the first step
+                pass  # a custom part that cannot run on the meta device; its errors show at the first step
         return network
+
+
+def side_multiple(generator: nn.Module) -> int:
+    """Return what the sides of a generator's images must be multiples of; 1 if it does not say."""
+    return getattr(generator, "multiple", 1)
 
 
 def augmentations(recipe: Recipe, section: str) -> Augmentations:

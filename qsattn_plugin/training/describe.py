@@ -1,4 +1,4 @@
-"""What a recipe amounts to, in a table."""
+"""A table of the parts that a recipe builds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from qsattn_plugin.training.session import Session
 
 
 def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
-    """Build every part of a recipe once and return rows of role, part, parameters and what it is.
+    """Build every part of a recipe once; return rows of role, type, parameter count and summary, the header first.
 
     Raises:
-        UserError: something in the recipe cannot be built.
+        UserError: a part of the recipe cannot be built.
     """
     session = Session(recipe)
     check_kid(recipe)
@@ -28,7 +28,7 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
         count = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
         rows.append((role, times + name, f"{count:,}" if count else "-", find(kind, name).summary))
 
-    # Training needs both of its splits; a missing one raises here. Test images are optional.
+    # A missing training split raises below; test images are optional.
     splits = ["trainA", "trainB", *(s for s in ("testA", "testB") if dataset.has(s))]
     add("method", "method", recipe.method, None)
     try:
@@ -46,7 +46,7 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
             add(role, role, recipe.part(role).type, several, times)
     if "heads" in networks:
         heads = sum(p.numel() for p in networks["heads"].parameters())
-        rows.append(("heads", "", f"{heads:,}", "One two-layer MLP a tap."))
+        rows.append(("heads", "", f"{heads:,}", "One two-layer MLP per tap."))
     for spec in recipe.augmentations:
         add("augmentation", "augmentation", spec.type, None)
     for spec in recipe.discriminator_augmentations:

@@ -1,4 +1,4 @@
-"""A running average of a network's weights: steadier than any single step's."""
+"""The exponential moving average of a network's weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 
 
 class EMA:
-    """The exponential moving average of a network; ``average`` is a network of its own, for evaluation.
+    """Keeps the exponential moving average of a network; ``average`` is a copy of the network with these weights.
 
     Args:
-        network: what is averaged.
-        decay: the weight of the past at every step, 0 to 1. Early on, less of it, (1 + k) / (10 + k) at step k, so that
-            the average does not hang on to the random start.
+        network: the network to average.
+        decay: the weight of the past at every step, 0 to 1. At step k it is at most (1 + k) / (10 + k), so that the
+            average forgets the random initialisation.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -24,7 +24,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the network's weights after ``step`` (counted from 0)."""
+        """Update the average after ``step`` (counted from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         pairs = list(zip(self.average.parameters(), self.network.parameters(), strict=True))
         torch._foreach_lerp_([a for a, _ in pairs], [n.detach() for _, n in pairs], 1 - decay)

@@ -1,4 +1,4 @@
-"""What a training ran on, for its log: versions, device, threads; nothing that names a person or a machine."""
+"""The environment of a training, for its log: versions, device, threads; nothing that identifies a user or a host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("torchvision", "timm", "kornia", "safetensors", "pillow")
 
 
 def describe_environment(device: torch.device) -> dict[str, str]:
-    """Return what there is to know about where a training runs, by a name for people."""
+    """Return versions, processor, device and threads as text, by display name."""
     found = {"qsattn-plugin": qsattn_plugin.__version__, "Python": platform.python_version()}
     found["PyTorch"] = torch.__version__
     for package in _PACKAGES:

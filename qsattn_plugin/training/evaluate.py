@@ -1,4 +1,4 @@
-"""A look at the model during training: the same test images every time, scored where there is something to score by."""
+"""Evaluation during training: the same test images every time, scored where a score is available."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.training.feed import Feed
-from qsattn_plugin.training.kid import KernelDistanceTo, TimmVectors
+from qsattn_plugin.training.kid import KernelDistance, TimmEmbedder
+from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.grid import picture_grid
 
 _BATCH = 8
 
 
-class Evaluation:
-    """Translates a fixed set of test images.
+class Evaluator:
+    """Translates and scores a fixed set of test images.
 
     Args:
-        recipe: its ``evaluate`` section says how many, and what to score by beside the data set's own score.
-        feed: has the data set.
+        recipe: its ``evaluate`` section gives the number of images and the scores beside the data set's own.
+        loader: gives the data set, its direction and the device.
 
     Raises:
-        RecipeError: ``evaluate.kid`` names a model that cannot be had, or there are no images to compare with.
+        RecipeError: the model of ``evaluate.kid`` cannot be loaded, or there are too few images to compare.
     """
 
-    def __init__(self, recipe: Recipe, feed: Feed):
-        self.feed = feed
+    def __init__(self, recipe: Recipe, loader: TrainingLoader):
+        self.loader = loader
         self.grid = recipe.evaluate.grid
-        self.distance = _distance(recipe, feed)
-        self.score = getattr(feed.dataset, "score", None)
+        self.distance = _distance(recipe, loader)
+        self.score = getattr(loader.dataset, "score", None)
         scored = self.score is not None or self.distance is not None
-        images = feed.test_images(recipe.evaluate.images if scored else self.grid)
+        images = loader.test_images(recipe.evaluate.images if scored else self.grid)
         self.images: list[Tensor] = [] if images is None else [images[i] for i in range(len(images))]
         if self.distance is not None and len(self.images) < 2:
             raise recipe.error("evaluate.kid", f"needs two test images to translate, there are {len(self.images)}")
@@ -45,11 +45,11 @@ class Evaluation:
     def __call__(
         self, generator: nn.Module, stop: Callable[[], bool] = lambda: False
     ) -> tuple[dict[str, float], Image.Image | None] | None:
-        """Return the scores (smaller is better, the first one leads) and the picture grid, if there are test images.
+        """Return the scores (smaller is better, the first one leads) and the picture grid; None for no test images.
 
         Args:
-            generator: translates.
-            stop: asked before every batch; once it says so the evaluation ends, and None is returned.
+            generator: the network to evaluate.
+            stop: called before every batch; if it returns true, the evaluation ends and the result is None.
         """
         if not self.images:
             return {}, None
@@ -58,7 +58,7 @@ class Evaluation:
             return None
         scores: dict[str, float] = {}
         if self.score is not None:
-            scores = self.score(torch.stack(translated), self.feed.direction)
+            scores = self.score(torch.stack(translated), self.loader.direction)
         if self.distance is not None:
             scores["kid"] = self.distance(translated)
         sources = [to_float(image) for image in self.images[: self.grid]]
@@ -77,32 +77,35 @@ class Evaluation:
         return translated
 
     def _pictures(self, generator: nn.Module, images: Tensor) -> list[Tensor]:
-        """Translate a batch, or its images one at a time where there is not the memory for all."""
+        """Translate a batch; one image at a time if memory runs out.
+
+        Raises:
+            UserError: there is not enough memory for one image."""
         try:
-            return list(translate(generator, to_float(images.to(self.feed.device))).float().cpu())
+            return list(translate(generator, to_float(images.to(self.loader.device))).float().cpu())
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             if len(images) == 1:
                 height, width = images.shape[-2:]
                 raise UserError(
-                    f"the memory of {self.feed.device} is too small to translate a test image of {height} x {width} "
-                    "pixels: take smaller ones, or a smaller generator.width"
+                    f"out of memory on {self.loader.device} in translating a test image of {height} x {width} pixels: "
+                    "use smaller images, or a smaller generator.width"
                 ) from error
         return [picture for image in images for picture in self._pictures(generator, image[None])]
 
 
-def _distance(recipe: Recipe, feed: Feed) -> KernelDistanceTo | None:
+def _distance(recipe: Recipe, loader: TrainingLoader) -> KernelDistance | None:
     kid = recipe.evaluate.kid
     if kid is None:
         return None
-    targets = feed.test_images(target=True)
+    targets = loader.test_images(target=True)
     if targets is None or len(targets) < 2:
         raise recipe.error(
-            "evaluate.kid", f"needs two test images of the target domain to compare with (test{feed.domains[1]})"
+            "evaluate.kid", f"needs two test images of the target domain to compare with (test{loader.domains[1]})"
         )
     try:
-        vectors = TimmVectors(kid.model, kid.weights)
+        vectors = TimmEmbedder(kid.model, kid.weights)
     except UserError as error:
         raise recipe.error("evaluate.kid", str(error)) from error
-    return KernelDistanceTo(vectors, targets, feed.device)
+    return KernelDistance(vectors, targets, loader.device)

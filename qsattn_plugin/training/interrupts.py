@@ -1,4 +1,4 @@
-"""Signals during training: the step is finished and saved before the process ends."""
+"""Signals during training: the current step is finished and saved before the process ends."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal, after everything was saved.
+    """Training was stopped by a signal; everything is saved.
 
     Attributes:
-        signal: which one.
-        exit_code: what a shell expects of a process that this signal stopped: 130 for SIGINT, 143 for SIGTERM.
+        signal: the signal.
+        exit_code: 128 plus the signal's number, as shells expect: 130 for SIGINT, 143 for SIGTERM.
     """
 
     def __init__(self, number: signal.Signals, text: str):
@@ -24,11 +24,11 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-class Interrupt:
-    """Inside this context SIGINT (Ctrl-C) and SIGTERM are noted instead of ending the process; true once one came.
+class StopSignal:
+    """A context that records SIGINT (Ctrl-C) and SIGTERM instead of ending the process; true once one arrived.
 
-    A SIGINT after that ends at once, by ``KeyboardInterrupt``. A signal that this process was started to ignore (by
-    ``nohup``, or as a script's background job) stays ignored. Outside the main thread, where Python lets nobody handle
+    A second SIGINT raises ``KeyboardInterrupt`` at once. Signals that this process was started to ignore (by
+    ``nohup``, or as a script's background job) stay ignored. Outside the main thread, where Python cannot handle
     signals, the context does nothing.
     """
 
@@ -39,7 +39,7 @@ class Interrupt:
     def __bool__(self) -> bool:
         return self.signal is not None
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
@@ -55,6 +55,6 @@ class Interrupt:
         if signal.SIGINT in self._before:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         if os.isatty(2):
-            # Not print: the signal may have come in the middle of one.
+            # Not print: the signal may have interrupted one.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{self.signal.name}: finishing the step and saving; Ctrl-C ends at once\n".encode())

@@ -1,4 +1,4 @@
-"""How far translations are from a target domain, on the features of any timm model: a score for any data set."""
+"""The kernel inception distance on the features of any timm model: a score for any data set."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.timm_features import TimmFeatures
 
 
-class TimmVectors(nn.Module):
-    """Images (B, C, H, W) in [-1, 1] to one feature vector each, (B, D): a timm model's deepest map, averaged.
+class TimmEmbedder(nn.Module):
+    """Maps images (B, C, H, W) in [-1, 1] to feature vectors (B, D): a timm model's deepest feature map, averaged.
 
-    Images are resized to the side that the model was trained with, so that any size can be compared with any other.
+    Images are resized to the model's training size, so that images of any sizes can be compared.
 
     Args:
-        model: a timm name.
-        weights: a file with its weights; without it timm downloads them or takes them from its cache.
+        model: the name of a timm model.
+        weights: a file with its weights; None downloads them, or takes them from timm's cache.
 
     Raises:
-        UserError: there is no such model, or its weights cannot be had.
+        UserError: there is no such model, or its weights cannot be loaded.
     """
 
     def __init__(self, model: str, weights: Path | None = None):
@@ -37,37 +37,37 @@ class TimmVectors(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the vectors; a channel of transparency is not looked at."""
+        """Return the vectors; an alpha channel is ignored."""
         images = images[:, : {2: 1, 4: 3}.get(images.shape[1], images.shape[1])].float()
         images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
         return self.features(images)[-1].mean((2, 3))
 
 
-class KernelDistanceTo:
-    """The kernel inception distance, on features of one's choice, of translations to fixed target images.
+class KernelDistance:
+    """Computes the kernel inception distance between translations and fixed target images.
 
     Args:
-        vectors: images (B, C, H, W) in [-1, 1] to vectors (B, D), such as :class:`TimmVectors`.
+        embedder: maps images (B, C, H, W) in [-1, 1] to vectors (B, D), such as :class:`TimmEmbedder`.
         targets: images of the target domain, uint8 (C, H, W), of any size.
-        device: where features are computed.
+        device: computes the features.
     """
 
-    def __init__(self, vectors: nn.Module, targets: Iterable[Tensor], device: torch.device):
-        self.vectors = vectors.to(device).eval()
+    def __init__(self, embedder: nn.Module, targets: Iterable[Tensor], device: torch.device):
+        self.embedder = embedder.to(device).eval()
         self.device = device
-        self.targets = self._of(to_float(image) for image in targets)
+        self.targets = self._embed(to_float(image) for image in targets)
 
     def __call__(self, images: Iterable[Tensor]) -> float:
-        """Return the distance of ``images``, each (C, H, W) in [-1, 1]; about 0 or below is as good as it gets."""
-        return kernel_distance(self._of(images), self.targets)
+        """Return the distance of ``images``, each (C, H, W) in [-1, 1]; near 0 or below is best."""
+        return kernel_distance(self._embed(images), self.targets)
 
-    def _of(self, images: Iterable[Tensor]) -> Tensor:
-        # One at a time: they differ in size, and each is resized to the model's.
-        return torch.cat([self.vectors(image[None].to(self.device)).cpu() for image in images])
+    def _embed(self, images: Iterable[Tensor]) -> Tensor:
+        # One at a time: their sizes differ until the embedder resizes them.
+        return torch.cat([self.embedder(image[None].to(self.device)).cpu() for image in images])
 
 
 def check_kid(recipe: Recipe) -> None:
-    """See that the model of a recipe's ``evaluate.kid`` exists, without its weights.
+    """Check that the model of a recipe's ``evaluate.kid`` exists, without loading its weights.
 
     Raises:
         RecipeError: timm has no such model, or there is no such file.
@@ -78,7 +78,7 @@ def check_kid(recipe: Recipe) -> None:
     import timm
 
     name = kid.model.partition(".")[0]
-    if ":" not in kid.model and not timm.is_model(name):  # with a colon it comes from a hub or a folder
+    if ":" not in kid.model and not timm.is_model(name):  # a name with a colon refers to a hub or a folder
         raise recipe.error("evaluate.kid", f"timm has no model {name!r}{nearest(name, timm.list_models())}")
     if kid.weights is not None and not Path(kid.weights).is_file():
         raise recipe.error("evaluate.kid", f"there is no file {kid.weights}")

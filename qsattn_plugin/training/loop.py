@@ -14,25 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import WriteFailed, replacing
-from qsattn_plugin.training.best import Best
-from qsattn_plugin.training.distributed import World, check, world
+from qsattn_plugin.training.best import BestWeights
+from qsattn_plugin.training.building import side_multiple
+from qsattn_plugin.training.distributed import World, check_distributable, world
 from qsattn_plugin.training.environment import describe_environment
-from qsattn_plugin.training.evaluate import Evaluation
-from qsattn_plugin.training.feed import Feed
-from qsattn_plugin.training.interrupts import Interrupt, Interrupted
-from qsattn_plugin.training.progress import Pace, Progress, summarise_losses
+from qsattn_plugin.training.evaluate import Evaluator
+from qsattn_plugin.training.finite_guard import FiniteGuard, NonFiniteLossError, check_weights
+from qsattn_plugin.training.interrupts import Interrupted, StopSignal
+from qsattn_plugin.training.loader import TrainingLoader
+from qsattn_plugin.training.progress import Throughput, TrainingEvent, summarise_losses
 from qsattn_plugin.training.report import refresh_report
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.training.watch import LossIsNotFinite, Watch, check_weights
 
-__all__ = ["Interrupted", "LossIsNotFinite", "Progress", "Watch", "fit", "summarise_losses"]
+__all__ = ["FiniteGuard", "Interrupted", "NonFiniteLossError", "TrainingEvent", "fit", "summarise_losses"]
 
-#: What a seed is for, mixed in beside step and rank; see feed.py for the others.
+#: The purpose that a seed is derived for, beside step and rank; loader.py has the others.
 _GLOBAL = 102
 
 
@@ -41,95 +42,95 @@ def fit(
     *,
     max_steps: int | None = None,
     time_limit: float | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    on_event: Callable[[TrainingEvent], None] = lambda event: None,
 ) -> dict[str, float]:
-    """Train a run to its last step, from its newest checkpoint where there is one.
+    """Train a run to its last step, starting from its newest checkpoint if there is one.
 
-    Called in every process that ``torchrun`` or ``qsattn fit --nproc`` started, it trains in all of them together: they
-    share each step, and rank 0 alone writes. All must see the run's folder.
+    Call it in every process that ``torchrun`` or ``qsattn fit --nproc`` started: the processes share each step, and
+    only rank 0 writes. All of them need access to the run's folder.
 
     Args:
-        run: what to train.
+        run: the run to train.
         max_steps: stop after this many steps of this call.
         time_limit: stop after this many seconds of this call.
-        report: called with what happens, a step at a time; on rank 0 only.
+        on_event: called with every event of the training; on rank 0 only.
 
     Returns:
         The scores of the last evaluation.
 
     Raises:
         UserError: another process trains the run, a loss is not finite, a checkpoint cannot be written, ...
-        Interrupted: SIGINT or SIGTERM came; the step was finished and saved.
+        Interrupted: SIGINT or SIGTERM arrived; the step was finished and saved.
     """
     with world() as here, contextlib.ExitStack() as held:
         newest, damaged, last = None, [], {}
-        with here.together():
+        with here.sync_errors():
             if here.main:
                 held.enter_context(run.lock())
                 newest, damaged = run.checkpoints.newest()
                 last = run.last("evaluate")
-        newest, damaged, last = here.from_main((newest, damaged, last))
-        report = report if here.main else lambda progress: None
+        newest, damaged, last = here.broadcast((newest, damaged, last))
+        on_event = on_event if here.main else lambda event: None
         steps = run.recipe.train.steps
         done = 0 if newest is None else run.checkpoints.step_of(newest)
-        if done >= steps and last.get("step") == done:  # else it ended between the last step and its evaluation
-            report(Progress("done", done, steps, {"folder": str(run.folder), **last}))
+        if done >= steps and last.get("step") == done:  # else it stopped between the last step and its evaluation
+            on_event(TrainingEvent("done", done, steps, {"folder": str(run.folder), **last}))
             return last["scores"]
-        loop = _Loop(run, report, here, newest, damaged)
+        loop = _Loop(run, on_event, here, newest, damaged)
         try:
-            return loop.run(max_steps, time_limit)
+            return loop.train(max_steps, time_limit)
         except WriteFailed as error:
-            raise WriteFailed(f"{error}\n{loop.way_back()}") from error
+            raise WriteFailed(f"{error}\n{loop.how_to_resume()}") from error
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             raise UserError(
-                f"the memory of {loop.session.device} is too small for a step of this recipe: take a smaller "
+                f"out of memory on {loop.session.device} in a step of this recipe: use a smaller "
                 f"train.batch_size (with train.accumulate for the same step), data.crop or generator.width\n"
-                f"{loop.way_back()}"
+                f"{loop.how_to_resume()}"
             ) from error
 
 
-class _Stopped(Exception):
-    """A signal came, or the time was over, while pictures were decoded."""
+class _DecodingStopped(Exception):
+    """A signal arrived, or the time limit was reached, while pictures were decoded."""
 
 
 class _Loop:
-    """One call of :func:`fit`."""
+    """The state of one call of :func:`fit`."""
 
     def __init__(
-        self, run: Run, report: Callable[[Progress], None], here: World, newest: Path | None, damaged: list[str]
+        self, run: Run, on_event: Callable[[TrainingEvent], None], here: World, newest: Path | None, damaged: list[str]
     ):
-        self.run_folder, self.report, self.world = run, report, here
+        self.run, self.on_event, self.world = run, on_event, here
         recipe = self.recipe = run.recipe
-        with here.together():
+        with here.sync_errors():
             try:
                 device = here.device(recipe.train.device)
             except UserError as error:
                 raise recipe.error("train.device", str(error)) from error
             self.session = Session(recipe, device, warm=newest is None)
-            check(self.session.method, here)
+            check_distributable(self.session.method, here)
             if newest is not None:
                 self.session.restore(newest, here.rank)
             if here.main:
                 run.tidy(self.session.step)
             generators = self.session.method.published().values()
-            multiple = math.lcm(4, *(getattr(generator, "multiple", 4) for generator in generators))
-            self.interrupt, self.end = Interrupt(), math.inf
-            self.feed = Feed(
-                recipe, self.session.device, self._decoding, here.rank, here.size, multiple, self.session.step
+            multiple = math.lcm(4, *map(side_multiple, generators))
+            self.stop_signal, self.end = StopSignal(), math.inf
+            self.loader = TrainingLoader(
+                recipe, self.session.device, self._on_decoded, here.rank, here.size, multiple, self.session.step
             )
-            self.evaluation = Evaluation(recipe, self.feed) if here.main else None
+            self.evaluator = Evaluator(recipe, self.loader) if here.main else None
         here.join(self.session.method, self.session.device)
         self.session.method.world = here
-        self.best = Best(run)
-        self.watch = Watch()
-        self.pace = Pace(self.session.step)
+        self.best = BestWeights(run)
+        self.guard = FiniteGuard()
+        self.throughput = Throughput(self.session.step)
         self.saved, self.saved_at = self.session.step, time.monotonic()
-        evaluated = here.from_main(run.last("evaluate") if here.main else {})
+        evaluated = here.broadcast(run.last("evaluate") if here.main else {})
         self.evaluated: int = evaluated.get("step", 0)
         self.scores: dict[str, float] = evaluated.get("scores", {})
-        self._tell(
+        self._emit(
             "start",
             device=f"{here.size} x {self.session.device.type}" if here.size > 1 else str(self.session.device),
             resumed=newest is not None,
@@ -139,164 +140,167 @@ class _Loop:
             environment=describe_environment(self.session.device),
         )
 
-    def run(self, max_steps: int | None, time_limit: float | None) -> dict[str, float]:
-        """Step until the recipe's end, a limit or a signal; save and evaluate at the end in any case."""
+    def train(self, max_steps: int | None, time_limit: float | None) -> dict[str, float]:
+        """Train until the last step, a limit or a signal; then save and evaluate."""
         session, recipe, steps = self.session, self.recipe, self.recipe.train.steps
         first, began = session.step, time.monotonic()
         self.saved_at = began
         last = steps if max_steps is None else min(steps, first + max_steps)
         end = self.end = math.inf if time_limit is None else began + time_limit
-        with self.interrupt:
+        with self.stop_signal:
             if first % recipe.evaluate.every == 0 or first >= steps:
-                self.evaluate()  # where the process before this one ended after saving and before evaluating
-            self.pace = Pace(first)
-            while session.step < last and not self._stops(end):
-                if self.feed.changes(session.step):
-                    self._decode_again()
-                    continue  # unless a signal came meanwhile
+                self.evaluate()  # the previous process ended after saving and before evaluating
+            self.throughput = Throughput(first)
+            while session.step < last and not self._should_stop(end):
+                if self.loader.needs_decoding(session.step):
+                    self._redecode()
+                    continue  # a signal may have arrived meanwhile
                 due = session.step + 1
                 logs = due % recipe.train.log_every == 0 or due == last
                 losses = self._step(observe=logs)
                 if logs:
                     self._log(losses)
-                if due % recipe.checkpoint.every == 0 or self._long_ago():
+                if due % recipe.checkpoint.every == 0 or self._checkpoint_is_overdue():
                     self.save()
                 if due % recipe.evaluate.every == 0:
                     self.evaluate()
             if session.step > first:
                 self.save()
                 self.evaluate()
-        return self._end(time.monotonic() - began)
+        return self._finish(time.monotonic() - began)
 
-    def _stops(self, end: float) -> bool:
-        """Whether any rank's time is over or a signal came to one; then it came to all, so that all stop here."""
-        most = self.world.most(self.interrupt.signal or int(time.monotonic() >= end))
-        if most > 1:  # 1 is SIGHUP, which is not among those that are waited for
-            self.interrupt.signal = signal.Signals(most)
+    def _should_stop(self, end: float) -> bool:
+        """Return whether a rank reached its time limit or got a signal; the signal is set on all ranks, so all stop."""
+        most = self.world.all_reduce_max(self.stop_signal.signal or int(time.monotonic() >= end))
+        if most > 1:  # 1 means a time limit; as a signal it would be SIGHUP, which is not handled
+            self.stop_signal.signal = signal.Signals(most)
         return most > 0
 
-    def _long_ago(self) -> bool:
-        """Whether the last checkpoint is as old as one may be; rank 0's clock counts."""
+    def _checkpoint_is_overdue(self) -> bool:
+        """Return whether the last checkpoint is older than ``checkpoint.minutes``, by rank 0's clock."""
         late = self.world.main and time.monotonic() - self.saved_at >= 60 * self.recipe.checkpoint.minutes
-        return self.world.most(int(late)) > 0
+        return self.world.all_reduce_max(int(late)) > 0
 
     def _step(self, observe: bool) -> dict[str, Tensor]:
         session = self.session
         session.method.set_rate(session.rate_factor())
-        # For parts of others that draw from PyTorch's global generators, such as dropout.
-        torch.manual_seed(mix(self.recipe.train.seed, _GLOBAL, session.step, self.world.rank))
-        batch, draws = self.feed.step(session.step)
+        # For parts that draw from PyTorch's global generators, such as dropout.
+        torch.manual_seed(derive_seed(self.recipe.train.seed, _GLOBAL, session.step, self.world.rank))
+        batch, draws = self.loader.batch(session.step)
         losses = session.method.step(batch, draws, observe=observe)
         session.method.end_step()
         for average in session.averages.values():
             average.update(session.step)
         session.step += 1
-        self.watch.see(session.step, losses)
-        self.report(Progress("step", session.step, self.recipe.train.steps))
+        self.guard.record(session.step, losses)
+        self.on_event(TrainingEvent("step", session.step, self.recipe.train.steps))
         return losses
 
     def _log(self, losses: dict[str, Tensor]) -> None:
-        with self.world.together():
-            values = self.watch.fetch(losses)
-        values = self.world.mean(values)
+        with self.world.sync_errors():
+            values = self.guard.to_floats(losses)
+        values = self.world.all_reduce_mean(values)
         train = self.recipe.train
-        rate = self.pace.look(self.session.step) * train.batch_size * train.accumulate * self.world.size
+        rate = self.throughput.measure(self.session.step) * train.batch_size * train.accumulate * self.world.size
         lr = next(iter(self.session.method.optimizers.values())).param_groups[0]["lr"]
-        self._tell("train", losses=values, images_per_second=round(rate, 3), lr=lr)
+        self._emit("train", losses=values, images_per_second=round(rate, 3), lr=lr)
 
     def save(self) -> None:
-        """Write a checkpoint of this step if there is none, unless a loss has gone wrong since the last one."""
+        """Write a checkpoint of this step if there is none yet.
+
+        Raises:
+            NonFiniteLossError: a loss since the last check, or a weight, is not finite; nothing is written."""
         if self.saved == self.session.step:
             return
-        with self.world.together():
-            self.watch.check()
+        with self.world.sync_errors():
+            self.guard.check()
             check_weights(self.session.step, self.session.method.state_dict())
-        with self.pace.paused():
-            memories = self.world.collect(self.session.method.memory())
-            with self.world.together():
+        with self.throughput.paused():
+            memories = self.world.gather_tensors(self.session.method.memory())
+            with self.world.sync_errors():
                 if self.world.main:
-                    self.run_folder.checkpoints.save(self.session.step, *self.session.state(memories))
+                    self.run.checkpoints.save(self.session.step, *self.session.state(memories))
         self.saved, self.saved_at = self.session.step, time.monotonic()
-        path = self.run_folder.checkpoints.path(self.saved)
-        self.report(Progress("checkpoint", self.saved, self.recipe.train.steps, {"path": str(path)}))
+        path = self.run.checkpoints.path(self.saved)
+        self.on_event(TrainingEvent("checkpoint", self.saved, self.recipe.train.steps, {"path": str(path)}))
 
     def evaluate(self) -> None:
         """Translate the fixed test images with the main generator, score them, write the grid, keep the best weights.
 
-        Done once a step. A signal ends it without a result: whoever carries on does it then.
+        At most once per step. A signal ends it without a result; the resumed run then evaluates.
         """
-        if self.evaluated == self.session.step or self._stops(math.inf):
+        if self.evaluated == self.session.step or self._should_stop(math.inf):
             return
-        with self.world.together():
-            self.watch.check()
-        with self.pace.paused(), self.world.together():
+        with self.world.sync_errors():
+            self.guard.check()
+        with self.throughput.paused(), self.world.sync_errors():
             if self.world.main:
                 self._evaluate()
-        self.evaluated, self.scores = self.world.from_main((self.evaluated, self.scores))
+        self.evaluated, self.scores = self.world.broadcast((self.evaluated, self.scores))
 
     def _evaluate(self) -> None:
         session, step = self.session, self.session.step
-        found = self.evaluation(next(iter(session.translators().values())), lambda: bool(self.interrupt))
+        found = self.evaluator(next(iter(session.translators().values())), lambda: bool(self.stop_signal))
         if found is None:
             return
         scores, sheet = found
         grid = None
         if sheet is not None:
-            grid = self.run_folder.grids / f"step-{step:09d}.png"
+            grid = self.run.grids / f"step-{step:09d}.png"
             with replacing(grid) as temporary:
                 sheet.save(temporary, format="PNG")
-        # Before the log says that this step is evaluated: a process that is killed in between does both again.
-        best = self.best.see(step, scores, session.state)
+        # Before the log entry: a process that is killed in between does both again when resumed.
+        best = self.best.update(step, scores, session.state)
         self.evaluated, self.scores = step, scores
-        self._tell("evaluate", scores=scores, grid=str(grid) if grid else None, best=best)
-        refresh_report(self.run_folder, session, self.evaluation.images)
+        self._emit("evaluate", scores=scores, grid=str(grid) if grid else None, best=best)
+        refresh_report(self.run, session, self.evaluator.images)
 
-    def _end(self, seconds: float) -> dict[str, float]:
-        step, steps, came = self.session.step, self.recipe.train.steps, self.interrupt.signal
+    def _finish(self, seconds: float) -> dict[str, float]:
+        step, steps, came = self.session.step, self.recipe.train.steps, self.stop_signal.signal
         finished = step >= steps and self.evaluated == step
-        with self.world.together():  # the others stay until rank 0 has written everything
-            folder = {"folder": str(self.run_folder.folder)}  # for the person, not for the log
-            self._tell("end", folder, seconds=round(seconds, 1), finished=finished, signal=came.name if came else None)
+        with self.world.sync_errors():  # the other ranks wait until rank 0 has written everything
+            folder = {"folder": str(self.run.folder)}  # shown, but not logged
+            self._emit("end", folder, seconds=round(seconds, 1), finished=finished, signal=came.name if came else None)
             if self.world.main:
-                refresh_report(self.run_folder)
+                refresh_report(self.run)
         if came:
-            raise Interrupted(came, f"{came.name} stopped the training; {self.way_back()}")
+            raise Interrupted(came, f"{came.name} stopped the training; {self.how_to_resume()}")
         return self.scores
 
-    def way_back(self) -> str:
-        """Return what is saved, and the command that carries on from it."""
-        folder, steps = self.run_folder.folder, self.recipe.train.steps
+    def how_to_resume(self) -> str:
+        """Return what is saved, and the command that resumes from it."""
+        folder, steps = self.run.folder, self.recipe.train.steps
         if not self.saved:
             return f"nothing is saved yet; `qsattn fit {folder}` begins again"
         return f"step {self.saved} of {steps} is saved; `qsattn fit {folder}` carries on from there"
 
-    def _tell(self, event: str, shown: Mapping[str, Any] = MappingProxyType({}), **values: Any) -> None:
+    def _emit(self, event: str, shown: Mapping[str, Any] = MappingProxyType({}), **values: Any) -> None:
         if self.world.main:
-            self.run_folder.log(event, step=self.session.step, **values)
-        self.report(Progress(event, self.session.step, self.recipe.train.steps, {**values, **shown}))
+            self.run.log(event, step=self.session.step, **values)
+        self.on_event(TrainingEvent(event, self.session.step, self.recipe.train.steps, {**values, **shown}))
 
-    def _decode_again(self) -> None:
-        """Prepare the pictures as they are seen from this step on, which takes a while; what is done is saved before.
+    def _redecode(self) -> None:
+        """Decode the pictures again as this step needs them. The run is saved first: this takes a while.
 
-        A signal or the time limit ends it without a result: whoever carries on does it then.
+        A signal or the time limit ends it without a result; the resumed run then decodes.
         """
         self.save()
-        with self.pace.paused(), self.world.together():
+        with self.throughput.paused(), self.world.sync_errors():
             try:
-                self.feed.prepare(self.session.step)
-            except _Stopped:
+                self.loader.prepare(self.session.step)
+            except _DecodingStopped:
                 return
             except UserError as error:
-                raise UserError(f"{error}\n{self.way_back()}") from error
-        self._tell("images", **self._images())
+                raise UserError(f"{error}\n{self.how_to_resume()}") from error
+        self._emit("images", **self._images())
 
     def _images(self) -> dict[str, Any]:
         return {
-            "images": {letter: len(store) for letter, store in self.feed.stores.items()},
-            "skipped": [list(entry) for entry in self.feed.skipped],
+            "images": {letter: len(store) for letter, store in self.loader.stores.items()},
+            "skipped": [list(entry) for entry in self.loader.skipped],
         }
 
-    def _decoding(self, what: str, done: int, total: int) -> None:
-        if self.interrupt or time.monotonic() >= self.end:
-            raise _Stopped
-        self.report(Progress("decode", done, total, {"what": what}))
+    def _on_decoded(self, what: str, done: int, total: int) -> None:
+        if self.stop_signal or time.monotonic() >= self.end:
+            raise _DecodingStopped
+        self.on_event(TrainingEvent("decode", done, total, {"what": what}))

@@ -1,4 +1,4 @@
-"""What a training says while it runs, and how fast it is."""
+"""The events of a training, and its throughput."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 
 @dataclass
-class Progress:
-    """What the loop has to say.
+class TrainingEvent:
+    """An event of the training loop.
 
-    ``kind`` is "decode", "start", "step", "train" (a line of the log), "evaluate", "checkpoint", "end", or "done".
+    ``kind`` is "decode", "start", "images", "step", "train" (a line of the log), "evaluate", "checkpoint", "end", or
+    "done".
     """
 
     kind: str
@@ -22,21 +23,21 @@ class Progress:
     values: dict[str, Any] = field(default_factory=dict)
 
 
-class Pace:
-    """Steps a second, without the time that saving and evaluating take."""
+class Throughput:
+    """Measures steps per second, without the time spent on saving and evaluating."""
 
     def __init__(self, step: int):
         self._step, self._time = step, time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Exclude the time spent inside the context."""
         started = time.monotonic()
         yield
         self._time += time.monotonic() - started
 
-    def look(self, step: int) -> float:
-        """Return the steps a second since the last look."""
+    def measure(self, step: int) -> float:
+        """Return the steps per second since the last call."""
         now = time.monotonic()
         rate = (step - self._step) / max(now - self._time, 1e-9)
         self._step, self._time = step, now
@@ -44,5 +45,5 @@ class Pace:
 
 
 def summarise_losses(values: dict[str, float]) -> dict[str, float]:
-    """Return the losses among a step's values: what has no statistics' name."""
+    """Return the losses among a step's values; names of statistics contain a slash."""
     return {name: value for name, value in values.items() if "/" not in name}

@@ -1,4 +1,4 @@
-"""A run: a folder with the resolved recipe, the log, the checkpoints and the picture grids of one training.
+"""A run: the folder of one training, with its resolved recipe, log, checkpoints and pictures.
 
 ::
 
@@ -6,10 +6,10 @@
         recipe.yaml                      # resolved: every value, so that it rebuilds the same run
         metrics.jsonl                    # one JSON object a line, see `Run.log`
         checkpoints/step-000005000.safetensors
-        checkpoints/best.safetensors     # of the smallest score so far
+        checkpoints/best.safetensors     # the weights with the smallest score so far
         grids/step-000005000.png
-        maps/step-000005000-tap-12.png   # entropy maps, where the method attends
-        report.html                      # all of it, to look at
+        maps/step-000005000-tap-12.png   # entropy maps, if the method uses attention
+        report.html                      # all of it on one page
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LAST = ".last"
 
 
 class Run:
-    """One training's folder. Make one with :meth:`create`, come back to it with :meth:`open`."""
+    """The folder of one training; see :meth:`create` and :meth:`open`."""
 
     def __init__(self, folder: Path, recipe: Recipe):
         self.folder = folder
@@ -44,22 +44,22 @@ class Run:
 
     @classmethod
     def create(cls, recipe: Recipe, folder: Path | None = None, overwrite: bool = False) -> Run:
-        """Make the folder (``runs/<name>`` without ``folder``) and write the resolved recipe into it.
+        """Create the folder (``runs/<name>`` by default) and write the resolved recipe into it.
 
         Raises:
-            UserError: it holds a training already and ``overwrite`` is not set, or it cannot be written.
+            UserError: the folder holds a training and ``overwrite`` is not set, or it cannot be written.
         """
         run = cls(folder or RUNS / recipe.name, recipe)
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the run folder {run.folder} cannot be made: {error.strerror}") from error
+            raise UserError(f"the run folder {run.folder} cannot be created: {error.strerror}") from error
         with run.lock():
             run._begin(overwrite)
         return run
 
     def _begin(self, overwrite: bool) -> None:
-        """Write the recipe, over what was trained before where that is wanted."""
+        """Write the recipe; with ``overwrite`` remove an earlier training first."""
         steps = self.checkpoints.steps()
         if steps or self.checkpoints.best.exists():
             if not overwrite:
@@ -80,7 +80,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str | None = None) -> Run:
-        """Return the run in ``folder`` (a path, or a name below ``runs/``); without one, the run built last.
+        """Return the run in ``folder`` (a path, or a name below ``runs/``); by default the run built last.
 
         Raises:
             UserError: there is no such run.
@@ -123,11 +123,11 @@ class Run:
             raise WriteFailed(f"could not write {path}: {error.strerror}") from error
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """Return the log's lines of that event, oldest first."""
+        """Return the log's entries for an event, oldest first."""
         return [values for _, values in self._lines() if values.get("event") == event]
 
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the log's lines, as they stand and read; without those that a crash cut short or somebody damaged."""
+        """Return the log's lines, as text and parsed; damaged lines are skipped."""
         path, found = self.folder / "metrics.jsonl", []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError):
@@ -137,15 +137,11 @@ class Run:
         return found
 
     def last(self, event: str) -> dict[str, Any]:
-        """Return the log's last line of that event, or an empty mapping."""
+        """Return the log's last entry for an event, or an empty mapping."""
         return next(reversed(self.events(event)), {})
 
     def tidy(self, step: int) -> None:
-        """Remove what a process left that went on after ``step`` and was killed.
-
-        Half-written files, one checkpoint too many, and the log's lines of steps after ``step``, which a resumed run
-        writes again.
-        """
+        """Remove what a killed process left: partial files, surplus checkpoints, and log entries after ``step``."""
         self.checkpoints.sweep()
         for folder in (self.folder, self.grids, self.maps):
             for stale in folder.glob(".*.part"):
@@ -158,10 +154,10 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the kernel lets go of it when the process ends, however it ends.
+        """Lock the run for this process; the kernel releases the lock when the process ends, however it ends.
 
         Raises:
-            UserError: another process holds it.
+            UserError: another process holds the lock, or the folder is not writable.
         """
         path = self.folder / ".lock"
         try:

@@ -1,4 +1,4 @@
-"""All that lives while a recipe is trained: networks, optimizers, averages, and how they go to disk and come back."""
+"""The state of a training: networks, optimizers, averages; its checkpoints and how they are restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
@@ -27,17 +27,20 @@ from qsattn_plugin.training.ema import EMA
 _NETWORKS = 1
 
 
-class OtherGenerator(UserWarning):
-    """Weights are taken over into a generator that computes something else with them."""
+class GeneratorMismatchWarning(UserWarning):
+    """Weights are loaded into a generator of another configuration, which computes something else with them."""
 
 
 class Session:
     """A recipe's method with its optimizers and averages, at some step.
 
     Args:
-        recipe: what to build.
-        device: where; ``train.device`` without it.
-        warm: take over weights where the recipe says so (``train.init_from``); not needed before :meth:`restore`.
+        recipe: the recipe to build.
+        device: None uses ``train.device``.
+        warm: whether to load the weights of ``train.init_from``; not needed before :meth:`restore`.
+
+    Raises:
+        UserError: the recipe cannot be built, or the device or the weights are not available.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device | None = None, warm: bool = True):
@@ -48,7 +51,7 @@ class Session:
             raise recipe.error("train.device", str(error)) from error
         with torch.random.fork_rng(devices=[]):
             # Weights are drawn on the CPU whatever the device, so that a seed means the same network everywhere.
-            torch.random.default_generator.manual_seed(mix(recipe.train.seed, _NETWORKS))
+            torch.random.default_generator.manual_seed(derive_seed(recipe.train.seed, _NETWORKS))
             self.method = recipe.build("method", parts=RecipeParts(recipe))
         if warm and recipe.train.init_from is not None:
             self.warm_start(recipe.train.init_from)
@@ -57,30 +60,30 @@ class Session:
         self.averages = (
             {name: EMA(network, decay) for name, network in self.method.published().items()} if decay else {}
         )
-        #: Steps done.
+        #: Steps done so far.
         self.step = 0
 
     def translators(self) -> dict[str, nn.Module]:
-        """Return the generators to look at, by name: averaged where the recipe says so; the first is the main one."""
+        """Return the generators to evaluate, by name, averaged if the recipe has ``train.ema``; the main one first."""
         if self.averages:
             return {name: ema.average for name, ema in self.averages.items()}
         if self.recipe.train.compile:
-            # Copies are not compiled: pictures come in many sizes, and each would be compiled for anew.
+            # Copies are not compiled: pictures have many sizes, and each would need a compilation.
             return {name: copy.deepcopy(network) for name, network in self.method.published().items()}
         return self.method.published()
 
     def rate_factor(self) -> float:
-        """Return what the learning rate is multiplied with at this step: 1, then falling linearly to 0 at the end."""
+        """Return the factor on the learning rate at this step: 1 until ``decay_from``, then falling linearly to 0."""
         train = self.recipe.train
         if self.step < train.decay_from:
             return 1.0
         return max(0.0, 1 - (self.step - train.decay_from) / max(1, train.steps - train.decay_from))
 
     def state(self, memories: Sequence[Mapping[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return all that a checkpoint holds: tensors by name, and a JSON-able document.
+        """Return the contents of a checkpoint: tensors by name, and a JSON-serialisable document.
 
         Args:
-            memories: what each of several processes' method remembers; None is this one's alone.
+            memories: the method's memory of each rank; None uses only this process's.
         """
         tensors = {f"model/{name}": t for name, t in self.method.state_dict().items()}
         tensors |= {f"optimizer/{name}": t for name, t in self.method.optimizer_state().items()}
@@ -105,41 +108,41 @@ class Session:
         return tensors, document
 
     def restore(self, path: Path, rank: int = 0) -> None:
-        """Go back to a checkpoint of this recipe.
+        """Load a checkpoint of this recipe.
 
         Args:
             path: the checkpoint.
-            rank: which process's memory to take; one that was not there when it was written remembers nothing.
+            rank: the rank whose memory is loaded; empty if the checkpoint was written with fewer ranks.
 
         Raises:
-            UserError: it holds other networks than the recipe's.
+            UserError: its networks are not the recipe's.
         """
         tensors, document = load_tensors(path)
-        by_room: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        by_section: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
-            room, _, key = name.partition("/")
-            by_room[room][key] = tensor
-        _load(self.method, by_room["model"], path)
-        self.method.load_optimizer_state(by_room["optimizer"])
-        self.method.load_memory(by_room[_memory(rank)])
-        if document["scaler"]:  # it is empty where the precision was another
+            section, _, key = name.partition("/")
+            by_section[section][key] = tensor
+        _load(self.method, by_section["model"], path)
+        self.method.load_optimizer_state(by_section["optimizer"])
+        self.method.load_memory(by_section[_memory(rank)])
+        if document["scaler"]:  # empty if the precision was not fp16
             self.method.scaler.load_state_dict(document["scaler"])
         for name, ema in self.averages.items():
-            mine = {k.removeprefix(f"{name}/"): t for k, t in by_room["ema"].items() if k.startswith(f"{name}/")}
+            mine = {k.removeprefix(f"{name}/"): t for k, t in by_section["ema"].items() if k.startswith(f"{name}/")}
             _load(ema.average, mine, path)
         self.step = document["step"]
 
     def warm_start(self, path: Path) -> None:
-        """Take the weights of another training's checkpoint, or of a published file; optimizers start anew.
+        """Load the weights of another training's checkpoint, or of a published file; optimizers start fresh.
 
-        The generators must fit whole; of the other networks, what agrees in name and shape is taken.
+        All tensors of the generators must fit; for the other networks, those with equal names and shapes are loaded.
 
         Raises:
-            UserError: there is no such file, or its generator is not the recipe's.
+            UserError: there is no such file, or its generator does not fit the recipe's.
         """
         try:
             tensors, document = load_tensors(path, "model/")
-            if not tensors:  # a published file holds generators alone
+            if not tensors:  # a published file holds only generators
                 tensors = self._published_in(*load_tensors(path))
         except UserError as error:
             raise self.recipe.error("train.init_from", str(error)) from error
@@ -159,7 +162,7 @@ class Session:
         self.method.load_state_dict(fits, strict=False)
 
     def _compare_generators(self, path: Path, document: Mapping[str, Any]) -> None:
-        """Warn where the same tensors belong to generators that compute another thing with them."""
+        """Warn if the file's generators have other arguments than the recipe's, although all tensors fit."""
         own = describe_generator(self.recipe)
         for name, spec in (document.get("generators") or {}).items():
             theirs, mine = spec.get("arguments", {}), own["arguments"]
@@ -168,11 +171,11 @@ class Session:
             if spec.get("type") != own["type"]:
                 other.insert(0, f"type={spec.get('type')!r}, here {own['type']!r}")
             if other:
-                text = f"train.init_from: the generator {name} in {path} was trained as another: {'; '.join(other)}"
-                warnings.warn(text, OtherGenerator, stacklevel=2)
+                text = f"train.init_from: the generator {name} in {path} has other arguments: {'; '.join(other)}"
+                warnings.warn(text, GeneratorMismatchWarning, stacklevel=2)
 
     def _published_in(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return a published file's generators, their tensors named as the method names them."""
+        """Return the tensors of a published file's generators under the names that they have in the method."""
         names = {id(module): name for name, module in self.method.named_modules()}
         found = {}
         for name, network in self.method.published().items():
@@ -187,11 +190,11 @@ class Session:
 
 
 def describe_generator(recipe: Recipe) -> dict[str, Any]:
-    """Return a generator's registered name and all its arguments, so that it can be built without the recipe."""
+    """Return a generator's registered name and all its arguments, which suffice to build it without the recipe."""
     spec = recipe.part("generator")
     channels = recipe.data.channels
     takes = find("generator", spec.type).signature.parameters
-    # Defaults that JSON cannot hold need not be named: the generator is built with them.
+    # Defaults that JSON cannot hold are left out: the generator is built with them anyway.
     arguments = {n: p.default for n, p in takes.items() if p.default is not p.empty and _is_json(p.default)}
     arguments |= {name: channels for name in INJECTED["generator"] if name in takes}
     return {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
@@ -206,7 +209,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _memory(rank: int) -> str:
-    """Where a checkpoint holds what a process's method remembers."""
+    """Return the prefix of a rank's memory in a checkpoint."""
     return f"memory-{rank}" if rank else "memory"
 
 
@@ -218,6 +221,10 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         more = [f"\t... and {len(lines) - 3} more"] if len(lines) > 3 else []
         raise UserError(
             "\n".join(
-                [f"{path} does not fit the recipe beside it; was that changed after training began?", *lines[:3], *more]
+                [
+                    f"{path} does not fit the recipe.yaml of its run; was that changed after training began?",
+                    *lines[:3],
+                    *more,
+                ]
             )
         ) from error

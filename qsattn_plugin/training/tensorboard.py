@@ -1,4 +1,4 @@
-"""A training's log for TensorBoard, an extra: ``pip install 'qsattn-plugin[tensorboard]'``."""
+"""A training's log for TensorBoard (optional: ``pip install 'qsattn-plugin[tensorboard]'``)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 from PIL import Image
 
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.training.loop import Progress
+from qsattn_plugin.training.loop import TrainingEvent
 
 
 class TensorBoard:
-    """Writes what the loop reports into a folder that TensorBoard reads; give it to ``fit`` as ``report``.
+    """Writes the loop's events as TensorBoard event files; pass it to ``fit`` as ``on_event``.
 
-    Losses are at ``loss/NCE``, statistics under their own names (``tap_12/entropy_q50``), scores at ``score/...``,
-    the picture grid at ``grid``.
+    Losses are logged as ``loss/NCE``, statistics under their own names (``tap_12/entropy_q50``), scores as
+    ``score/...``, the picture grid as ``grid``.
 
     Args:
-        folder: made when training starts.
+        folder: created when training starts.
 
     Raises:
         UserError: TensorBoard is not installed.
@@ -34,13 +34,13 @@ class TensorBoard:
         self._make = SummaryWriter
         self._writer: Any = None
 
-    def __call__(self, progress: Progress) -> None:
-        """Take one event of the training."""
-        if progress.kind == "start":
-            # What a process that was killed wrote beyond the checkpoint is hidden: those steps come again.
-            self._writer = self._make(str(self.folder), purge_step=progress.step + 1)
-        elif self._writer is not None and progress.kind in ("train", "evaluate", "end"):
-            getattr(self, f"_{progress.kind}")(progress.step, progress.values)
+    def __call__(self, event: TrainingEvent) -> None:
+        """Log one event of the training."""
+        if event.kind == "start":
+            # Hide what a killed process wrote after its last checkpoint: those steps are repeated.
+            self._writer = self._make(str(self.folder), purge_step=event.step + 1)
+        elif self._writer is not None and event.kind in ("train", "evaluate", "end"):
+            getattr(self, f"_{event.kind}")(event.step, event.values)
 
     def _train(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values["losses"].items():

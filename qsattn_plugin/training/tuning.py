@@ -1,4 +1,4 @@
-"""Settings that make the same step faster on some machines: the layout of images in memory, and compiled networks."""
+"""Performance settings: memory format and compiled networks."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from torch import nn
 
 from qsattn_plugin.errors import UserError
 
-#: Device -> whether channels_last was measured to be faster there (docs/measured/train-step.md); off where nothing was measured.
+#: Device type -> whether channels_last is the default; only where it was measured to be faster
+#: (docs/measured/train-step.md).
 CHANNELS_LAST = {"cpu": False}
 
 
 def memory_format(channels_last: bool | None, device: torch.device) -> torch.memory_format:
-    """Return the layout of images and weights; ``None`` takes the device's."""
+    """Return the memory format of images and weights; ``None`` selects the device's default."""
     if channels_last is None:
         channels_last = CHANNELS_LAST.get(device.type, False)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
-    """Compile each network by itself, in place: its parameters, their names and what holds it stay as they are.
+    """Compile each network separately and in place; parameters and their names do not change.
 
     Raises:
-        UserError: the machine has no C++ compiler, which torch.compile calls on a CPU.
+        UserError: there is no C++ compiler, which torch.compile needs on a CPU.
     """
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
@@ -36,5 +37,5 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
             f"install one, name one in the environment variable CXX, or leave train.compile off"
         )
     for network in networks:
-        # Kernels for one size of image: those for any size are slower, and training crops are all of one size.
+        # Static shapes are faster, and all training crops have one size.
         network.compile(dynamic=False)

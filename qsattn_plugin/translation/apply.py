@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qsattn_plugin.data.images import UnreadableImage
-from qsattn_plugin.data.preprocess import MOST_PIXELS
+from qsattn_plugin.data.preprocess import MAX_PIXELS
 
 #: The smallest side of a generator's input: below it, instance norm has too few positions at the deepest layers.
 LEAST_SIDE = 16
@@ -103,6 +103,6 @@ def resize_picture(picture: Image.Image, size: int | tuple[int, int]) -> Image.I
     if isinstance(size, int):
         shorter = min(picture.size)
         size = tuple(max(1, round(side * size / shorter)) for side in picture.size)
-    if size[0] * size[1] > MOST_PIXELS:
+    if size[0] * size[1] > MAX_PIXELS:
         raise UnreadableImage(f"{picture.width} x {picture.height} pixels would have to become {size[0]} x {size[1]}")
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)

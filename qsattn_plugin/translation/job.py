@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, read_image, show, write_image
-from qsattn_plugin.data.pixels import as_pil, to_channels
+from qsattn_plugin.data.pixels import NaNImageError, as_pil, to_channels
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import may_write
@@ -194,9 +194,7 @@ class _Job:
         except DiskFull as error:
             for task in tasks:
                 self._failed(task.source, f"{show(task.source)}: {error}")
-        except ValueError as error:
-            if "holds NaN" not in str(error):
-                raise
+        except NaNImageError:
             for task in tasks:
                 self._failed(task.source, f"{show(task.source)}: the model produced NaN")
         else:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import plain
+from qsattn_plugin.data.images import normalise_mode
 from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
@@ -81,7 +81,7 @@ class Translator(nn.Module):
                 _checked(picture)
         out: list[Image.Image] = []
         # A generator: a long list is not held twice.
-        found = (plain(_checked(picture)) for picture in pictures)
+        found = (normalise_mode(_checked(picture)) for picture in pictures)
         for size, alike in itertools.groupby(found, key=lambda picture: picture.size):
             width, height = padded = padded_size(self.generator, size)
             if is_large(padded, tile):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from qsattn_plugin.data import SPLITS
 from qsattn_plugin.data.images import UnreadableImage, find_images, read_image
-from qsattn_plugin.data.parallel import each
+from qsattn_plugin.data.parallel import threaded_map
 from qsattn_plugin.data.public.catalogue import PublicSet
 from qsattn_plugin.data.public.cityscapes import prepare
 from qsattn_plugin.data.public.unpack import unpack
@@ -175,7 +175,7 @@ def _check(one: PublicSet, stage: Path, source: Path, decode: bool, progress: St
         return
     paths = [path for split in SPLITS for path in find_images(stage / split)]
     bad = []
-    for done, reason in enumerate(each(_unreadable, paths)):
+    for done, reason in enumerate(threaded_map(_unreadable, paths)):
         progress("checking", done + 1, len(paths))
         if reason:
             bad.append(f"{paths[done].relative_to(stage)} ({reason})")

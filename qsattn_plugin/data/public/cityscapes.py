@@ -17,7 +17,7 @@ from pathlib import Path
 from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, find_images
-from qsattn_plugin.data.parallel import each
+from qsattn_plugin.data.parallel import threaded_map
 from qsattn_plugin.data.public.unpack import BadArchive
 from qsattn_plugin.errors import UserError
 
@@ -70,7 +70,7 @@ def prepare(
                 for number, scene in enumerate(sorted(scenes[domain])):
                     place = target / f"{ours}{domain}" / f"{number}_{domain}.jpg"
                     jobs.append((found[domain][split, scene], f"{split}/{scene}", place))
-        for _ in each(_resize, jobs):
+        for _ in threaded_map(_resize, jobs):
             progress(1)
 
 

@@ -1,4 +1,4 @@
-"""The embedded data set: toy horses and toy zebras, drawn from a seed, with the truth to score against."""
+"""The built-in data set: toy horses and zebras, drawn from a seed, with the ground truth to score against."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from qsattn_plugin.registry import register
 
 __all__ = ["ToyHorses", "ToyImages"]
 
-#: Which pictures share their seeds: the two test sets, which show the same animals, and nothing else.
+#: Groups of seeds. The two test sets share theirs, as they show the same animals.
 _GROUPS = {"trainA": 0, "trainB": 1, "testA": 2, "testB": 2}
 
 
 class ToyImages:
-    """Drawn pictures as an :class:`~qsattn_plugin.data.ImageSet`; each is drawn anew whenever it is asked for.
+    """Drawn pictures as an :class:`~qsattn_plugin.data.ImageSet`; a picture is drawn at each access.
 
     Args:
         seeds: one for each picture.
         size: height and width in pixels.
-        striped: zebras rather than horses.
+        striped: zebras instead of horses.
         channels: 1 to 4.
     """
 
@@ -49,9 +49,9 @@ class ToyImages:
 class ToyHorses:
     """Toy horses (A) and toy zebras (B) in landscapes, drawn from a seed; no download.
 
-    The training sets share no animal and no landscape, though both are drawn in the same way. Image i of ``testA`` and
-    image i of ``testB`` show the same animal in the same place, pose and light, once with each coat, so that
-    translations can be scored. A picture depends on the seed, its split, its index and the size alone.
+    The training sets share no animals and no landscapes. Image i of ``testA`` and image i of ``testB`` show the same
+    animal in the same place, pose and light, once with each coat, so that translations can be scored. A picture depends
+    only on the seed, its split, its index and the size.
 
     Args:
         size: height and width in pixels, at least 32. Stripes are about 3 pixels wide at 64.
@@ -84,47 +84,47 @@ class ToyHorses:
         return [picture_seed(self.seed, _GROUPS[name], index) for index in range(count)]
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a split ``name``: all four are there."""
+        """Return whether there is a split ``name``: true for all four."""
         return bool(self._seeds(name))
 
     def split(self, name: str) -> ToyImages:
-        """Give the pictures of a split; none of them is drawn yet.
+        """Return the pictures of a split; none of them is drawn yet.
 
         Raises:
-            ValueError: ``name`` is no split's name.
+            ValueError: ``name`` is not the name of a split.
         """
         return ToyImages(self._seeds(name), self.size, name.endswith("B"), self.channels)
 
     def silhouettes(self, name: str) -> Tensor:
-        """Draw the animals' silhouettes of a split: float (N, H, W), how much of each pixel is the animal.
+        """Return the silhouettes of a split's animals: float (N, H, W), the share of each pixel that is the animal.
 
         Raises:
-            ValueError: ``name`` is no split's name.
+            ValueError: ``name`` is not the name of a split.
         """
         return torch.stack([draw(seed, self.size, name.endswith("B")).silhouette for seed in self._seeds(name)])
 
     def _test_set(self) -> tuple[dict[str, Tensor], Tensor]:
-        """The test images of both domains, float (N, C, H, W) in [-1, 1], and their silhouettes; drawn once."""
+        """Return the test images by domain, float (N, C, H, W) in [-1, 1], and their silhouettes; drawn once."""
         if self._truth is None:
             both = {d: to_float(torch.stack(list(self.split(f"test{d}")))) for d in "AB"}
             self._truth = both, self.silhouettes("testA")
         return self._truth
 
     def score(self, images: Tensor, direction: str) -> dict[str, float]:
-        """Score translations of the first N test images against the truth.
+        """Score translations of the first N test images against the ground truth.
 
         Args:
-            images: float (N, C, H, W) in [-1, 1], in the order of the test set; alpha is not scored.
+            images: float (N, C, H, W) in [-1, 1], in the order of the test set; alpha is ignored.
             direction: ``"AtoB"`` or ``"BtoA"``.
 
         Returns:
-            ``coat_distance``: 0 is the truth, 1 is nothing done
+            ``coat_distance``: 0 for the ground truth, 1 for the untranslated images
             (:func:`~qsattn_plugin.data.toy.score.coat_distance`); ``background_change``: mean absolute change of
             pixels outside the animals, in [-1, 1] units. Smaller is better for both.
 
         Raises:
             ValueError: ``direction`` is neither.
-            UserError: the images do not have the test set's size or channels, or are more.
+            UserError: the images differ from the test set in size or channels, or are too many.
         """
         if direction not in ("AtoB", "BtoA"):
             raise ValueError(f"direction: must be AtoB or BtoA, got {direction!r}")

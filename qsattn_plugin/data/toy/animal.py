@@ -1,6 +1,6 @@
-"""The toy animal's pose: a side view built of tapered capsules, in units of its own height at the withers.
+"""The toy animal's pose: a side view built of tapered capsules, in units of its height at the withers.
 
-Coordinates here are the animal's own: x points to where it looks, y up, the ground is y = 0.
+Coordinates are the animal's own: x points forward, y up, the ground is y = 0.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from qsattn_plugin.data.toy.noise import Dice
+from qsattn_plugin.data.toy.noise import RandomSource
 
 Point = tuple[float, float]
 
 
 class Limb(NamedTuple):
-    """A capsule from ``a`` to ``b``, with what its surface carries.
+    """A tapered capsule from ``a`` to ``b``, with attributes of its surface.
 
     ``phase`` is the stripes' phase at ``a`` in cycles, ``rate`` the cycles per unit from ``a`` towards ``b``. ``dark``
-    says how far the surface at either end is in the colour of muzzle and hooves, 0 to 1; ``sock`` how much of a leg it
-    is, for coats with white or black socks.
+    is the share of the colour of muzzle and hooves at either end, 0 to 1; ``sock`` the position along a leg, 0 to 1,
+    for coats with white or black socks.
     """
 
     a: Point
@@ -34,14 +34,14 @@ class Limb(NamedTuple):
     sock_b: float = 0.0
 
     def phase_at(self, p: Point) -> float:
-        """The stripes' phase at a point, following this limb's axis."""
+        """Return the stripes' phase at a point, projected on this limb's axis."""
         dx, dy = self.b[0] - self.a[0], self.b[1] - self.a[1]
         return self.phase + self.rate * ((p[0] - self.a[0]) * dx + (p[1] - self.a[1]) * dy) / math.hypot(dx, dy)
 
 
 @dataclass
 class Animal:
-    """The limbs by layer, back to front, and the eye's place."""
+    """The limbs by layer, back to front, and the positions of eye and nostril."""
 
     far: list[Limb] = field(default_factory=list)
     tail: list[Limb] = field(default_factory=list)
@@ -52,12 +52,12 @@ class Animal:
 
     @property
     def limbs(self) -> list[Limb]:
-        """All of them, back to front."""
+        """All limbs, back to front."""
         return [*self.far, *self.tail, *self.mane, *self.body]
 
 
 def extent(limbs: list[Limb]) -> tuple[float, float, float, float]:
-    """The smallest x, largest x, smallest y and largest y that any of the limbs reaches."""
+    """Return the limbs' bounding box: smallest x, largest x, smallest y, largest y."""
     ends = [(p, r) for m in limbs for p, r in ((m.a, m.radius_a), (m.b, m.radius_b))]
     xs = [p[0] + side * r for p, r in ends for side in (-1, 1)]
     ys = [p[1] + side * r for p, r in ends for side in (-1, 1)]
@@ -73,7 +73,7 @@ def _mid(p: Point, q: Point, t: float) -> Point:
 
 
 def _joint(top: Point, foot: Point, upper: float, lower: float, side: float) -> Point:
-    """The knee between ``top`` and ``foot`` for two bones of given length; ``side`` +1 bends it forward, -1 back."""
+    """Return the knee between ``top`` and ``foot`` for two bone lengths; ``side`` +1 bends it forward, -1 back."""
     dx, dy = foot[0] - top[0], foot[1] - top[1]
     reach = min(math.hypot(dx, dy), (upper + lower) * 0.999)
     turn = math.acos(max(-1.0, min(1.0, (upper**2 + reach**2 - lower**2) / (2 * upper * reach))))
@@ -81,11 +81,11 @@ def _joint(top: Point, foot: Point, upper: float, lower: float, side: float) -> 
 
 
 def _leg(top: Point, foot: Point, hind: bool, phase: float, rate: float) -> list[Limb]:
-    """Upper leg, lower leg and hoof. The stripes become rings around it, continuing from ``phase`` at the top."""
+    """Return upper leg, lower leg and hoof. Stripes become rings, continuing from ``phase`` at the top."""
     upper, lower = (0.325, 0.335) if hind else (0.31, 0.3)
     knee = _joint(top, foot, upper, lower, -1.0 if hind else 1.0)
-    # Along the trunk the phase grows towards the rump: behind it goes on growing down the leg, in front it goes on
-    # falling, so that bands turn into rings without a seam.
+    # Along the trunk the phase grows towards the rump. It keeps growing down a hind leg and falling down a fore leg,
+    # so that bands turn into rings without a seam.
     rate = rate if hind else -rate
     thigh = Limb(top, knee, 0.165 if hind else 0.11, 0.066 if hind else 0.062, phase, rate, 0, 0, 0, 0.45)
     ankle = _mid(knee, foot, 0.86)
@@ -95,9 +95,9 @@ def _leg(top: Point, foot: Point, hind: bool, phase: float, rate: float) -> list
     return [thigh, shin, hoof]
 
 
-def pose(dice: Dice) -> Animal:
-    """Draw a random pose and the stripes' layout; the animal looks to the right."""
-    u = dice.uniform
+def pose(random: RandomSource) -> Animal:
+    """Return a random pose with its stripe layout; the animal faces right."""
+    u = random.uniform
     animal = Animal()
     tilt = u(-0.05, 0.05)
     stout = u(0.94, 1.07)

@@ -1,4 +1,4 @@
-"""Paint the toy animal: limbs blended into one body, coat, stripes and light."""
+"""Painting the toy animal: limbs blended into one body, coat, stripes and light."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from qsattn_plugin.data.toy.animal import Animal, Limb, extent
-from qsattn_plugin.data.toy.noise import Dice, colour, cover, lay, step
+from qsattn_plugin.data.toy.noise import RandomSource, composite, coverage, rgb, smoothstep
 
 #: Plain coats: body, mane and tail, and how dark the legs become towards the hooves (0 to 1).
 PLAIN = (
@@ -28,7 +28,7 @@ INK = "#1a1616"
 
 @dataclass
 class Coat:
-    """The colours of one animal, for both coats: which one is painted is decided last."""
+    """The colours of one animal, for both coats."""
 
     body: ndarray
     hair: ndarray
@@ -40,24 +40,24 @@ class Coat:
     wobble: float
 
     @classmethod
-    def draw(cls, dice: Dice) -> Coat:
-        """Draw both coats' colours."""
-        body, hair, points = dice.choose(PLAIN)
-        tint = 1.0 + (dice.table(3).reshape(3, 1, 1) - 0.5) * 0.08
+    def draw(cls, random: RandomSource) -> Coat:
+        """Return random colours for both coats."""
+        body, hair, points = random.choose(PLAIN)
+        tint = 1.0 + (random.array(3).reshape(3, 1, 1) - 0.5) * 0.08
         return cls(
-            body=colour(body) * tint * dice.uniform(0.9, 1.1),
-            hair=colour(hair) * tint,
-            points=points * dice.uniform(0.7, 1.0),
-            socks=dice.chance(0.25),
-            white=colour(WHITE) * dice.uniform(0.96, 1.04),
-            ink=colour(INK) * dice.uniform(0.8, 1.3),
-            muzzle=colour("#2b211f"),
-            wobble=dice.uniform(0.1, 0.18),
+            body=rgb(body) * tint * random.uniform(0.9, 1.1),
+            hair=rgb(hair) * tint,
+            points=points * random.uniform(0.7, 1.0),
+            socks=random.chance(0.25),
+            white=rgb(WHITE) * random.uniform(0.96, 1.04),
+            ink=rgb(INK) * random.uniform(0.8, 1.3),
+            muzzle=rgb("#2b211f"),
+            wobble=random.uniform(0.1, 0.18),
         )
 
 
 class Surface(NamedTuple):
-    """A layer of limbs seen on the canvas, each value (H, W); ``normal`` is (3, H, W), unit vectors."""
+    """A layer of limbs on the canvas; each field is (H, W), ``normal`` (3, H, W) of unit vectors."""
 
     distance: ndarray  # signed, negative inside
     normal: ndarray
@@ -70,14 +70,14 @@ def blend(limbs: list[Limb], x: ndarray, y: ndarray, melt: float = 0.02, mingle:
     """Blend limbs into one surface.
 
     The outline is the smooth union of the tapered capsules. Inside, each limb has weight softmax(-distance / mingle),
-    and normals, stripes and colours are the weighted means, so that what follows one limb turns into what follows the
-    next over a few hundredths of the animal's height.
+    and normals, stripes and colours are weighted means, so that neighbouring limbs blend over a few hundredths of the
+    animal's height.
 
     Args:
-        limbs: what to blend, K of them.
+        limbs: the K limbs to blend.
         x, y: the canvas in the animal's coordinates, (H, W).
-        melt: how softly outlines merge.
-        mingle: how softly surfaces merge.
+        melt: smoothing length of the outline.
+        mingle: smoothing length of the surface.
     """
     table = np.array([(*m.a, *m.b, *m[2:]) for m in limbs], dtype=np.float32).T[:, :, None, None]
     ax, ay, bx, by, ra, rb, phase, rate, dark_a, dark_b, sock_a, sock_b = table
@@ -112,7 +112,7 @@ def blend(limbs: list[Limb], x: ndarray, y: ndarray, melt: float = 0.02, mingle:
 
 @dataclass
 class Light:
-    """Where the light comes from in the animal's coordinates, and its colour (3, 1, 1)."""
+    """The direction of the light in the animal's coordinates, and its colour (3, 1, 1)."""
 
     x: float
     y: float
@@ -120,7 +120,7 @@ class Light:
     tint: ndarray
 
     def shade(self, normal: ndarray) -> ndarray:
-        """How bright a surface is, about 0.35 (turned away) to 1.15 (facing the light), (H, W)."""
+        """Return a surface's brightness (H, W), about 0.35 (turned away) to 1.15 (facing the light)."""
         nx, ny, nz = normal
         facing = (nx * self.x + ny * self.y + nz * self.z) / math.sqrt(self.x**2 + self.y**2 + self.z**2)
         sky = 0.5 + 0.5 * ny
@@ -128,7 +128,7 @@ class Light:
 
 
 def _window(reach: tuple[float, float, float, float], x: ndarray, y: ndarray) -> tuple[slice, slice]:
-    """The part of the canvas that something can touch, from its :func:`extent`."""
+    """Return the rows and columns of the canvas within a bounding box from :func:`extent`."""
     left, right, bottom, top = reach
     rows = ((y[:, 0] > bottom - 0.05) & (y[:, 0] < top + 0.05)).nonzero()[0].tolist()
     columns = ((x[0] > left - 0.05) & (x[0] < right + 0.05)).nonzero()[0].tolist()
@@ -136,22 +136,22 @@ def _window(reach: tuple[float, float, float, float], x: ndarray, y: ndarray) ->
 
 
 def _skin(coat: Coat, surface: Surface, hair: bool, striped: bool, grain: ndarray, warp: ndarray) -> ndarray:
-    """A layer's colours before light, (3, H, W); ``hair`` is mane and tail, the rest has muzzle, hooves and socks."""
-    dark = step(0.3, 0.85, surface.dark)
+    """Return a layer's unlit colours (3, H, W); ``hair`` is mane and tail, the rest has muzzle, hooves and socks."""
+    dark = smoothstep(0.3, 0.85, surface.dark)
     if striped:
         bands = np.cos(2 * math.pi * (surface.phase + coat.wobble * warp))
         # Stripes taper towards the belly, where a zebra is white.
-        belly = step(0.25, 0.95, -surface.normal[1]) * (1 - surface.sock)
-        bands = step(-0.32, 0.32, bands - 0.75 * belly)
-        base = lay(coat.white * (1 + 0.03 * grain), coat.ink, bands)
-        return lay(base, coat.ink if hair else coat.muzzle, dark)
+        belly = smoothstep(0.25, 0.95, -surface.normal[1]) * (1 - surface.sock)
+        bands = smoothstep(-0.32, 0.32, bands - 0.75 * belly)
+        base = composite(coat.white * (1 + 0.03 * grain), coat.ink, bands)
+        return composite(base, coat.ink if hair else coat.muzzle, dark)
     if hair:
         return coat.hair * (1 + 0.12 * np.cos(2 * math.pi * 2.7 * surface.phase))
     base = coat.body * (1 + 0.07 * grain)
-    base = lay(base, coat.hair, coat.points * step(0.25, 0.7, surface.sock))
+    base = composite(base, coat.hair, coat.points * smoothstep(0.25, 0.7, surface.sock))
     if coat.socks:
-        base = lay(base, colour(WHITE), step(0.62, 0.7, surface.sock))
-    return lay(base, coat.muzzle, dark)
+        base = composite(base, rgb(WHITE), smoothstep(0.62, 0.7, surface.sock))
+    return composite(base, coat.muzzle, dark)
 
 
 def paint(
@@ -165,15 +165,15 @@ def paint(
     grain: ndarray,
     warp: ndarray,
 ) -> ndarray:
-    """Paint an animal onto a picture, in place, and return its silhouette (H, W), 0 to 1.
+    """Paint an animal onto a picture, in place; return its silhouette (H, W), 0 to 1.
 
     Args:
-        picture: what is behind it, (3, H, W).
-        animal: its limbs.
-        coat: its colours.
-        striped: the zebra's coat rather than the horse's.
+        picture: the background, (3, H, W).
+        animal: the pose.
+        coat: the colours.
+        striped: the zebra's coat instead of the horse's.
         x, y: the canvas in the animal's coordinates, (H, W).
-        light: shades it.
+        light: the light.
         grain: noise in about [-1, 1] that mottles the coat, (H, W).
         warp: slow noise in about [-1, 1] that bends the stripes, (H, W).
     """
@@ -189,18 +189,18 @@ def paint(
         surface = blend(limbs, x[window], y[window])
         skin = _skin(coat, surface, hair, striped, grain[window], warp[window])
         skin = skin * light.tint * (light.shade(surface.normal) * dim)
-        alpha = cover(surface.distance, pixel)
-        picture[:, rows, columns] = lay(picture[:, rows, columns], skin, alpha)
+        alpha = coverage(surface.distance, pixel)
+        picture[:, rows, columns] = composite(picture[:, rows, columns], skin, alpha)
         silhouette[window] = np.maximum(silhouette[window], alpha)
     ring = coat.white * 0.82 if striped else coat.body * 0.9
     for (px, py), radius, tone in (
         (animal.eye, 0.038, ring * light.tint),
-        (animal.eye, 0.026, colour("#0d0a0a")),
-        ((animal.eye[0] + 0.008, animal.eye[1] + 0.009), 0.008, colour("#f2f2f2")),
-        (animal.nose, 0.014, colour("#0a0808")),
+        (animal.eye, 0.026, rgb("#0d0a0a")),
+        ((animal.eye[0] + 0.008, animal.eye[1] + 0.009), 0.008, rgb("#f2f2f2")),
+        (animal.nose, 0.014, rgb("#0a0808")),
     ):
         rows, columns = window = _window((px - radius, px + radius, py - radius, py + radius), x, y)
-        spot = cover(np.sqrt((x[window] - px) ** 2 + (y[window] - py) ** 2) - radius, pixel)
+        spot = coverage(np.sqrt((x[window] - px) ** 2 + (y[window] - py) ** 2) - radius, pixel)
         spot = spot * silhouette[window]
-        picture[:, rows, columns] = lay(picture[:, rows, columns], tone, spot)
+        picture[:, rows, columns] = composite(picture[:, rows, columns], tone, spot)
     return silhouette

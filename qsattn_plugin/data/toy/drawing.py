@@ -1,4 +1,4 @@
-"""Draw one toy picture: an animal in a landscape, with either coat, from a seed."""
+"""Drawing one toy picture: an animal in a landscape, with either coat, from a seed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qsattn_plugin.data.seeding import mix
+from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.toy.animal import extent, pose
 from qsattn_plugin.data.toy.background import Canvas, Scene, landscape, tufts
 from qsattn_plugin.data.toy.coat import Coat, Light, paint
-from qsattn_plugin.data.toy.noise import Dice, lay
+from qsattn_plugin.data.toy.noise import RandomSource, composite
 
-#: Pictures are drawn this many times larger and averaged down, for smooth edges.
-FINE = 2
+#: Pictures are drawn at this multiple of their size and averaged down, for antialiasing.
+SUPERSAMPLING = 2
 
 
 class Drawing(NamedTuple):
@@ -28,35 +28,35 @@ class Drawing(NamedTuple):
 def draw(seed: int, size: int, striped: bool) -> Drawing:
     """Draw an animal in a landscape.
 
-    Nothing but the coat depends on ``striped``: the two drawings of a seed are equal wherever the silhouette is 0. The
-    same seed gives the same scene at every size.
+    Only the coat depends on ``striped``: the two drawings of a seed are equal wherever the silhouette is 0. A seed
+    gives the same scene at every size.
 
     Args:
-        seed: of everything random in the picture.
+        seed: determines the picture.
         size: height and width in pixels, at least 16.
-        striped: the zebra's coat rather than the horse's.
+        striped: the zebra's coat instead of the horse's.
     """
-    dice = Dice(seed)
-    canvas = Canvas(size * FINE)
-    scene = Scene.draw(dice)
-    picture = landscape(dice, canvas, scene)
+    random = RandomSource(seed)
+    canvas = Canvas(size * SUPERSAMPLING)
+    scene = Scene.draw(random)
+    picture = landscape(random, canvas, scene)
 
-    animal = pose(dice)
+    animal = pose(random)
     left, right, bottom, top = extent(animal.limbs)
-    width = dice.uniform(0.7, 0.86)
+    width = random.uniform(0.7, 0.86)
     unit = min(width / (right - left), 0.72 / (top - bottom))
-    feet = dice.uniform(0.86, 0.93)
-    facing = 1.0 if dice.chance(0.5) else -1.0
+    feet = random.uniform(0.86, 0.93)
+    facing = 1.0 if random.chance(0.5) else -1.0
     free = max(0.0, 0.97 - unit * (right - left))
-    middle = 0.5 + dice.uniform(-0.5, 0.5) * free
+    middle = 0.5 + random.uniform(-0.5, 0.5) * free
     x = (canvas.x - middle) * (facing / unit) + (left + right) / 2
     y = (feet - canvas.y) / unit
-    coat = Coat.draw(dice)
+    coat = Coat.draw(random)
 
     rows = [scene.horizon + (1 - scene.horizon) * t for t in (0.12, 0.27, 0.45, 0.62)] + [feet + 0.012, 1.01]
-    grass = tufts(dice, canvas, scene, rows)
+    grass = tufts(random, canvas, scene, rows)
     for band, shade, opacity in grass[:4]:
-        picture[:, band] = lay(picture[:, band], shade, opacity)
+        picture[:, band] = composite(picture[:, band], shade, opacity)
 
     # The animal's shadow falls away from the sun.
     cast = (scene.sun[0] - 0.5) * -0.25 * facing
@@ -64,27 +64,27 @@ def draw(seed: int, size: int, striped: bool) -> Drawing:
     picture *= 1 - 0.42 * np.exp(-reach * np.sqrt(reach))
 
     light = Light((scene.sun[0] - 0.5) * 1.3 * facing, 0.75, 0.75, scene.tint)
-    grain, warp = canvas.look(dice.noise(16, 16, 3)), canvas.look(dice.noise(5, 5, 2))
+    grain, warp = canvas.look(random.noise(16, 16, 3)), canvas.look(random.noise(5, 5, 2))
     silhouette = paint(picture, animal, coat, striped, x, y, light, grain, warp)
     for band, shade, opacity in grass[4:]:
-        picture[:, band] = lay(picture[:, band], shade, opacity)
+        picture[:, band] = composite(picture[:, band], shade, opacity)
         silhouette[band] = silhouette[band] * (1 - opacity)
 
     whole = np.concatenate((picture.clip(0, 1), silhouette[None]))
-    small = whole.reshape(4, size, FINE, size, FINE).mean((2, 4))
+    small = whole.reshape(4, size, SUPERSAMPLING, size, SUPERSAMPLING).mean((2, 4))
     pixels = np.rint(small[:3] * 255).astype(np.uint8)
     return Drawing(torch.from_numpy(pixels), torch.from_numpy(small[3]))
 
 
 def picture_seed(seed: int, group: int, index: int) -> int:
-    """The seed of one picture of a data set: another one for every (group, index), whatever the data set's seed.
+    """Return the seed of one picture of a data set, different for every (group, index).
 
-    torch's generator keeps 32 bits of its seed. Multiplying by an odd number permutes those, so two pictures of one
-    data set never share them, which a hash could not promise.
+    torch's generator uses 32 bits of its seed. Multiplication by an odd number permutes them, so no two pictures of a
+    data set share a seed, which a hash could not guarantee.
 
     Args:
-        seed: of the data set, any integer.
+        seed: the data set's seed, any integer.
         group: 0 to 15.
         index: 0 to 2**28 - 1.
     """
-    return (mix(seed) + (group << 28 | index) * 0x9E3779B1) & 0xFFFFFFFF
+    return (derive_seed(seed) + (group << 28 | index) * 0x9E3779B1) & 0xFFFFFFFF

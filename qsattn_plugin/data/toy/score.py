@@ -1,6 +1,6 @@
-"""Score translations of pictures of which one knows the truth: the coat inside a silhouette, the background outside.
+"""Scores of translations with a known ground truth: the coat inside a silhouette, the background outside.
 
-Nothing here knows a data set: images, truths and silhouettes are given as tensors.
+They are independent of the data set: images, ground truth and silhouettes are tensors.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from qsattn_plugin.distances import patches, sliced_wasserstein
 
-#: Larger pictures are averaged down to this many pixels, so that a 7x7 patch sees a stripe and its neighbour.
+#: Larger pictures are averaged down to this side, so that a 7x7 patch covers a stripe and its neighbour.
 RESOLUTION = 64
 
 
 def _same_shape(silhouettes: Tensor, **images: Tensor) -> None:
-    """Raise :class:`ValueError` unless all images have one shape and the silhouettes are theirs."""
+    """Raise :class:`ValueError` unless all images have the same shape and the silhouettes match it."""
     (first, shape), *others = [(name, tuple(image.shape)) for name, image in images.items()]
     if len(shape) != 4 or not shape[0]:
         raise ValueError(f"{first}: must be (N, C, H, W) with at least one image, got {shape}")
@@ -30,7 +30,7 @@ def _same_shape(silhouettes: Tensor, **images: Tensor) -> None:
 
 
 def _averaged(images: Tensor) -> Tensor:
-    """The images averaged down to at most :data:`RESOLUTION` in height and width."""
+    """Return the images, averaged down to at most :data:`RESOLUTION` in height and width."""
     height, width = images.shape[-2:]
     size = (min(height, RESOLUTION), min(width, RESOLUTION))
     return images if size == (height, width) else F.interpolate(images, size=size, mode="area")
@@ -39,28 +39,27 @@ def _averaged(images: Tensor) -> Tensor:
 def coat_distance(
     translated: Tensor, source: Tensor, target: Tensor, silhouettes: Tensor, projections: int = 256
 ) -> float:
-    """How far the translated coats are from the true ones, as a share of how far the untranslated ones are.
+    """Return the distance of the translated coats to the true ones, relative to that of the untranslated ones.
 
-    Both distances are the sliced Wasserstein distance of the 7x7 patches of all images that lie at least to three
-    quarters in the silhouettes. So 0 is the truth, 1 is nothing done, and more is worse than nothing. As whole sets of
-    patches are compared, it does not matter where on the body a stripe lies; two draws of stripes for the same animals
-    are about 0.05 apart.
+    Both are sliced Wasserstein distances between the 7x7 patches with at least three quarters in the silhouettes. 0 is
+    the ground truth, 1 no change, and more is worse than no change. As sets of patches are compared, the position of a
+    stripe on the body does not matter; two random draws of stripes for the same animals are about 0.05 apart.
 
     Args:
         translated: (N, C, H, W), float.
-        source: what was translated, of the same shape.
+        source: the untranslated images, of the same shape.
         target: the same animals in the other coat, of the same shape.
         silhouettes: (N, H, W), 0 to 1.
-        projections: directions of the sliced distance; the same ones in every call.
+        projections: the number of directions of the sliced distance; the same ones in every call.
 
     Raises:
-        ValueError: shapes that do not fit, no patch in the silhouettes, or source and target with equal coats.
+        ValueError: shapes do not match, the silhouettes contain no patch, or source and target have equal coats.
     """
     _same_shape(silhouettes, translated=translated, source=source, target=target)
     masks = _averaged(silhouettes[:, None])[:, 0]
     got, before, truth = (patches(_averaged(images), masks) for images in (translated, source, target))
     if not len(truth):
-        raise ValueError("silhouettes: hold no 7x7 patch; the animals are too small")
+        raise ValueError("silhouettes: contain no 7x7 patch; the animals are too small")
     untranslated = sliced_wasserstein(before, truth, projections)
     if untranslated == 0:
         raise ValueError("source: has the target's coat already, so there is nothing to compare with")
@@ -68,17 +67,17 @@ def coat_distance(
 
 
 def background_change(translated: Tensor, source: Tensor, silhouettes: Tensor, margin: float = 0.03) -> float:
-    """The mean absolute change of the pixels outside the silhouettes, in the images' units.
+    """Return the mean absolute change of the pixels outside the silhouettes, in the images' units.
 
     Args:
         translated: (N, C, H, W), float.
-        source: what was translated, of the same shape.
+        source: the untranslated images, of the same shape.
         silhouettes: (N, H, W), 0 to 1.
-        margin: how far beyond the silhouette a pixel is still the animal's, as a share of the height: a generator may
-            soften an outline.
+        margin: width of the border around a silhouette that is excluded too, as a share of the height: a generator may
+            soften outlines.
 
     Raises:
-        ValueError: shapes that do not fit, or silhouettes that fill the images.
+        ValueError: shapes do not match, or the silhouettes fill the images.
     """
     _same_shape(silhouettes, translated=translated, source=source)
     reach = math.ceil(margin * silhouettes.shape[-2])

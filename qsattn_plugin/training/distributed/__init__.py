@@ -1,12 +1,12 @@
-"""Several processes that train one model: who this one is, and what they tell each other.
+"""Training one model in several processes: ranks, and the collective operations between them.
 
-Every process (a *rank*) holds the whole model and takes its share of each batch: ``train.batch_size`` is one rank's.
-Gradients are averaged in the open, after a method has differentiated all its terms and before the optimizer steps:
-methods differentiate term by term and towards chosen parameters only, which the hooks of DistributedDataParallel do not
-follow. Losses are means over a batch, so the mean over ranks is that over the whole batch.
+Every process (a *rank*) holds the whole model and takes its share of each batch; ``train.batch_size`` is per rank.
+Gradients are averaged explicitly, after a method has differentiated all its terms and before the optimizer steps:
+methods differentiate term by term with respect to chosen parameters, which the hooks of DistributedDataParallel do not
+support. Losses are means over a batch, so the mean over ranks is the mean over the whole batch.
 
-Two groups of processes exist: one of gloo for words (who stops, whose disk is full), which never waits for a device,
-and on CUDA one of NCCL for gradients.
+There are two process groups: a gloo group for control messages (stop requests, errors), which never waits for a device,
+and on CUDA an NCCL group for gradients.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qsattn_plugin.devices import pick_device, send
 from qsattn_plugin.errors import UserError
 
-__all__ = ["Elsewhere", "PeerLost", "World", "world"]
+__all__ = ["PeerLostError", "RemoteError", "World", "world"]
 
-#: A rank that ended is noticed at once, through its connections. This is how long the others wait for one that is alive
-#: and says nothing: while rank 0 evaluates, they do.
+#: How long ranks wait for a silent one, for example while rank 0 evaluates. A rank that ended is noticed at once,
+#: through its closed connections.
 TIMEOUT = timedelta(hours=1)
 
 
-class Elsewhere(UserError):
-    """What went wrong on another rank; rank 0 says it to the person."""
+class RemoteError(UserError):
+    """An error of another rank; rank 0 reports it to the user."""
 
 
-class PeerLost(UserError):
-    """Another rank ended without a word, or cannot be reached."""
+class PeerLostError(UserError):
+    """Another rank ended without an error message, or cannot be reached."""
 
 
 class World:
-    """The processes that train together; made with nothing, this process alone, for which every method does nothing.
+    """The processes that train together; without arguments this process alone, where every operation is the identity.
 
-    All methods but :meth:`device` are collective: every rank calls them, in the same order.
+    All methods except :meth:`device` and :meth:`leave` are collective: every rank must call them in the same order.
 
     Attributes:
-        rank: this process's number, 0 to ``size - 1``.
-        size: how many there are.
-        main: whether this is rank 0, which alone writes and speaks.
-        on_device: whether gradients travel from device to device, by NCCL.
+        rank: this process's rank, 0 to ``size - 1``.
+        size: the number of processes.
+        main: whether this is rank 0, the only one that writes files and output.
+        on_device: whether gradients are reduced between devices, by NCCL.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, words: dist.ProcessGroup | None = None):
+    def __init__(self, rank: int = 0, size: int = 1, cpu_group: dist.ProcessGroup | None = None):
         self.rank, self.size, self.main = rank, size, rank == 0
-        self._words = words
-        self._gradients = words
+        self._cpu_group = cpu_group
+        self._gradient_group = cpu_group
         self.on_device = False
 
     def device(self, name: str) -> torch.device:
-        """Return the device of this rank: the one that ``name`` says, or this process's own GPU among several.
+        """Return the device of this rank: ``name``, or with several processes the GPU of its local rank.
 
         Raises:
-            UserError: there is none for each rank.
+            UserError: there is no such device, or not one for each rank.
         """
         if self.size == 1:
             return pick_device(name)
-        # Before anything is put on a GPU: each process would make itself at home on the first one as well.
+        # Before any GPU is used: otherwise each process would also create a context on the first one.
         if not (torch.cuda.is_available() and (name == "auto" or name.partition(":")[0] == "cuda")):
             device = pick_device(name)
             if device.type == "cpu":
@@ -87,81 +87,81 @@ class World:
         return device
 
     def join(self, method: nn.Module, device: torch.device) -> None:
-        """Give every rank rank 0's weights, and average gradients on ``device`` from now on."""
+        """Broadcast rank 0's weights to every rank, and set up the reduction of gradients on ``device``."""
         if self.size == 1:
             return
         if device.type == "cuda":
-            self._gradients, self.on_device = dist.new_group(backend="nccl", timeout=TIMEOUT), True
-        for tensors in _alike([*method.parameters(), *method.buffers()]):
-            flat = _flat(tensors)
-            dist.broadcast(flat, 0, group=self._gradients)
-            _copy_back(tensors, flat)
+            self._gradient_group, self.on_device = dist.new_group(backend="nccl", timeout=TIMEOUT), True
+        for tensors in _by_dtype([*method.parameters(), *method.buffers()]):
+            flat = _flatten(tensors)
+            dist.broadcast(flat, 0, group=self._gradient_group)
+            _unflatten_into(tensors, flat)
 
     def leave(self) -> None:
-        """Let go of the groups. gloo's threads end with the last reference to theirs; one that is still at work when
-        the interpreter goes down takes the process with it (SIGABRT, "terminate called without an active exception").
+        """Release the groups. gloo's threads end with the last reference to their group; one that still runs when the
+        interpreter exits aborts the process (SIGABRT, "terminate called without an active exception").
         """
-        self._words = self._gradients = None
+        self._cpu_group = self._gradient_group = None
 
     @torch.no_grad()
-    def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the ranks; a rank without one counts as zero.
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the ranks; a missing gradient counts as zero.
 
-        An inf or a nan of one rank is one for all, so that a gradient scaler decides the same everywhere.
+        An inf or NaN of one rank spreads to all, so that gradient scalers decide the same everywhere.
         """
         if self.size == 1:
             return
-        for group in _alike(parameters):
+        for group in _by_dtype(parameters):
             gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group]
-            # Which parameters have a gradient rides along: the optimizer passes over those that no rank has one for.
+            # Appended: which parameters have a gradient at all. The optimizer skips those without one on any rank.
             found = torch.tensor([p.grad is not None for p in group], dtype=group[0].dtype)
             complete = bool(found.all())
-            flat = torch.cat([_flat(gradients), send(found, group[0].device)])
-            dist.all_reduce(flat, group=self._gradients)
-            # Read only by a rank that lacks one: it makes the host wait for the device.
+            flat = torch.cat([_flatten(gradients), send(found, group[0].device)])
+            dist.all_reduce(flat, group=self._gradient_group)
+            # Read only by a rank that lacks a gradient: reading makes the host wait for the device.
             anywhere = [True] * len(group) if complete else (flat[-len(group) :] > 0).tolist()
-            _copy_back(gradients, flat[: -len(group)] / self.size)
+            _unflatten_into(gradients, flat[: -len(group)] / self.size)
             for parameter, gradient, exists in zip(group, gradients, anywhere, strict=True):
                 parameter.grad = gradient if exists else None
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in order; small plain values, such as numbers and text."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return every rank's value in rank order, on all ranks. For small picklable values."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._words)
+        dist.all_gather_object(values, value, group=self._cpu_group)
         return values
 
-    def collect(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return, on rank 0, every rank's tensors by name, on the CPU; on the others only their own."""
+    def gather_tensors(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return the tensors of every rank, on the CPU, to rank 0; the other ranks get only their own."""
         if self.size == 1:
             return [tensors]
         mine = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
         parts: list[Any] | None = [None] * self.size if self.main else None
-        dist.gather_object(mine, parts, dst=0, group=self._words)
+        dist.gather_object(mine, parts, dst=0, group=self._cpu_group)
         return parts or [mine]
 
-    def from_main(self, value: Any) -> Any:
-        """Return rank 0's value."""
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on all ranks."""
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, 0, group=self._words)
+        dist.broadcast_object_list(values, 0, group=self._cpu_group)
         return values[0]
 
-    def most(self, number: int) -> int:
-        """Return the largest number of all ranks. Cheap enough for every step, and no device is waited for."""
+    def all_reduce_max(self, number: int) -> int:
+        """Return the maximum over the ranks. Cheap enough for every step: it never waits for a device."""
         if self.size == 1:
             return int(number)
         largest = torch.tensor(int(number))
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._words)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._cpu_group)
         return int(largest)
 
-    def mean(self, values: dict[str, float]) -> dict[str, float]:
-        """Return each value's mean over the ranks that have it; of yes or no, whether any says yes."""
+    def all_reduce_mean(self, values: dict[str, float]) -> dict[str, float]:
+        """Return each value's mean over the ranks that have it; for booleans, whether any is true."""
         if self.size == 1:
             return values
-        every = self.gather(values)
+        every = self.all_gather(values)
         names = dict.fromkeys(name for one in every for name in one)
         having = {name: [one[name] for one in every if name in one] for name in names}
         return {
@@ -170,12 +170,12 @@ class World:
         }
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Make a user's mistake that shows on one rank end all of them, in words. Nothing collective may stand inside.
+    def sync_errors(self) -> Iterator[None]:
+        """Raise a :class:`UserError` of any rank on all ranks. The context must not contain collective operations.
 
         Raises:
-            UserError: on rank 0, its own or the first other rank's.
-            Elsewhere: on the others.
+            UserError: on rank 0: its own error, or that of the first rank that failed.
+            RemoteError: on the other ranks.
         """
         mine: UserError | None = None
         try:
@@ -184,22 +184,22 @@ class World:
             if self.size == 1:
                 raise
             mine = error
-        told = self.gather(None if mine is None else str(mine))
+        told = self.all_gather(None if mine is None else str(mine))
         failed = next((rank for rank, text in enumerate(told) if text is not None), None)
         if failed is None:
             return
         if not self.main:
-            raise Elsewhere(f"process {failed}: {told[failed]}") from mine
+            raise RemoteError(f"process {failed}: {told[failed]}") from mine
         raise mine or UserError(f"process {failed}: {told[failed]}")
 
 
 @contextlib.contextmanager
 def world() -> Iterator[World]:
-    """Join the processes that ``torchrun`` (or ``qsattn fit --nproc``) started with this one; without them, be alone.
+    """Join the processes that ``torchrun`` or ``qsattn fit --nproc`` started; yield a world of one if there are none.
 
     Raises:
-        PeerLost: another rank ended while this one worked with it.
-        UserError: the environment names other processes, but not where they meet.
+        PeerLostError: another rank ended or cannot be reached.
+        UserError: the environment gives a world size, but no rank or no address.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -214,8 +214,8 @@ def world() -> Iterator[World]:
     here, ended_well = World(), False
     try:
         if made:
-            # Its functions have the world's group as a default argument, from when they are imported: every optimizer
-            # imports them, and after the group is made they would hold it beyond the end.
+            # Every optimizer imports this module, whose functions hold the world's group as a default argument if it
+            # exists at that time. Importing it earlier lets the group be released at the end.
             importlib.import_module("torch.distributed.nn.functional")
             dist.init_process_group("gloo", timeout=TIMEOUT)
         here = World(
@@ -224,54 +224,54 @@ def world() -> Iterator[World]:
         yield here
         ended_well = True
     except RuntimeError as error:
-        # gloo says what broke in a plain RuntimeError that names its own source file.
+        # gloo raises plain RuntimeErrors; only their text, which names its source file, tells them apart.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
-        raise PeerLost(
-            "another process of this training ended or cannot be reached; the run goes on from its newest checkpoint "
-            f"when it is started again ({str(error).splitlines()[0].partition('. ')[0]})"
+        raise PeerLostError(
+            "another process of this training ended or cannot be reached; start the run again to resume from its "
+            f"newest checkpoint ({str(error).splitlines()[0].partition('. ')[0]})"
         ) from error
     finally:
         here.leave()
-        # NCCL waits for the others when it is taken down, which may be at work on what this rank has left.
+        # Destroying NCCL waits for the other ranks, which may still be inside an operation that this rank has left.
         if made and dist.is_initialized() and (ended_well or not here.on_device):
             dist.destroy_process_group()
 
 
-def check(method: nn.Module, here: World) -> None:
-    """Refuse what would not be the same training on several ranks.
+def check_distributable(method: nn.Module, here: World) -> None:
+    """Check that a method trains on several ranks as on one.
 
     Raises:
-        UserError: a loss or a norm looks at the whole batch, of which every rank sees a part.
+        UserError: a loss or a norm depends on the whole batch, of which a rank sees only its part.
     """
     for name, module in method.named_modules() if here.size > 1 else ():
         if getattr(module, "negatives", None) == "batch":
             raise UserError(
-                "objective.negatives=batch compares the images of one process only; with several processes it would be "
-                "another loss. Take internal, or one process"
+                "objective.negatives=batch compares the images of one process only, so the loss would differ with "
+                "several processes. Use internal, or one process"
             )
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
             raise UserError(
-                f"{name} is a batch norm, which would see the images of one process only; with several processes take "
-                "norm: instance, or one process"
+                f"{name} is a batch norm, which would see the images of one process only; use norm: instance, or one "
+                "process"
             )
 
 
-def _alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Tensors by dtype, in order."""
+def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors grouped by dtype, in order."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         groups.setdefault(tensor.dtype, []).append(tensor)
     return list(groups.values())
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    """One vector of all values, in logical order whatever the memory formats."""
+def _flatten(tensors: list[Tensor]) -> Tensor:
+    """Return all values as one vector, in logical order whatever the memory formats."""
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
-def _copy_back(tensors: list[Tensor], flat: Tensor) -> None:
-    """What :func:`_flat` joined, back in its places."""
+def _unflatten_into(tensors: list[Tensor], flat: Tensor) -> None:
+    """Copy the values of a vector from :func:`_flatten` back into the tensors."""
     pieces = flat.split([tensor.numel() for tensor in tensors])
     torch._foreach_copy_(tensors, [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)])

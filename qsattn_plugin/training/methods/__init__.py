@@ -1,4 +1,4 @@
-"""Ways to train: CUT and its family, CycleGAN, and what they have in common."""
+"""Training methods: CUT and its variants, CycleGAN, and their common base."""
 
 from qsattn_plugin.training.methods.base import Method, Parts
 

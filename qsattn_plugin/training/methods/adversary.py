@@ -1,4 +1,4 @@
-"""A discriminator with its loss: what judges translations, and what it makes of being fooled."""
+"""The adversarial terms of an objective: one discriminator, or an ensemble, with its loss and its penalties."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from qsattn_plugin.registry import PartError, create_nested
 from qsattn_plugin.registry.discriminators.ensemble import Ensemble
 
 
-class Judge(NamedTuple):
-    """One discriminator of an adversary."""
+class WeightedDiscriminator(NamedTuple):
+    """One discriminator of an :class:`Adversary`."""
 
     network: nn.Module
-    #: Of its losses.
+    #: Weight of its losses.
     weight: float
-    #: Of its R1 penalty.
+    #: Weight of its R1 penalty.
     r1: float
-    #: Stands at the end of its losses' names in the log.
-    name: str
+    #: Suffix of its losses' names in the log.
+    suffix: str
 
 
 class Adversary:
-    """Judges with one discriminator, or with each of an ensemble. It has no parameters of its own.
+    """Computes adversarial losses with one discriminator or an ensemble. It has no parameters of its own.
 
     Args:
-        discriminator: gives scores, or a list of them, for images.
+        discriminator: maps images to scores, or to a list of them.
         loss: the adversarial loss.
-        augment: changes what the discriminator sees, real and translated, from a generator of draws; differentiable.
-        r1: weight of R1, half the squared slope of the scores at real images (Mescheder et al. 2018); 0 leaves it out.
-            An ensemble's own weights come before it.
+        augment: differentiable; applied to real and translated images, with a random generator.
+        r1: weight of R1, half the squared gradient of the scores at real images (Mescheder et al. 2018); 0 disables
+            it. An ensemble's own weights take precedence.
     """
 
     def __init__(
@@ -47,61 +47,71 @@ class Adversary:
     ):
         if isinstance(discriminator, Ensemble):
             names, networks = zip(*discriminator.judges.items(), strict=True)
-            slopes = discriminator.r1 or (r1,) * len(networks)
+            penalties = discriminator.r1 or (r1,) * len(networks)
             self.judges = [
-                Judge(network, weight, slope, f"_{name}")
-                for network, weight, slope, name in zip(networks, discriminator.weights, slopes, names, strict=True)
+                WeightedDiscriminator(network, weight, penalty, f"_{name}")
+                for network, weight, penalty, name in zip(
+                    networks, discriminator.weights, penalties, names, strict=True
+                )
             ]
         else:
-            self.judges = [Judge(discriminator, 1.0, r1, "")]
+            self.judges = [WeightedDiscriminator(discriminator, 1.0, r1, "")]
         self.loss = loss
         self.augment = augment or (lambda images, draws: images)
 
     def compilable(self) -> list[nn.Module]:
-        """Return the discriminators without a penalty: what torch.compile makes has no second derivative."""
+        """Return the discriminators without a gradient penalty: compiled networks have no second derivative."""
         return [judge.network for judge in self.judges if not (judge.r1 or self.loss.penalised)]
 
-    def judge(self, real: Tensor, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], of: str = "") -> Tensor:
-        """Return the discriminator's objective; ``of`` ends the names under which ``log`` gets its parts."""
+    def discriminator_loss(
+        self, real: Tensor, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], suffix: str = ""
+    ) -> Tensor:
+        """Return the discriminator's objective; its terms are added to ``log``, their names ending in ``suffix``."""
         real, fake = self.augment(real, draws), self.augment(fake.detach(), draws)
-        terms = [j.weight * self._judge(j, real, fake, draws, log, f"{j.name}{of}") for j in self.judges]
+        terms = [j.weight * self._judge(j, real, fake, draws, log, f"{j.suffix}{suffix}") for j in self.judges]
         return torch.stack(terms).sum()
 
     def _judge(
-        self, judge: Judge, real: Tensor, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], of: str
+        self,
+        judge: WeightedDiscriminator,
+        real: Tensor,
+        fake: Tensor,
+        draws: torch.Generator,
+        log: dict[str, Tensor],
+        suffix: str,
     ) -> Tensor:
         """Return one discriminator's objective."""
         if judge.r1:
             real = real.detach().requires_grad_()
-        # With plain attention: fused kernels have no second derivative.
+        # Fused attention kernels have no second derivative.
         with sdpa_kernel(SDPBackend.MATH) if judge.r1 else contextlib.nullcontext():
             scores = judge.network(real)
         on_real, on_fake = self.loss.discriminator(scores, judge.network(fake))
-        log[f"D_real{of}"], log[f"D_fake{of}"] = on_real.detach(), on_fake.detach()
+        log[f"D_real{suffix}"], log[f"D_fake{suffix}"] = on_real.detach(), on_fake.detach()
         total = 0.5 * (on_real + on_fake)
         if self.loss.penalised:
             penalty = self.loss.gradient_penalty(judge.network, real, fake, generator=draws)
-            log[f"D_penalty{of}"] = penalty.detach()
+            log[f"D_penalty{suffix}"] = penalty.detach()
             total = total + penalty
         if judge.r1:
-            penalty = _squared_slope(judge.network, real, scores)
-            log[f"D_R1{of}"] = penalty.detach()
+            penalty = _squared_gradient(judge.network, real, scores)
+            log[f"D_R1{suffix}"] = penalty.detach()
             total = total + 0.5 * judge.r1 * penalty
         return total
 
-    def fooled_by(self, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], of: str = "") -> Tensor:
-        """Return the generator's objective."""
+    def generator_loss(self, fake: Tensor, draws: torch.Generator, log: dict[str, Tensor], suffix: str = "") -> Tensor:
+        """Return the generator's objective; its terms are added to ``log``."""
         fake = self.augment(fake, draws)
         terms = []
         for judge in self.judges:
             loss = self.loss.generator(judge.network(fake))
-            log[f"G_GAN{judge.name}{of}"] = loss.detach()
+            log[f"G_GAN{judge.suffix}{suffix}"] = loss.detach()
             terms.append(judge.weight * loss)
         return torch.stack(terms).sum()
 
 
-def _squared_slope(discriminator: nn.Module, real: Tensor, scores: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the mean over images of the scores' squared slope, from scores that were computed where they can."""
+def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | Sequence[Tensor]) -> Tensor:
+    """Return the squared gradient of the scores at the real images, averaged over the images; recomputed for fp16."""
     device = real.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
         # Norms' second derivatives leave float16's range; bfloat16 has float32's.
@@ -116,9 +126,9 @@ def adversarial_loss(spec: str | dict[str, Any]) -> AdversarialLoss:
     """Build an adversarial loss from its registered name, or from ``{"type": name, argument: value}``.
 
     Raises:
-        PartError: there is no such objective, it takes other arguments, or it is not adversarial.
+        PartError: the objective is unknown, takes other arguments, or is not adversarial.
     """
     loss = create_nested("objective", spec, "gan")
     if not isinstance(loss, AdversarialLoss):
-        raise PartError(f"gan: the objective {spec!r} is no adversarial loss", "gan")
+        raise PartError(f"gan: the objective {spec!r} is not an adversarial loss", "gan")
     return loss

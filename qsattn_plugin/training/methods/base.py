@@ -1,4 +1,4 @@
-"""What every way to train has in common: networks, optimizers, precision, and one step."""
+"""The base of all training methods: networks, optimizers, precision, and one step."""
 
 from __future__ import annotations
 
@@ -16,75 +16,78 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Parts(Protocol):
-    """Builds the networks that a recipe names; a method calls each as often as it needs one."""
+    """Builds the parts that a recipe names; each call returns a new one."""
 
     def generator(self) -> nn.Module:
-        """A new generator."""
+        """Return a new generator."""
 
     def discriminator(self) -> nn.Module:
-        """A new discriminator."""
+        """Return a new discriminator."""
 
     def encoder(self, generator: nn.Module) -> nn.Module:
-        """A new encoder, for the features of ``generator`` where it lives inside one."""
+        """Return a new encoder; one that has no network of its own takes its features from ``generator``."""
 
     def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor]:
-        """What changes the images that a discriminator sees."""
+        """Return the augmentation of the images that a discriminator sees."""
 
     def sampler(self, taps: Sequence[int | str]) -> Any:
-        """A new sampler, for an encoder that gives these taps."""
+        """Return a new sampler for an encoder with these taps."""
 
 
 class Method(nn.Module, abc.ABC):
-    """A way to train. Its sub-modules are what a checkpoint holds.
+    """A training method. Its sub-modules are saved in checkpoints.
 
-    A registered method's constructor takes :class:`Parts` and, as keyword-only arguments, what a recipe may set under
-    ``objective``. ``defaults`` is a piece of a recipe that lies below every key that somebody wrote.
+    A registered method's constructor takes :class:`Parts` and, as keyword-only arguments, the keys that a recipe may
+    set under ``objective``. ``defaults`` is a partial recipe that any explicit key overrides.
     """
 
     defaults: Mapping[str, Any] = {}
 
-    #: The processes that train together; their gradients are averaged before every optimizer step.
+    #: The processes that train together; gradients are averaged over them before every optimizer step.
     world: World = World()
 
     @abc.abstractmethod
     def roles(self) -> dict[str, list[nn.Module]]:
-        """Return which networks share an optimizer, by the optimizer's name."""
+        """Return the networks of each optimizer, by the optimizer's name."""
 
     @abc.abstractmethod
     def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
-        """Change the networks once.
+        """Train the networks for one step.
 
         Args:
-            batch: "A" and "B", each (B, C, H, W) in [-1, 1].
-            draws: every random decision of the step comes from here.
-            observe: also return what is worth a look but costs time.
+            batch: "A" (source) and "B" (target), each (B, C, H, W) in [-1, 1].
+            draws: the generator of all random numbers of the step.
+            observe: also return statistics that cost time.
 
         Returns:
-            Losses and, with ``observe``, statistics by name: 0-dim tensors, on the device, detached.
+            Losses and, with ``observe``, statistics by name: detached 0-dim tensors on the device.
         """
 
     @abc.abstractmethod
     def published(self) -> dict[str, nn.Module]:
-        """Return the generators that are averaged, evaluated and published, by name; the main one comes first."""
+        """Return the generators that are averaged, evaluated and published, by name; the main one first."""
 
     def memory(self) -> dict[str, Tensor]:
-        """Return what the method remembers between steps beside its networks, for a checkpoint."""
+        """Return the state besides the networks that a checkpoint must hold, as tensors by name."""
         return {}
 
     def load_memory(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`memory` gave."""
+        """Restore what :meth:`memory` returned.
+
+        Raises:
+            ValueError: the method has no such state."""
         if tensors:
-            raise ValueError(f"{type(self).__name__} remembers nothing, but was given {', '.join(tensors)}")
+            raise ValueError(f"{type(self).__name__} has no memory, but was given {', '.join(tensors)}")
 
     def start(self, train: Any, device: torch.device) -> None:
-        """Move to the device and make the optimizers (Adam, one for each of :meth:`roles`).
+        """Move to the device and create the optimizers (Adam, one for each of :meth:`roles`).
 
         Args:
             train: a recipe's ``train`` section.
-            device: where training happens.
+            device: the training device.
 
         Raises:
-            UserError: a setting cannot be had on this machine.
+            UserError: a setting is not available on this machine.
         """
         self.memory_format = memory_format(train.channels_last, device)
         self.to(device, memory_format=self.memory_format)
@@ -101,20 +104,20 @@ class Method(nn.Module, abc.ABC):
         names = {id(p): n for n, p in self.named_parameters()}
         for role, networks in self.roles().items():
             trained = [p for network in networks for p in network.parameters() if p.requires_grad]
-            # Fused: one kernel (one pass over memory on a CPU) for all parameters instead of several each.
+            # Fused: one kernel for all parameters (one pass over memory on a CPU) instead of several for each.
             self.optimizers[role] = torch.optim.Adam(trained, lr=train.lr, betas=tuple(train.betas), fused=True)
             self._names[role] = [names[id(p)] for p in trained]
 
     def compilable(self) -> list[nn.Module]:
-        """Return the networks that ``train.compile`` compiles, each by itself."""
+        """Return the networks that ``train.compile`` compiles, each separately."""
         networks = [network for group in self.roles().values() for network in group]
         return [n for n in networks if any(p.requires_grad for p in n.parameters())]
 
     def divide(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return the parts of a step's batch that go through the networks one after the other (``train.accumulate``).
+        """Split a step's batch into the parts that are processed one after the other (``train.accumulate``).
 
         Raises:
-            ValueError: the batch is not as many equal parts.
+            ValueError: the batch cannot be split into equal parts.
         """
         if any(len(images) % self.passes for images in batch.values()):
             sizes = " and ".join(str(len(images)) for images in batch.values())
@@ -124,7 +127,7 @@ class Method(nn.Module, abc.ABC):
 
     @staticmethod
     def merge(logs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what a step reports, from what its parts did: means, and whether any of the yes-or-no ones."""
+        """Merge the logs of a step's parts: means, and for booleans whether any is true."""
         if len(logs) == 1:
             return logs[0]
         stacked = {name: torch.stack([log[name] for log in logs]) for name in logs[0]}
@@ -137,16 +140,21 @@ class Method(nn.Module, abc.ABC):
                 group["lr"] = self.base_lr * factor
 
     def autocast(self) -> torch.autocast:
-        """The context that forward passes run in."""
+        """Return the autocast context for forward passes."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
     def update(self, role: str, terms: list[Callable[[], Tensor]], parts: int = 1) -> None:
-        """Go one step down the sum of the losses that ``terms`` compute, with one optimizer.
+        """Take one optimizer step on the sum of the losses that ``terms`` compute.
 
-        Each term is taken off the list, computed and differentiated before the next, so that only one graph is alive at
-        a time: for terms that share no activations this costs nothing and halves the memory. Gradients flow to
-        this optimizer's parameters alone: a discriminator that judges is not differentiated. Where the batch was
-        divided, every one of its ``parts`` has terms of its own, and the mean over the parts is what counts.
+        Each term is removed from the list, computed and differentiated before the next, so that only one graph is alive
+        at a time: for terms that share no activations this costs nothing and halves the memory. Gradients are computed
+        only for this optimizer's parameters. If the batch was divided, each of its ``parts`` has its own terms, and
+        the loss is the mean over the parts.
+
+        Args:
+            role: the optimizer's name.
+            terms: each returns a 0-dim loss; emptied.
+            parts: the number of parts of the batch.
         """
         if role in self._stepped:
             self.end_step()
@@ -155,24 +163,24 @@ class Method(nn.Module, abc.ABC):
         while terms:
             with self.autocast():
                 loss = terms.pop(0)() / parts
-            # Outside the autocast: inside it, what was computed in float32 would be differentiated in half precision.
+            # Outside autocast: inside it, float32 operations would be differentiated in half precision.
             self.scaler.scale(loss).backward(inputs=trained)
-        self.world.average(trained)
+        self.world.average_gradients(trained)
         self.scaler.step(optimizer)
         self._stepped.add(role)
-        optimizer.zero_grad(set_to_none=True)  # not kept until the next step: the other networks' turn needs the memory
+        optimizer.zero_grad(set_to_none=True)  # now, not at the next step: the other networks need the memory
 
     def end_step(self) -> None:
-        """Let the gradients' scale (of fp16) follow from what the optimizers met since the last time.
+        """Update the gradient scale of fp16.
 
-        The training does it after every :meth:`step`; a second update of one role does it as well.
+        The training loop calls it after every :meth:`step`; a second :meth:`update` of one role calls it too.
         """
         if self._stepped:
             self.scaler.update()
             self._stepped.clear()
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Return the optimizers' tensors by ``role/parameter/quantity``."""
+        """Return the optimizers' state tensors by ``role/parameter/quantity``."""
         return {
             f"{role}/{self._names[role][index]}/{quantity}": value
             for role, optimizer in self.optimizers.items()
@@ -181,7 +189,7 @@ class Method(nn.Module, abc.ABC):
         }
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`optimizer_state` gave."""
+        """Restore what :meth:`optimizer_state` returned."""
         for role, optimizer in self.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
             state: dict[int, dict[str, Tensor]] = {}
@@ -189,7 +197,7 @@ class Method(nn.Module, abc.ABC):
             for index, (name, parameter) in enumerate(zip(self._names[role], trained, strict=True)):
                 prefix = f"{role}/{name}/"
                 found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-                # Laid out in memory as the parameter is: fused kernels walk through both side by side.
+                # In the parameter's memory format, which fused kernels expect.
                 state[index] = {
                     k: torch.empty_like(parameter, device=v.device, dtype=v.dtype).copy_(v) if v.ndim else v
                     for k, v in found.items()

@@ -1,4 +1,4 @@
-"""CUT and its family: one generator, one discriminator, and a contrastive loss between input and output patches."""
+"""CUT and its variants: one generator, one discriminator, and a contrastive loss between input and output patches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.methods.base import Method, Parts
 
-#: The reference code sees images whole while the learning rate falls.
+#: The reference code stops random cropping when the learning rate starts to decay.
 _CROPS = {"random_crop": "until_decay"}
 
 
@@ -30,18 +30,18 @@ class CUT(Method):
     Args:
         parts: builds the networks.
         gan: the adversarial loss: a registered objective's name, or ``{type: name, ...}`` with its arguments.
-        gan_weight: its weight for the generator.
-        nce_weight: the contrastive loss's weight.
-        identity: also hold G(y) to y, for images y of the target domain, by the contrastive loss.
-        identity_l1: weight of the L1 distance of G(y) to y; CUT's single-image training has it.
-        temperature: the contrastive loss's.
+        gan_weight: the weight of the adversarial loss for the generator.
+        nce_weight: the weight of the contrastive loss.
+        identity: add the identity term NCE(y, G(y)) for images y of the target domain.
+        identity_l1: weight of the L1 distance between G(y) and y, as in CUT's single-image training.
+        temperature: of the contrastive loss.
         negatives: "internal" or "batch", see the objective ``patchnce``.
-        detach_positives: let no gradient through the positives, as CUT does.
-        head_width: features of the projection heads.
-        head_gain: scale of the heads' Xavier draw.
-        r1: weight of the R1 penalty on the discriminator's slope at real images; 0 leaves it out.
-        flip_equivariance: on every other step, on average, translate the mirrored image and compare with the features
-            of the one that was not mirrored.
+        detach_positives: stop gradients through the positives, as CUT does.
+        head_width: output features of the projection heads.
+        head_gain: gain of the heads' Xavier initialisation.
+        r1: weight of the R1 penalty, on the discriminator's gradient at real images; 0 disables it.
+        flip_equivariance: with probability 1/2, translate the mirrored image and compare it with the features of the
+            original.
     """
 
     defaults: Mapping[str, Any] = {"data": _CROPS, "sampler": {"type": "random"}}
@@ -65,7 +65,7 @@ class CUT(Method):
     ):
         super().__init__()
         if not gan_weight and not nce_weight:
-            raise ValueError("gan_weight: 0, and nce_weight too: nothing is left that moves the generator")
+            raise ValueError("gan_weight: 0, and nce_weight too: the generator has no loss")
         if head_gain < 0:
             raise ValueError(f"head_gain: must be at least 0, got {head_gain}")
         self.generator = parts.generator()
@@ -93,10 +93,10 @@ class CUT(Method):
     def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
         parts = self.divide(batch)
         logs: list[dict[str, Tensor]] = [{} for _ in parts]
-        # The coins of flip equivariance are tossed on the CPU, where no device has to be waited for.
+        # Drawn on the CPU, so that no device has to be waited for.
         mirrored = [self.flip_equivariance and bool(torch.rand((), generator=draws) < 0.5) for _ in parts]
-        # The discriminator comes first and needs all translations. The first part's graph is kept for the generator's
-        # turn; the others are translated twice, as their graphs would take the memory that dividing is to save.
+        # The discriminator is updated first and needs all translations. The first part's graph is kept for the
+        # generator's update; the others are translated twice: their graphs would take the memory that dividing saves.
         first, *others = [partial(self._translate, part["A"], m) for part, m in zip(parts, mirrored, strict=True)]
         kept = [first()]
         fakes = [kept[0][0].detach()]
@@ -106,18 +106,18 @@ class CUT(Method):
         self.update(
             "discriminator",
             [
-                partial(self.adversary.judge, part["B"], fake, draws, log)
+                partial(self.adversary.discriminator_loss, part["B"], fake, draws, log)
                 for part, fake, log in zip(parts, fakes, logs, strict=True)
             ],
             len(parts),
         )
         terms = [
-            partial(self._translated, translate, m, draws, log, observe)
+            partial(self._translation_loss, translate, m, draws, log, observe)
             for translate, m, log in zip((kept.pop, *others), mirrored, logs, strict=True)
         ]
         if (self.identity and self.nce_weight) or self.identity_l1:
             terms += [
-                partial(self._unchanged, part["B"], m, draws, log)
+                partial(self._identity_loss, part["B"], m, draws, log)
                 for part, m, log in zip(parts, mirrored, logs, strict=True)
             ]
         self.update("generator", terms, len(parts))
@@ -129,11 +129,11 @@ class CUT(Method):
         with self.autocast():
             if not mirrored:
                 return self.encoder.translate(self.generator, source)
-            # Features of the image as it is, translation of its mirror image: one pass cannot give both.
+            # Features of the original, translation of its mirror image: one pass cannot give both.
             features = self.encoder.features(self.generator, source)
             return self.generator(source.flip(-1)), features
 
-    def _translated(
+    def _translation_loss(
         self,
         translate: Callable[[], tuple[Tensor, list[Tensor]]],
         mirrored: bool,
@@ -141,19 +141,19 @@ class CUT(Method):
         log: dict[str, Tensor],
         observe: bool,
     ) -> Tensor:
-        """The generator's objective on a translated image: fool the discriminator, keep the content."""
+        """Return the generator's objective on a translated image: adversarial and contrastive loss."""
         fake, features = translate()
         total = fake.new_zeros((), dtype=torch.float32)
         if self.gan_weight:
-            total = total + self.gan_weight * self.adversary.fooled_by(fake, draws, log)
+            total = total + self.gan_weight * self.adversary.generator_loss(fake, draws, log)
         if self.nce_weight:
             share = 0.5 if self.identity else 1.0
             nce = self.contrast(features, fake, draws, log, "NCE", mirrored, observe)
             total = total + share * self.nce_weight * nce
         return total
 
-    def _unchanged(self, target: Tensor, mirrored: bool, draws: torch.Generator, log: dict[str, Tensor]) -> Tensor:
-        """The generator's objective on an image that is already in the target domain: leave it as it is."""
+    def _identity_loss(self, target: Tensor, mirrored: bool, draws: torch.Generator, log: dict[str, Tensor]) -> Tensor:
+        """Return the generator's identity objective on an image of the target domain."""
         same, features = self._translate(target, mirrored)
         total = same.new_zeros((), dtype=torch.float32)
         if self.identity and self.nce_weight:
@@ -175,7 +175,7 @@ class CUT(Method):
         mirrored: bool = False,
         observe: bool = False,
     ) -> Tensor:
-        """Return the contrastive loss of ``image`` (B, C, H, W) against its source's features, the mean over the taps.
+        """Return the contrastive loss between ``image`` (B, C, H, W) and its source's features, averaged over the taps.
 
         Routes are chosen on the source and applied to both: the paper's cross-domain value routing (equations 3 and 4).
         """
@@ -198,14 +198,16 @@ class CUT(Method):
 
 
 def _variant(summary: str) -> str:
-    """The docstring of one of CUT's variants: its own first line, the shared arguments."""
+    """Return the docstring of a variant of CUT: its own summary and CUT's arguments."""
     arguments = (CUT.__doc__ or "").partition("    Args:")
     return f"{summary}\n\n{arguments[1]}{arguments[2]}"
 
 
 @register("method", "qsattn", tags=("paper", "contrastive"))
 class QSAttn(CUT):
-    __doc__ = _variant("CUT with query-selected attention: the loss looks where the source says most (Hu et al. 2022).")
+    __doc__ = _variant(
+        "CUT with query-selected attention: the loss uses the queries of lowest entropy (Hu et al. 2022)."
+    )
 
     defaults: Mapping[str, Any] = {"data": _CROPS, "sampler": {"type": "qsattn_global"}}
 
@@ -225,8 +227,8 @@ class FastCUT(CUT):
 class SinCUT(CUT):
     __doc__ = _variant("CUT between two single pictures: crops of one against crops of the other (Park et al. 2020).")
 
-    # One place a crop, compared with the places of all other crops of the batch; the discriminator, which sees little,
-    # is kept smooth, and the pixels of the target close to where they are.
+    # One query per crop, contrasted with those of all other crops of the batch. R1 regularises the discriminator, which
+    # sees little data; the L1 term preserves target pixels.
     defaults: Mapping[str, Any] = {
         "sampler": {"type": "random", "queries": 1},
         "objective": {"gan": "vanilla", "nce_weight": 4.0, "negatives": "batch", "r1": 1.0, "identity_l1": 1.0},

@@ -1,4 +1,4 @@
-"""CycleGAN: two generators that undo each other."""
+"""CycleGAN: two generators that invert each other."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from qsattn_plugin.training.methods.base import Method, Parts
 
 
 class ImagePool:
-    """Earlier translations, half of the time shown to a discriminator instead of the newest (Shrivastava et al. 2017).
+    """A pool of earlier translations, shown to a discriminator half of the time (Shrivastava et al. 2017).
 
     Args:
-        size: how many are kept; 0 shows the newest always.
+        size: the number of images kept; 0 disables the pool.
     """
 
     def __init__(self, size: int):
@@ -27,7 +27,7 @@ class ImagePool:
         self.images: list[Tensor] = []
 
     def exchange(self, images: Tensor, draws: torch.Generator) -> Tensor:
-        """Return as many images (B, C, H, W) as given, from now and earlier, all of one size."""
+        """Return a batch (B, C, H, W) that mixes the given images with earlier ones of the same size."""
         shown = []
         for image in images.detach():
             if len(self.images) < self.size:
@@ -46,18 +46,19 @@ class ImagePool:
 
 @register("method", "cyclegan", tags=("paper", "cycle"))
 class CycleGAN(Method):
-    """Two generators, two discriminators, and the promise that there and back gives the image again (Zhu et al. 2017).
+    """Two generators, two discriminators, and a cycle-consistency loss (Zhu et al. 2017).
 
-    The generators' objective is both adversarial losses, ``cycle_weight`` times the L1 distance of each image to what
-    comes back, and ``identity_weight`` times that of each image to its translation into the domain that it is in.
+    The generators' objective is the sum of both adversarial losses, ``cycle_weight`` times the L1 distance between each
+    image and its translation there and back, and ``cycle_weight * identity_weight`` times the L1 distance between
+    each image and its translation into its own domain.
 
     Args:
         parts: builds the networks.
         gan: the adversarial loss: a registered objective's name, or ``{type: name, ...}`` with its arguments.
-        gan_weight: its weight for the generators.
-        cycle_weight: the cycle's, lambda in the paper.
-        identity_weight: the identity term's, as a factor on ``cycle_weight``; 0 leaves the term out.
-        pool: how many earlier translations the discriminators may be shown; 0 is none.
+        gan_weight: the weight of the adversarial losses for the generators.
+        cycle_weight: the weight of the cycle loss, lambda in the paper.
+        identity_weight: the weight of the identity loss, as a factor on ``cycle_weight``; 0 disables it.
+        pool: the number of earlier translations kept for each discriminator; 0 disables the pool.
     """
 
     defaults: Mapping[str, Any] = {
@@ -119,27 +120,27 @@ class CycleGAN(Method):
             a, b = part["A"], part["B"]
             # Four terms that share no activations: each is differentiated before the next is computed.
             terms += [
-                partial(self._cycle, a, there, back, self.adversary, "forward", fakes, draws, log),
-                partial(self._cycle, b, back, there, self.adversary_back, "backward", fakes, draws, log),
+                partial(self._cycle_loss, a, there, back, self.adversary, "forward", fakes, draws, log),
+                partial(self._cycle_loss, b, back, there, self.adversary_back, "backward", fakes, draws, log),
             ]
             if self.identity_weight:
                 terms += [
-                    partial(self._unchanged, b, there, "forward", log),
-                    partial(self._unchanged, a, back, "backward", log),
+                    partial(self._identity_loss, b, there, "forward", log),
+                    partial(self._identity_loss, a, back, "backward", log),
                 ]
         self.update("generator", terms, len(parts))
         terms = []
         for index, (part, log) in enumerate(zip(parts, logs, strict=True)):
             shown = {name: self.pools[name].exchange(fakes[name][index], draws) for name in ("forward", "backward")}
             terms += [
-                partial(self.adversary.judge, part["B"], shown["forward"], draws, log, "_forward"),
-                partial(self.adversary_back.judge, part["A"], shown["backward"], draws, log, "_backward"),
+                partial(self.adversary.discriminator_loss, part["B"], shown["forward"], draws, log, "_forward"),
+                partial(self.adversary_back.discriminator_loss, part["A"], shown["backward"], draws, log, "_backward"),
             ]
         self.update("discriminator", terms, len(parts))
         self.end_step()
         return self.merge(logs)
 
-    def _cycle(
+    def _cycle_loss(
         self,
         image: Tensor,
         there: nn.Module,
@@ -150,16 +151,16 @@ class CycleGAN(Method):
         draws: torch.Generator,
         log: dict[str, Tensor],
     ) -> Tensor:
-        """One image's way to the other domain and back: fool the adversary there, come back unchanged."""
+        """Return the adversarial and the cycle loss of one image."""
         fake = there(image)
         fakes[name].append(fake.detach())
-        adversarial = adversary.fooled_by(fake, draws, log, f"_{name}")
+        adversarial = adversary.generator_loss(fake, draws, log, f"_{name}")
         cycle = F.l1_loss(back(fake).float(), image)
         log[f"cycle_{name}"] = cycle.detach()
         return self.gan_weight * adversarial + self.cycle_weight * cycle
 
-    def _unchanged(self, image: Tensor, generator: nn.Module, name: str, log: dict[str, Tensor]) -> Tensor:
-        """An image that is in the target domain already stays as it is."""
+    def _identity_loss(self, image: Tensor, generator: nn.Module, name: str, log: dict[str, Tensor]) -> Tensor:
+        """Return the identity loss of an image of the target domain."""
         loss = F.l1_loss(generator(image).float(), image)
         log[f"identity_{name}"] = loss.detach()
         return self.cycle_weight * self.identity_weight * loss

@@ -1,4 +1,4 @@
-"""What a run's log says, in the form that a report shows it in."""
+"""A run's log, read into the form that the report shows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-#: Numbers in all curves together. A longer log is shown in averages of neighbouring lines: the page stays small.
+#: The most numbers in all curves together. Neighbouring lines of a longer log are averaged to keep the page small.
 NUMBERS = 60_000
-#: Lines of the log that are always shown one by one, however many curves there are.
+#: Up to so many lines, the log is never averaged, however many curves it has.
 FEWEST = 200
 
 _TOP_LEVEL = {"images_per_second": "Images per second", "lr": "Learning rate"}
 
 
 @dataclass
-class Evaluated:
+class EvaluationRecord:
     """One evaluation: its step, its scores (smaller is better, the first leads), and its grid's file name."""
 
     step: int
@@ -33,20 +33,20 @@ class History:
     """A run's log, read.
 
     Attributes:
-        steps: the steps of the curves' points, in order.
-        series: numbers at those steps by name; None where there is none.
-        averaged: how many lines of the log one point is the mean of.
-        evaluations: in order of their steps.
-        starts: what each call of fit began with.
-        ends: what each call that came to its end ended with.
-        stopped: whether the last call came to its end; one that was killed did not.
-        seconds: time in training steps, without evaluations.
+        steps: the step of each point of the curves, ascending.
+        series: the values at those steps, by name; None where there is none.
+        averaged: the number of log lines that are averaged into one point.
+        evaluations: by ascending step.
+        starts: the "start" event of each call of fit.
+        ends: the "end" event of each call of fit that was not killed.
+        stopped: whether the last call of fit logged its "end".
+        seconds: time spent in training steps, without evaluations.
     """
 
     steps: list[int] = field(default_factory=list)
     series: dict[str, list[float | None]] = field(default_factory=dict)
     averaged: int = 1
-    evaluations: list[Evaluated] = field(default_factory=list)
+    evaluations: list[EvaluationRecord] = field(default_factory=list)
     starts: list[dict[str, Any]] = field(default_factory=list)
     ends: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
@@ -54,43 +54,53 @@ class History:
 
     @property
     def step(self) -> int:
-        """The last step that the log knows of."""
+        """The last step in the log."""
         return max([*self.steps[-1:], *(e.step for e in self.evaluations), *(e.get("step", 0) for e in self.ends), 0])
 
     @property
     def leading(self) -> str | None:
-        """The score that "best" follows: the first one of the newest evaluation that has any."""
+        """The score that "best" refers to: the first score of the newest evaluation that has any."""
         return next((next(iter(e.scores)) for e in reversed(self.evaluations) if e.scores), None)
 
     @property
-    def scored(self) -> list[Evaluated]:
-        """The evaluations that the best is picked from."""
+    def score_names(self) -> list[str]:
+        """The names of all scores, in the order of their first appearance."""
+        return list(dict.fromkeys(name for e in self.evaluations for name in e.scores))
+
+    @property
+    def attends(self) -> bool:
+        """Whether statistics of attention were logged."""
+        return any(name.endswith("/largest_probability") for name in self.series)
+
+    @property
+    def scored(self) -> list[EvaluationRecord]:
+        """The evaluations that have the leading score; the best is picked from them."""
         return [e for e in self.evaluations if self.leading in e.scores]
 
     @property
-    def best(self) -> Evaluated | None:
+    def best(self) -> EvaluationRecord | None:
         """The evaluation with the smallest leading score, the earliest of equal ones."""
         name = self.leading
         return min(self.scored, key=lambda e: e.scores[name], default=None) if name is not None else None
 
     @property
     def speed(self) -> float | None:
-        """The median of images per second."""
+        """The median of images per second; None if none were logged."""
         known = [v for v in self.series.get("images_per_second", []) if v is not None]
         return median(known) if known else None
 
 
 def read_history(path: Path, batch_size: int = 1) -> History:
-    """Read a run's ``metrics.jsonl``; a line that a crash cut short is passed over, a missing file is an empty log.
+    """Read a run's ``metrics.jsonl``. Truncated lines are skipped; a missing file is an empty log.
 
     Args:
         path: the log.
-        batch_size: images a step and process, which turns images per second into time.
+        batch_size: images per step and process; with images per second it gives the time of a step.
     """
     train: dict[int, dict[str, float | None]] = {}
-    images = batch_size  # a step, of all processes
+    images = batch_size  # per step, over all processes
     spans: dict[int, int] = {}
-    evaluations: dict[int, Evaluated] = {}
+    evaluations: dict[int, EvaluationRecord] = {}
     history = History()
     for event in _lines(path):
         kind, step = event["event"], event["step"]
@@ -100,7 +110,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
         elif kind == "evaluate":
             scores = {k: v for k, v in _flat(event.get("scores")).items() if v is not None}
             grid = event.get("grid")
-            evaluations[step] = Evaluated(step, scores, Path(grid).name if isinstance(grid, str) else None)
+            evaluations[step] = EvaluationRecord(step, scores, Path(grid).name if isinstance(grid, str) else None)
         elif kind == "start":
             history.stopped = False
             history.starts.append(event)
@@ -132,7 +142,7 @@ def _lines(path: Path) -> Iterable[dict[str, Any]]:
 
 
 def _flat(values: Any) -> dict[str, float | None]:
-    """Return the numbers of a mapping; None for those that are not finite, which JSON cannot hold."""
+    """Return a mapping's numbers as floats; None for those that are not finite, which JSON cannot hold."""
     if not isinstance(values, dict):
         return {}
     kept = {str(k): v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
@@ -140,14 +150,14 @@ def _flat(values: Any) -> dict[str, float | None]:
 
 
 def _numbers(event: dict[str, Any]) -> dict[str, float | None]:
-    """Return all numbers of a line of the log, without the flags that only matter when they stop the training."""
+    """Return the numbers of a log line, without the flags for values that are not finite."""
     found = _flat(event.get("losses"))
     found |= _flat({k: v for k, v in event.items() if k != "step"})
     return {k: v for k, v in found.items() if not k.endswith("/nonfinite")}
 
 
 def _seconds(train: dict[int, dict[str, float | None]], images: dict[int, int]) -> float:
-    """Return the time that the steps took, from how many images each step had and how many went through a second."""
+    """Return the seconds that the steps took, from each step's image count and images per second."""
     total, before = 0.0, 0
     for step in sorted(train):
         rate = train[step].get("images_per_second")
@@ -157,7 +167,7 @@ def _seconds(train: dict[int, dict[str, float | None]], images: dict[int, int]) 
 
 
 def _tabulate(train: dict[int, dict[str, float | None]], history: History) -> None:
-    """Turn the log's lines into curves of a bounded length."""
+    """Turn the log's lines into curves of bounded length."""
     names = list(dict.fromkeys(name for values in train.values() for name in values))
     steps = sorted(train)
     most = max(FEWEST, NUMBERS // max(1, len(names)))
@@ -178,15 +188,15 @@ class Chart:
     """One chart of a report.
 
     Attributes:
-        section: the page's section that it stands in.
-        title: above it.
-        names: the series that it shows; for a band the quantiles, ascending.
-        labels: what the legend calls them.
+        section: id of the page's section that holds it.
+        title: its title.
+        names: the series that it shows; for bands the quantiles, ascending.
+        labels: the series' names in the legend.
         kind: "lines", "bands" or "scores".
-        unit: behind the title.
-        low: a value that the vertical axis always shows.
+        unit: shown after the title.
+        low: a value that the vertical axis always includes.
         high: another.
-        smooth: whether the reader may smooth it.
+        smooth: whether the smoothing slider applies to it.
     """
 
     section: str
@@ -201,7 +211,7 @@ class Chart:
 
 
 def charts(history: History) -> list[Chart]:
-    """Return the charts of a log: losses by what they are about, scores one by one, attention by tap."""
+    """Return the charts of a log: speed, attention by tap, losses by group, one chart for each score."""
     found = []
     left = dict.fromkeys(history.series)
     for key, title in _TOP_LEVEL.items():
@@ -228,7 +238,7 @@ def charts(history: History) -> list[Chart]:
         if name not in shown:
             groups.setdefault(_group(name), []).append(name)
     found += [Chart("losses", title, names, names) for title, names in groups.items()]
-    for name in dict.fromkeys(name for e in history.evaluations for name in e.scores):
+    for name in history.score_names:
         found.append(Chart("scores", name, [name], [name], "scores", "smaller is better", smooth=False))
     return found
 

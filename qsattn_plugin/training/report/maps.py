@@ -1,4 +1,4 @@
-"""Entropy maps of a few test images at the taps that a training attends to, for its report."""
+"""Entropy maps of a few test images at the attentive taps, for a training's report."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from qsattn_plugin.storage import replacing
 from qsattn_plugin.training.session import Session
 from qsattn_plugin.translation.apply import evaluating, pad_for
 
-#: Test images that are drawn.
+#: The number of test images drawn.
 IMAGES = 3
 _GAP = 6
 
 
 @torch.no_grad()
-def draw_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[Path]:
-    """Write ``step-N-tap-T.png`` for each attentive tap: a row an image, its entropy (warm: small), its queries.
+def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[Path]:
+    """Write ``step-N-tap-T.png`` for each attentive tap, one row per image: its entropy (warm is small), its queries.
 
     Args:
-        session: the training; one whose sampler looks at no attention has no maps.
-        images: uint8 (C, H, W) each; the first few are drawn.
-        folder: made where it is missing.
+        session: the training; without an attentive sampler nothing is written.
+        images: uint8 (C, H, W) each; the first :data:`IMAGES` are drawn.
+        folder: created if missing.
     """
     method = session.method
     sampler, encoder = getattr(method, "sampler", None), getattr(method, "encoder", None)
@@ -49,7 +49,7 @@ def draw_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[
             flags = sampler.attentive([f for f, _ in features.values()], list(features))
             for attends, (tap, (found, stride)) in zip(flags, features.items(), strict=True):
                 if attends:
-                    # The maps' random draws, where a sampler has any, are its own: training must not notice.
+                    # A generator of their own: drawing maps must not change the training.
                     draws = torch.Generator().manual_seed(0)
                     seen = entropy_map(image, found, chooser, stride, draws, tuple(padded.shape[-2:]))
                     sheets.setdefault(tap, []).append(seen.draw())

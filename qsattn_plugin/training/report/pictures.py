@@ -1,4 +1,4 @@
-"""The pictures of a report: which evaluations are shown, and how they become text of a bounded size."""
+"""The pictures of a report: the choice of evaluations, and their encoding within a budget."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from PIL import Image
 
-#: Characters of all pictures together, as they stand in the page.
+#: The most characters that all pictures together take in the page.
 BUDGET = 11_000_000
-#: Evaluations shown at most: more would not be looked at one by one.
+#: The most evaluations shown.
 MOST = 48
-#: Fewer than this are not shown for the sake of the budget; the pictures become smaller instead.
+#: Rather than showing fewer evaluations than this, pictures are made smaller.
 FEW = 20
-#: Pixels: wider sheets are made that wide, or the next of these, until the budget is kept.
-WIDTHS = (1600, 1100, 750, 500, 320)
+#: Widths in pixels that wider sheets are reduced to, tried in order until the budget is kept.
+FRAME_WIDTHS = (1600, 1100, 750, 500, 320)
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Frame:
-    """What is seen of one evaluation: its pictures by name ("grid", or the tap of an entropy map)."""
+    """The pictures of one evaluation by name ("grid", or the tap of an entropy map)."""
 
     step: int
     pictures: dict[str, Picture]
 
 
 def choose_evenly(count: int, most: int, always: Iterable[int] = ()) -> list[int]:
-    """Return at most ``most`` of ``range(count)``: the first, the last, ``always``, and others evenly between.
+    """Return at most ``most`` of ``range(count)``: the first, the last, ``always``, and others evenly spaced.
 
-    What must be there is there even if that is more than ``most``. The others are every second, or every third, fourth,
-    sixth, ...: a growing count seldom changes the choice, and what was encoded once stays in use.
+    Required ones are included even if they are more than ``most``. The others are every second, or every third,
+    fourth, sixth, ...: a growing count seldom changes the choice, so that encoded pictures can be reused.
     """
     musts = {i for i in (0, count - 1, *always) if 0 <= i < count}
     every = 1
@@ -55,18 +55,18 @@ def choose_evenly(count: int, most: int, always: Iterable[int] = ()) -> list[int
 def make_frames(
     sheets: Sequence[tuple[int, dict[str, Path]]], always: Iterable[int] = (), budget: int = BUDGET
 ) -> list[Frame]:
-    """Encode the sheets of some evaluations; where all are too large, fewer are kept, then smaller ones.
+    """Encode the sheets of evaluations within a budget: first by showing fewer of them, then by making them smaller.
 
     Args:
-        sheets: step and picture files of each evaluation, in order; missing and unreadable files are passed over.
+        sheets: step and picture files of each evaluation, in order; missing and unreadable files are skipped.
         always: steps that are kept beside the first and the last.
-        budget: characters of all data URIs together.
+        budget: the most characters of all data URIs together.
     """
     sheets = [(step, there) for step, files in sheets if (there := {n: p for n, p in files.items() if p.is_file()})]
     wanted = set(always)
     musts = [i for i, (step, _) in enumerate(sheets) if step in wanted]
     frames: list[Frame] = []
-    for width in WIDTHS:
+    for width in FRAME_WIDTHS:
         most = MOST
         while most >= FEW:
             kept = choose_evenly(len(sheets), most, musts)
@@ -77,11 +77,11 @@ def make_frames(
                 return frames
             most = min(most, len(frames), int(len(frames) * budget / size) + 1) - 1
     ends = {sheets[i][0] for i in (0, -1, *musts)}
-    return _those_that_fit(sorted(frames, key=lambda frame: frame.step not in ends), budget)
+    return _within_budget(sorted(frames, key=lambda frame: frame.step not in ends), budget)
 
 
-def _those_that_fit(frames: list[Frame], budget: int) -> list[Frame]:
-    """Return what the budget has room for, the first in the list before the others, in the order of their steps."""
+def _within_budget(frames: list[Frame], budget: int) -> list[Frame]:
+    """Return the frames that fit the budget, chosen in the given order, sorted by step."""
     kept, size = [], 0
     for frame in frames:
         more = sum(len(p.uri) for p in frame.pictures.values())
@@ -96,14 +96,14 @@ def _encode_all(files: dict[str, Path], width: int) -> dict[str, Picture]:
     for name, path in files.items():
         try:
             found[name] = _encode(path, path.stat().st_mtime_ns, width)
-        except (OSError, ValueError, Image.DecompressionBombError):  # cut short by a crash: the others still say much
+        except (OSError, ValueError, Image.DecompressionBombError):  # truncated by a crash: show the others
             continue
     return found
 
 
 @lru_cache(maxsize=4 * MOST)
 def _encode(path: Path, changed: int, width: int) -> Picture:
-    """Return a picture file as a JPEG of at most that width. ``changed`` makes a new file a new entry of the cache."""
+    """Return a picture file as a JPEG of at most that width; ``changed``, its time, is part of the cache key."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if image.width > width:
@@ -123,5 +123,5 @@ def find_maps(folder: Path) -> dict[int, dict[str, Path]]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that sorts numbers in names by their value."""
+    """Return a sort key that orders numbers in names by value."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

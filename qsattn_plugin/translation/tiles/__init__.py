@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qsattn_plugin.data.pixels import to_float
+from qsattn_plugin.data.pixels import NaNImageError, to_float
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.tiles.chain import Chain, Join, UnknownLayer, chain_of
 from qsattn_plugin.translation.tiles.moments import Moments
@@ -192,7 +192,7 @@ class TiledTranslation:
         """Write a tile of the translation to the output."""
         x = x[0].clamp(-1, 1)
         if x.isnan().any():  # no pixel value stands for it
-            raise ValueError("the translation holds NaN")
+            raise NaNImageError("the translation holds NaN")
         if self.out.dtype == torch.uint8:
             x = ((x.float() + 1) * 127.5).round()
         rows, columns = box

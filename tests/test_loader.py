@@ -12,7 +12,7 @@ from torch import Tensor
 from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.data.preprocess import Preprocess
 from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
-from qsattn_plugin.training.feed import Feed
+from qsattn_plugin.training.loader import TrainingLoader
 
 STEPS = ("train={steps: 6, decay_from: 3, batch_size: 1}", "augmentations=[]", "train.device=cpu")
 
@@ -29,9 +29,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def feed(folder: Path, *settings: str, **options: object) -> Feed:
+def loader(folder: Path, *settings: str, **options: object) -> TrainingLoader:
     data = f"data={{type: folders, root: {folder}, preprocess: resize_and_crop, resize: 40, crop: 32}}"
-    return Feed(load_recipe("toy", (data, *STEPS, *settings)), torch.device("cpu"), **options)
+    return TrainingLoader(load_recipe("toy", (data, *STEPS, *settings)), torch.device("cpu"), **options)
 
 
 def prepared(folder: Path, prepare: Preprocess) -> list[Tensor]:
@@ -45,10 +45,10 @@ def prepared(folder: Path, prepare: Preprocess) -> list[Tensor]:
 
 @pytest.mark.parametrize("mode", ["resize_and_crop", "scale_width_and_crop", "scale_shortside_and_crop"])
 def test_while_the_rate_decays_pictures_are_resized_to_the_crop_itself(folder, mode):
-    kept = feed(folder, f"data.preprocess={mode}", "data.random_crop=until_decay")
+    kept = loader(folder, f"data.preprocess={mode}", "data.random_crop=until_decay")
     cropped, small = (prepared(folder, Preprocess(mode, resize, 32)) for resize in (40, 32))
     for step in range(6):
-        for x in kept.step(step)[0].values():
+        for x in kept.batch(step)[0].values():
             places = cropped if step < 3 else small
             windows = [p.unfold(1, 32, 1).unfold(2, 32, 1) for p in places]
             assert any((w == x[0][:, None, None]).all(dim=(0, 3, 4)).any() for w in windows), step
@@ -57,20 +57,20 @@ def test_while_the_rate_decays_pictures_are_resized_to_the_crop_itself(folder, m
 
 
 def test_where_a_run_carries_on_does_not_matter(folder):
-    whole = feed(folder, "data.random_crop=until_decay")
-    steps = [whole.step(step)[0] for step in range(6)]
+    whole = loader(folder, "data.random_crop=until_decay")
+    steps = [whole.batch(step)[0] for step in range(6)]
     for first in (2, 3, 5):
-        later = feed(folder, "data.random_crop=until_decay", first=first)
+        later = loader(folder, "data.random_crop=until_decay", first=first)
         for step in range(first, 6):
-            assert all(torch.equal(later.step(step)[0][k], steps[step][k]) for k in "AB")
+            assert all(torch.equal(later.batch(step)[0][k], steps[step][k]) for k in "AB")
 
 
 def test_pictures_are_decoded_again_once_and_only_where_it_changes_them(folder):
     def decoded(*settings: str) -> int:
         seen = []
-        kept = feed(folder, *settings, progress=lambda what, done, total: seen.append(what))
+        kept = loader(folder, *settings, progress=lambda what, done, total: seen.append(what))
         for step in range(6):
-            kept.step(step)
+            kept.batch(step)
         return len(seen)
 
     assert decoded("data.random_crop=always") == 4

@@ -1,4 +1,4 @@
-"""A watch over the losses: the first step at which one was not finite."""
+"""Finding losses and weights that became NaN or infinite."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 from qsattn_plugin.errors import UserError
 
 
-class LossIsNotFinite(UserError):
-    """A loss became NaN or infinite."""
+class NonFiniteLossError(UserError):
+    """A loss or a weight became NaN or infinite."""
 
 
-class Watch:
-    """Keeps an eye on the losses without waiting for the device at every step.
+class FiniteGuard:
+    """Detects losses that are not finite, without synchronising with the device at every step.
 
-    The first step at which each loss was not finite is kept in a tensor on the device; :meth:`check` reads it.
+    For each loss, the first step at which it was not finite is kept in a tensor on the device; :meth:`check` reads it.
     """
 
     def __init__(self) -> None:
         self._first_bad: dict[str, Tensor] = {}
 
-    def see(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Take note of a step's losses (0-dim tensors)."""
+    def record(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Record a step's losses (0-dim tensors); statistics, whose names contain a slash, are ignored."""
         for name, loss in losses.items():
-            if not loss.is_floating_point() or "/" in name:  # statistics are no losses
+            if not loss.is_floating_point() or "/" in name:
                 continue
             if name not in self._first_bad:
                 self._first_bad[name] = torch.full((), math.inf, device=loss.device)
@@ -35,41 +35,45 @@ class Watch:
             bad = torch.where(loss.isfinite(), math.inf, float(step))
             self._first_bad[name] = torch.minimum(self._first_bad[name], bad)
 
-    def fetch(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """Return the losses as numbers, and check."""
+    def to_floats(self, losses: dict[str, Tensor]) -> dict[str, float]:
+        """Return the losses as Python numbers.
+
+        Raises:
+            NonFiniteLossError: see :meth:`check`; the message also names taps whose features are not finite.
+        """
         values = {name: value.item() for name, value in losses.items()}
         nonfinite = [name for name, value in values.items() if name.endswith("nonfinite") and value]
         self.check(", ".join(name.removesuffix("/nonfinite") for name in nonfinite))
         return values
 
     def check(self, taps: str = "") -> None:
-        """Raise where a loss was not finite.
+        """Check all losses recorded so far.
 
         Raises:
-            LossIsNotFinite: naming the first such step and the losses.
+            NonFiniteLossError: a loss was not finite; the message names the first such step and its losses.
         """
         bad = {name: step.item() for name, step in self._first_bad.items() if math.isfinite(step.item())}
         if bad:
             first = min(bad.values())
             names = ", ".join(name for name, step in bad.items() if step == first)
             where = f"; the source features are not finite at {taps}" if taps else ""
-            raise LossIsNotFinite(
-                f"the loss {names} became NaN or infinite at step {first:.0f}{where}. A checkpoint of "
-                f"before it may be gone on from, with a smaller train.lr or train.precision=fp32"
+            raise NonFiniteLossError(
+                f"the loss {names} became NaN or infinite at step {first:.0f}{where}. Resume from an earlier "
+                f"checkpoint with a smaller train.lr or train.precision=fp32"
             )
 
 
 def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not all finite: a checkpoint of them would push out those that one can go on from.
+    """Check that all weights are finite, so that a useless checkpoint never replaces a usable one.
 
     Raises:
-        LossIsNotFinite: naming the first such tensor.
+        NonFiniteLossError: a weight is not finite; the message names the first such tensor.
     """
     floating = {name: t for name, t in weights.items() if t.is_floating_point()}
     bad = torch.stack([~t.isfinite().all() for t in floating.values()]).cpu().tolist()  # read once
     names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
     if names:
-        raise LossIsNotFinite(
-            f"{len(names)} of {len(bad)} weights became NaN or infinite up to step {step}, the first is {names[0]}. "
-            f"A checkpoint of before it may be gone on from, with a smaller train.lr"
+        raise NonFiniteLossError(
+            f"{len(names)} of {len(bad)} weights are NaN or infinite at step {step}, the first is {names[0]}. "
+            f"Resume from an earlier checkpoint with a smaller train.lr"
         )
