@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, initialise, normalisation
-from qsattn_plugin.registry.layers.lean import in_a_row
+from qsattn_plugin.registry.layers.memory_saving import FusedSequential
 
 
 @register("discriminator", "patchgan", tags=("cut", "cyclegan", "pix2pix"))
@@ -61,7 +61,7 @@ class PatchGAN(nn.Module):
         out = width * min(2**layers, 8)
         model += [nn.Conv2d(channels, out, 4, padding=1, bias=bias), make_norm(out), nn.LeakyReLU(0.2)]
         model.append(nn.Conv2d(out, 1, 4, padding=1))
-        self.model = nn.Sequential(*model)
+        self.model = FusedSequential(*model)
         initialise(self, init, init_gain)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,9 +71,7 @@ class PatchGAN(nn.Module):
                 f"got {tuple(x.shape[-2:])}; take fewer layers, or shrink less"
             )
         x = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
-        for _, layer in in_a_row(self.model):
-            x = layer(x)
-        return x
+        return self.model(x)
 
 
 @register("discriminator", "pixel", tags=("pix2pix", "cyclegan", "cut"))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
-from qsattn_plugin.registry.layers.lean import ReflectionPad, in_a_row
+from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
 from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
 
@@ -58,7 +58,7 @@ class TappedGenerator(nn.Module):
             init: how convolutions are drawn: xavier, normal, kaiming or orthogonal.
             gain: the draw's scale.
         """
-        self.model = nn.Sequential(*model)
+        self.model = FusedSequential(*model)
         initialise(self, init, gain)
         self.taps: list[Tap] = []
         channels, stride = in_channels, 1
@@ -117,13 +117,8 @@ class TappedGenerator(nn.Module):
         return (out, features) if wanted else out
 
     def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield the outputs of the layers in order, with the layers' indices; what nobody asks for is not computed.
-
-        Only those that are ``wanted`` and the last one have to be there.
-        """
-        for index, layer in in_a_row(self.model, wanted):
-            x = layer(x)
-            yield index, x
+        """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
+        return self.model.walk(x, wanted)
 
     def primitives(self) -> list[Primitive]:
         """What :meth:`forward` runs, for :mod:`qsattn_plugin.registry.layers.primitives`."""
@@ -137,7 +132,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         make_norm = normalisation(norm)
         bias = norm != "batch"
-        self.conv_block = nn.Sequential(
+        self.conv_block = FusedSequential(
             ReflectionPad(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
             make_norm(channels),
@@ -148,10 +143,7 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = x
-        for _, layer in in_a_row(self.conv_block):
-            inner = layer(inner)
-        return x + inner
+        return x + self.conv_block(x)
 
     def primitives(self) -> list[Primitive]:
         """What :meth:`forward` runs."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import Tap, TappedGenerator
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
+from qsattn_plugin.registry.layers.memory_saving import FusedSequential
 from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
 
@@ -113,7 +114,7 @@ class MobileResnet9Blocks(TappedGenerator):
         add(*double(width, thin), make_norm(thin), nn.ReLU(), name="up_2", channels=thin, stride=1)
         paint = nn.Conv2d(thin, out_channels, 5)
         add(nn.ReflectionPad2d(2), paint, nn.Tanh(), name="output", channels=out_channels, stride=1)
-        self.model = nn.Sequential(*model)
+        self.model = FusedSequential(*model)
 
         initialise(self, init, init_gain)
         with torch.no_grad():

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.registry.layers.lean import blur_down
+from qsattn_plugin.registry.layers.memory_saving import blur_down
 
 Norm = Literal["instance", "batch", "none"]
 Init = Literal["xavier", "normal", "kaiming", "orthogonal"]
@@ -75,7 +75,7 @@ class InstanceNorm(nn.InstanceNorm2d):
     PyTorch's CPU kernel for the backward pass of batch norm, which instance norm is made of, reads a gradient with the
     channels side by side (what a product of a transposed map leaves) as if it lay like the input. 2.15 is silently and
     entirely wrong there, for instance norm at batch size 1. And on the CPU its forward pass is slow, see
-    :func:`~qsattn_plugin.registry.layers.lean.channel_norm`.
+    :func:`~qsattn_plugin.registry.layers.memory_saving.channel_norm`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
