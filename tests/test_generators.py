@@ -8,8 +8,8 @@ from torch import nn
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create, list_parts
+from qsattn_plugin.registry.cut_weights import load_cut_weights, recognise
 from qsattn_plugin.registry.describe import describe
-from qsattn_plugin.registry.foreign import load_foreign, recognise
 from qsattn_plugin.registry.layers import Downsample
 
 SIDE = {"unet_256": 256, "unet_128": 128}
@@ -209,21 +209,21 @@ def cut_layout(blocks: int, width: int, antialias: bool, antialias_up: bool) -> 
 
 @pytest.mark.parametrize(("antialias", "antialias_up"), [(True, True), (False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("blocks", [9, 6])
-def test_foreign_weights_load(blocks, antialias, antialias_up):
+def test_cut_weights_load(blocks, antialias, antialias_up):
     weights = cut_layout(blocks, 8, antialias, antialias_up)
     name, arguments = recognise(weights)
     assert name == f"resnet_{blocks}blocks"
     expected = {"antialias": antialias, "antialias_up": antialias_up, "in_channels": 3, "out_channels": 3}
     assert arguments == {"width": 8, **expected}
     generator = create("generator", name, **arguments)
-    report = load_foreign(generator, weights)
+    report = load_cut_weights(generator, weights)
     assert (report.loaded, report.left_out, report.filled_in) == (len(weights), [], [])
     own = generator.state_dict()
     assert own.keys() == weights.keys()
     assert all(torch.equal(own[key], weights[key]) for key in weights if not key.endswith("filt"))
 
 
-def test_foreign_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
+def test_cut_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
     weights = cut_layout(9, 8, True, True)
     old = {f"module.{key}": value for key, value in weights.items() if not key.endswith("filt")}
     norms = [f"module.model.{index}" for index in (2, 5, 9)] + [f"module.model.{12 + b}.conv_block.2" for b in range(9)]
@@ -231,7 +231,7 @@ def test_foreign_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
         old |= {f"{name}.running_mean": torch.zeros(8), f"{name}.running_var": torch.ones(8)}
         old[f"{name}.num_batches_tracked"] = torch.tensor(7)
     generator = create("generator", "resnet_9blocks", width=8)
-    report = load_foreign(generator, old)
+    report = load_cut_weights(generator, old)
     assert len(report.left_out) == 3 * len(norms)
     assert report.filled_in == sorted(key for key in weights if key.endswith("filt"))
     own = generator.state_dict()
@@ -239,7 +239,7 @@ def test_foreign_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
         torch.testing.assert_close(own[key], value)  # the blur filters too, which were filled in
 
 
-def test_foreign_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
+def test_cut_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
     weights = cut_layout(9, 8, True, True)
     weights["model.26.weight"] = torch.zeros(4, 16, 3, 3)  # the last step up: half its channels
     weights["model.99.weight"] = torch.zeros(2, 2)
@@ -248,21 +248,21 @@ def test_foreign_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
     generator = create("generator", "resnet_9blocks", width=8)
     before = {key: value.clone() for key, value in generator.state_dict().items()}
     with pytest.raises(UserError) as refused:
-        load_foreign(generator, weights)
+        load_cut_weights(generator, weights)
     text = str(refused.value)
     for line in (
         "model.1.bias: missing, the generator has 8",
         "model.26.weight: 4 x 16 x 3 x 3, the generator has 8 x 16 x 3 x 3",
         "model.99.weight: 2 x 2, the generator has no such layer",
-        "model.7.filt: 16 x 1 x 3 x 3, another blur filter",
+        "model.7.filt: 16 x 1 x 3 x 3, not the generator's blur filter",
     ):
         assert line in text
     assert all(torch.equal(before[key], value) for key, value in generator.state_dict().items())
 
 
-def test_foreign_weights_of_another_shape_name_what_they_look_like():
+def test_cut_weights_of_another_shape_name_what_they_look_like():
     with pytest.raises(UserError, match=r"look like resnet_6blocks with width=8, antialias=False, antialias_up=True"):
-        load_foreign(create("generator", "resnet_9blocks", width=8), cut_layout(6, 8, False, True))
+        load_cut_weights(create("generator", "resnet_9blocks", width=8), cut_layout(6, 8, False, True))
     for odd in ({}, {"epoch": 3}, {"a.weight": torch.zeros(1)}):
         with pytest.raises(UserError):
             recognise(odd)

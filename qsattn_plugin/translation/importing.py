@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import pickle
 import re
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create, find
-from qsattn_plugin.registry.foreign import Report as Loaded
-from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, recognise
+from qsattn_plugin.registry.cut_weights import LoadReport, find_state_dicts, load_cut_weights, matches, recognise
 from qsattn_plugin.registry.recipe.checking import check_arguments
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
 from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.files import identity
 
 #: As the checkpoints of a run name the main generator, so that ``train.init_from`` takes an imported file too.
@@ -40,7 +39,7 @@ class Imported(NamedTuple):
     type: str
     arguments: dict[str, Any]
     place: str
-    loaded: Loaded
+    loaded: LoadReport
 
 
 def import_weights(
@@ -83,13 +82,13 @@ def import_weights(
     arguments = _arguments(name, settings, found)
     generator = _build(name, arguments)
     try:
-        loaded = load_foreign(generator, weights)
+        loaded = load_cut_weights(generator, weights)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     document = {
         "kind": "weights",
         "generators": {"forward": {"type": name, "arguments": arguments, "prefix": _PREFIX}},
-        "imported": {"file": file.name, "sha256": _sha256(file), "place": place, **loaded._asdict()},
+        "imported": {"file": file.name, "sha256": checksum(file), "place": place, **loaded._asdict()},
         "torch": torch.__version__,
     }
     save_tensors(out, {_PREFIX + name: tensor for name, tensor in generator.state_dict().items()}, document)
@@ -165,11 +164,11 @@ def _pick(file: Path, content: Any, key: str | None, plain: nn.Module | None) ->
         try:
             return bool(recognise(tensors))
         except UserError:
-            return plain is not None and fits(plain, tensors)
+            return plain is not None and matches(plain, tensors)
 
-    networks = find_networks(content, wanted)
+    networks = find_state_dicts(content, wanted)
     # What looks like no generator is taken where there is no doubt: loading then says why it does not fit.
-    every = networks or find_networks(content, bool)
+    every = networks or find_state_dicts(content, bool)
     if key is not None:
         if key not in every:
             raise UserError(f"{file} has no network at {key!r}{nearest(key, every)} ({', '.join(every) or 'none'})")
@@ -180,8 +179,3 @@ def _pick(file: Path, content: Any, key: str | None, plain: nn.Module | None) ->
     if not every:
         raise UserError(f"{file} is no state_dict and holds none: there are no tensors with names in it")
     return max(every.items(), key=lambda item: len(item[1]))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -86,8 +86,8 @@ class _BlurBack(torch.autograd.Function):
 def _spread(grad: Tensor, filt: Tensor, shape: torch.Size) -> Tensor:
     """Return the gradient of the blur in half precision on a CPU, for images of ``shape``.
 
-    It is computed as a blur of the gradient with zeros between its positions: PyTorch's depthwise transposed convolution
-    takes about ten times as long in half precision.
+    It is computed as a blur of the gradient with zeros between its positions: PyTorch's depthwise transposed
+    convolution takes about ten times as long in half precision.
     """
     b, c, h, w = shape
     apart = grad.new_zeros(b, c, h + 4, w + 4)
@@ -198,9 +198,10 @@ class FusedSequential(nn.Sequential):
             yield index, x
 
     def forward(self, x: Tensor) -> Tensor:
-        for _, x in self.walk(x):  # noqa: B020 - the loop ends with the last output
+        out = x
+        for _, out in self.walk(x):  # noqa: B007 - only the last output is used
             pass
-        return x
+        return out
 
     def primitives(self) -> list[nn.Module]:
         """Return the layers that :meth:`forward` runs."""
