@@ -119,7 +119,7 @@ def test_swift_resnet_begins_with_a_small_change_of_the_picture():
     torch.manual_seed(0)
     plain = create("generator", "swift_resnet_6blocks", width=16, residual=False)
     assert (plain(x) - x).abs().mean() > 0.3, "without the picture nothing of it is there yet"
-    with pytest.raises(ValueError, match="residual: 1 channels come in and 3 go out"):
+    with pytest.raises(ValueError, match="residual: images of 1 input and 3 output channels"):
         create("generator", "swift_resnet_6blocks", residual=True, in_channels=1)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from qsattn_plugin.data.seeding import mix
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.interfaces import side_multiple
 from qsattn_plugin.storage import WriteFailed, replacing
 from qsattn_plugin.training.best import Best
 from qsattn_plugin.training.distributed import World, check, world
@@ -114,7 +115,7 @@ class _Loop:
             if here.main:
                 run.tidy(self.session.step)
             generators = self.session.method.published().values()
-            multiple = math.lcm(4, *(getattr(generator, "multiple", 4) for generator in generators))
+            multiple = math.lcm(4, *map(side_multiple, generators))
             self.interrupt, self.end = Interrupt(), math.inf
             self.feed = Feed(
                 recipe, self.session.device, self._decoding, here.rank, here.size, multiple, self.session.step

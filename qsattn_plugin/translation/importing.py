@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import pickle
 import re
@@ -19,7 +20,6 @@ from qsattn_plugin.registry.cut_weights import LoadReport, find_state_dicts, loa
 from qsattn_plugin.registry.recipe.checking import check_arguments
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
 from qsattn_plugin.storage import save_tensors
-from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.files import identity
 
 #: As the checkpoints of a run name the main generator, so that ``train.init_from`` takes an imported file too.
@@ -88,7 +88,7 @@ def import_weights(
     document = {
         "kind": "weights",
         "generators": {"forward": {"type": name, "arguments": arguments, "prefix": _PREFIX}},
-        "imported": {"file": file.name, "sha256": checksum(file), "place": place, **loaded._asdict()},
+        "imported": {"file": file.name, "sha256": _sha256(file), "place": place, **loaded._asdict()},
         "torch": torch.__version__,
     }
     save_tensors(out, {_PREFIX + name: tensor for name, tensor in generator.state_dict().items()}, document)
@@ -179,3 +179,8 @@ def _pick(file: Path, content: Any, key: str | None, plain: nn.Module | None) ->
     if not every:
         raise UserError(f"{file} is no state_dict and holds none: there are no tensors with names in it")
     return max(every.items(), key=lambda item: len(item[1]))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
