@@ -144,8 +144,8 @@ def kernel_distances(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000,
     """Return :func:`kernel_distance` on random subsets, one value each, for a mean with a standard deviation.
 
     The subsets are those that torch-fidelity draws (NumPy's ``RandomState(seed)``, without replacement), so that the
-    numbers are the same. A set that is no larger than a subset is used whole each time: then the deviation is only that of
-    the other set, and 0 if both are.
+    numbers are the same. A set that is no larger than a subset is used whole each time: then the deviation is only that
+    of the other set, and 0 if both are.
 
     Args:
         a: (P, D).

@@ -188,8 +188,8 @@ class WGANGP(AdversarialLoss):
     ) -> Tensor:
         device = generator.device if generator is not None else real.device
         share = send(torch.rand(len(real), 1, 1, 1, generator=generator, device=device), real.device)
-        # In float32, also under autocast: squares of small gradients underflow in half precision. Without fused attention
-        # kernels: they have no second derivative.
+        # In float32, also under autocast: squares of small gradients underflow in half precision. Without fused
+        # attention kernels: they have no second derivative.
         with torch.autocast(real.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             mixed = torch.lerp(fake.detach().float(), real.detach().float(), share).requires_grad_()
             maps = self._maps(discriminator(mixed))

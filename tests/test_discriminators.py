@@ -127,7 +127,7 @@ def test_projected_mistakes_are_named(file):
         create("discriminator", "projected", model=MODEL)
     with pytest.raises(UserError, match=r"has the levels 0 to \d, but taps are \[9\]"):
         build(file, taps=(9,))
-    with pytest.raises(ValueError, match="at least 32 pixels a side, got .16, 16.; take finer levels"):
+    with pytest.raises(ValueError, match="at least 32 pixels a side, got .16, 16.; use finer levels"):
         build(file)(images(16))
     with pytest.raises(ValueError, match="in_channels: must be 3 or 1 .grey images. for timm"):
         build(file, in_channels=2)
