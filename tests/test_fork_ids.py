@@ -137,7 +137,7 @@ def test_calls_that_cannot_be_met_are_said_in_one_line():
     netF(source, N, None)
     wrong("give the fork --num_patches 24", lambda: netF(source, 64, None))
     swap_sampler(netF, "grid")
-    wrong("chose 20 positions of feature map 0, and the fork's loss needs exactly 23", lambda: netF(source, 23, None))
+    wrong("chose 20 positions of feature map 0, but the fork's loss needs exactly 23", lambda: netF(source, 23, None))
 
 
 def test_an_argument_that_only_the_forks_own_sampler_understands_is_refused():

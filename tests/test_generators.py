@@ -137,7 +137,7 @@ def test_a_patchgan_that_shrinks_what_it_sees_judges_larger_patches():
     assert patch(shrink=2) == 140
     assert patch(shrink=2, layers=2) == 68
     with pytest.raises(
-        ValueError, match="at least 48 pixels a side, got \\(47, 64\\); take fewer layers, or shrink less"
+        ValueError, match="at least 48 pixels a side, got \\(47, 64\\); set fewer layers, or a smaller shrink"
     ):
         create("discriminator", "patchgan", shrink=2)(torch.zeros(1, 3, 47, 64))
     for arguments in ({}, {"shrink": 2, "antialias": False}, {"layers": 2}):
