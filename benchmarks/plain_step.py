@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.layers import Downsample, InstanceNorm, Upsample
-from qsattn_plugin.registry.layers.lean import ReflectionPad
+from qsattn_plugin.registry.layers.memory_saving import ReflectionPad
 
 TAPS = (0, 4, 8, 12, 16)
 ATTENTIVE = (12, 16)

@@ -47,8 +47,8 @@ def command(
     qsattn fork --check -- train.py ...     accuracy and speed of the fork's own QS-Attn
     """
     from qsattn_plugin.errors import UserError, nearest
-    from qsattn_plugin.forks.check import Check, Enough
-    from qsattn_plugin.forks.run import Binder, account, run_script
+    from qsattn_plugin.forks.check import Check, CheckFinished
+    from qsattn_plugin.forks.run import SamplerImportHook, run_script, summarise
     from qsattn_plugin.forks.swap import Swap
 
     swap = Swap(sampler, **_arguments(sampler, settings))
@@ -58,11 +58,11 @@ def command(
     script = script.resolve()
     watch = Check(swap, steps) if check else None
     does = "is watched" if check else f"samples by {sampler} from here on"
-    binder = Binder(watch or swap, script.parent, module, kind, lambda name: _tell(f"{name} {does}"))
+    hook = SamplerImportHook(watch or swap, script.parent, module, kind, lambda name: _tell(f"{name} {does}"))
     at_end = _PythonExit()
     try:
-        run_script(script, arguments, binder, lambda: bool(check or swap.counts["chosen"]))
-    except Enough:
+        run_script(script, arguments, hook, lambda: bool(check or swap.counts["chosen"]))
+    except CheckFinished:
         click.echo(watch.table())
         return
     except UserError:
@@ -74,7 +74,7 @@ def command(
         at_end.show(error, script)
     if check:
         raise UserError(f"the script ended after {watch.done} of {steps} calls of its sampler; set --steps lower")
-    _tell(account(swap, binder))
+    _tell(summarise(swap, hook))
 
 
 def _tell(line: str) -> None:

@@ -52,10 +52,10 @@ def command(part: str, size: int) -> None:
 
 
 def _published(name: str) -> None:
-    from qsattn_plugin.registry.pretrained import find
+    from qsattn_plugin.registry.pretrained import published_model
     from qsattn_plugin.registry.yaml_lines import write
 
-    entry = find(name)
+    entry = published_model(name)
     weights = entry.file or entry.url or "not published yet"
     generator = {"type": entry.generator, **entry.arguments}
     card = {"summary": entry.summary, "generator": generator, "weights": weights, "sha256": entry.sha256, **entry.card}

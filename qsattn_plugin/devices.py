@@ -1,4 +1,4 @@
-"""Which device to compute on."""
+"""Choose a device, and copy to it; errors and contexts of devices."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qsattn_plugin.errors import UserError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Return the named device, or the best that this machine has.
+    """Return the named device, or for "auto" the best one of this machine.
 
     Raises:
-        UserError: the named device is not there.
+        UserError: the named device cannot be used.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -29,22 +29,22 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return the tensor on the device; the host does not wait for what the device has still to do.
+    """Return the tensor on the device, without waiting for pending work of the device.
 
-    To the CPU it does wait: the numbers could be read before they are there.
+    Copies to the CPU do wait: otherwise values could be read before they have arrived.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
-        tensor = tensor.pin_memory()  # from pageable memory the copy may wait, whatever is asked of it
+        tensor = tensor.pin_memory()  # copies from pageable memory may block even if non_blocking is set
     return tensor.to(device, non_blocking=device.type != "cpu")
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that memory was too small, the CPU's or a device's."""
+    """Return whether an error means that the memory of the CPU or of a device was too small."""
     known = any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
     return known or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 def no_autocast(device: str) -> contextlib.AbstractContextManager:
-    """The context in which a kind of device computes in the numbers that it is given."""
+    """Return a context without autocast for a type of device."""
     # The meta device has no autocast. (is_autocast_available would say so, but PyTorch 2.11 cannot compile it.)
     return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)

@@ -1,9 +1,8 @@
-"""Distances of two sets of vectors, for scoring images.
+"""Distances between two sets of vectors, for scoring images.
 
-The sliced Wasserstein distance says how alike two textures are, on their patches, wherever their features lie; the
-kernel distance and the Frechet distance how alike two sets of images are, on the features of a trained network. Needs
-torch alone, but for :func:`kernel_distances`, which takes NumPy's random numbers. Nothing here knows a data set, so
-that any folder of images can be scored with it.
+The sliced Wasserstein distance, on patches, compares two textures regardless of positions; the kernel distance and the
+Frechet distance, on the features of a trained network, compare two sets of images. Only :func:`kernel_distances` needs
+more than torch: it uses NumPy's random numbers.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from torch import Tensor
 
 
 def patches(images: Tensor, masks: Tensor | None = None, size: int = 7, coverage: float = 0.75) -> Tensor:
-    """Cut every patch of some images, or those that lie in masks.
+    """Return all patches of some images, or those inside masks.
 
     Args:
         images: (N, C, H, W).
-        masks: (N, H, W), 0 to 1; a patch counts where the mean of its mask is at least ``coverage``. None: all count.
+        masks: (N, H, W), 0 to 1; a patch is used if the mean of its mask is at least ``coverage``. None uses all.
         size: height and width of a patch in pixels.
         coverage: 0 to 1, see ``masks``.
 
@@ -26,7 +25,7 @@ def patches(images: Tensor, masks: Tensor | None = None, size: int = 7, coverage
         The patches of all images as rows, (P, C * size * size).
 
     Raises:
-        ValueError: the images are smaller than a patch, or the masks do not fit them.
+        ValueError: the images are smaller than a patch, or the masks have another shape.
     """
     if images.ndim != 4 or min(images.shape[-2:]) < size:
         raise ValueError(f"images: must be (N, C, H, W), at least {size} high and wide, got {tuple(images.shape)}")
@@ -34,15 +33,15 @@ def patches(images: Tensor, masks: Tensor | None = None, size: int = 7, coverage
         return F.unfold(images, size).transpose(1, 2).flatten(0, 1)
     if masks.shape != (len(images), *images.shape[-2:]):
         raise ValueError(f"masks: must be {(len(images), *images.shape[-2:])} as the images, got {tuple(masks.shape)}")
-    # The mean of the mask over each patch is unfold's order of places; the slack is for rounding in that mean.
+    # The means are in the order of unfold's patches; the tolerance is for rounding in the mean.
     wanted = (F.avg_pool2d(masks[:, None], size, stride=1) >= coverage - 1e-6).flatten(1)
-    # One image at a time: the patches that are dropped are the most, and are never held together.
+    # One image at a time: most patches are dropped, and should not be in memory together.
     cut = [F.unfold(image[None], size)[0].T[keep] for image, keep in zip(images, wanted, strict=True)]
     return torch.cat(cut) if cut else images.new_zeros(0, images.shape[1] * size * size)
 
 
 def _quantiles(ordered: Tensor, at: Tensor) -> Tensor:
-    """Values of sorted columns (P, K) at ``at`` (M,) in [0, 1], linear between neighbours."""
+    """Return the quantiles ``at`` (M,) in [0, 1] of sorted columns (P, K), interpolated linearly: (M, K)."""
     place = at * (len(ordered) - 1)
     below = place.floor().long()
     above = (below + 1).clamp(max=len(ordered) - 1)
@@ -57,7 +56,7 @@ def sliced_wasserstein(
     power: int = 2,
     chunk: int = 64,
 ) -> float:
-    """The sliced Wasserstein distance of two sets of vectors.
+    """Return the sliced Wasserstein distance of two sets of vectors.
 
     Both sets are projected onto random unit vectors; along one direction the Wasserstein distance is the difference of
     the sorted values. The result is the mean over directions of its ``power``-th power, to the power 1 / ``power``:
@@ -71,10 +70,10 @@ def sliced_wasserstein(
     Args:
         a: (P, D).
         b: (Q, D).
-        projections: how many directions; the same ones for the same ``seed`` and D.
-        seed: of the directions.
+        projections: number of directions; they are equal for equal ``seed`` and D.
+        seed: seed of the directions.
         power: p above, at least 1.
-        chunk: directions held at once; more is faster and takes more memory.
+        chunk: directions at a time; more are faster and need more memory.
 
     Returns:
         The distance, at least 0, in the units of the vectors. 0 for equal sets, whatever their order.
@@ -105,24 +104,24 @@ def sliced_wasserstein(
 
 
 def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0) -> float:
-    """The squared maximum mean discrepancy of two sets of vectors under a polynomial kernel, without bias.
+    """Return the unbiased squared maximum mean discrepancy of two sets of vectors under a polynomial kernel.
 
         k(x, y) = (x . y / D + 1)^3
         MMD^2 = mean of k over pairs within a + mean of k over pairs within b - 2 * mean of k between a and b
 
-    No vector is paired with itself: so the estimate has no bias, and is below 0 about half the time where both sets
-    come from one distribution. On features of an Inception network this is the kernel inception distance, KID. Source:
+    No vector is paired with itself: therefore the estimate is unbiased, and negative about half the time for two sets
+    of one distribution. On features of an Inception network this is the kernel inception distance, KID. Source:
     Binkowski, Sutherland, Arbel and Gretton, "Demystifying MMD GANs", 2018, equation 4 and section 4.
 
     Args:
         a: (P, D).
         b: (Q, D).
-        subsets: where a set is larger than ``size``, the mean over this many random subsets; else one estimate is all.
-        size: the most vectors of each set in a subset, at least 2.
-        seed: of the subsets.
+        subsets: number of random subsets to average over if a set is larger than ``size``; otherwise there is one.
+        size: largest number of vectors of each set in a subset, at least 2.
+        seed: seed of the subsets.
 
     Returns:
-        The distance, in no unit; papers often give it times 100 or 1000.
+        The distance, without a unit; papers often give it times 100 or 1000.
 
     Raises:
         ValueError: a set has less than two vectors, the vectors differ in length, or an argument is out of range.
@@ -142,18 +141,18 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, 
 
 
 def kernel_distances(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 2020) -> Tensor:
-    """:func:`kernel_distance` on random subsets, one by one, for a mean with its deviation.
+    """Return :func:`kernel_distance` on random subsets, one value each, for a mean with a standard deviation.
 
     The subsets are those that torch-fidelity draws (NumPy's ``RandomState(seed)``, without replacement), so that the
-    numbers are the same. A set that is no larger than a subset is taken whole each time: then the deviation is that of
-    the other set alone, and is 0 where both are.
+    numbers are the same. A set that is no larger than a subset is used whole each time: then the deviation is only that
+    of the other set, and 0 if both are.
 
     Args:
         a: (P, D).
         b: (Q, D).
-        subsets: how many.
-        size: vectors of each set in a subset; where a set has fewer, as many as the smaller set has.
-        seed: of the subsets.
+        subsets: number of subsets.
+        size: vectors of each set in a subset, at most as many as the smaller set has.
+        seed: seed of the subsets.
 
     Returns:
         The distances, float64 (subsets,), on the CPU.
@@ -176,13 +175,13 @@ def kernel_distances(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000,
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """The Frechet distance of two sets of vectors, each taken for a normal distribution; on Inception features, FID.
+    """Return the Frechet distance of two sets of vectors, as normal distributions; on Inception features, the FID.
 
         |mean_a - mean_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)),  S the covariances, with n - 1 in the denominator
 
     In float64 and without a matrix square root: with S_a = A^T A and S_b = B^T B, the trace of (S_a S_b)^(1/2) is the
-    sum of the singular values of A B^T. That is exact where there are fewer vectors than numbers in each, too, where
-    the covariances are singular. Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a
+    sum of the singular values of A B^T. That is also exact for fewer vectors than dimensions, where the covariances are
+    singular. Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a
     Local Nash Equilibrium", 2017, equation 6.
 
     Args:
@@ -190,7 +189,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
         b: (Q, D).
 
     Returns:
-        The distance, at least 0 but for rounding. It grows as sets become smaller: compare figures of equal counts.
+        The distance, at least 0 up to rounding. It grows for smaller sets: compare only values for equal counts.
 
     Raises:
         ValueError: a set has less than two vectors, or the vectors differ in length.
@@ -204,7 +203,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def _root(vectors: Tensor) -> Tensor:
-    """A matrix R (at most D rows) with R^T R the covariance of vectors (P, D)."""
+    """Return a matrix R with at most D rows, where R^T R is the covariance of vectors (P, D)."""
     centred = (vectors - vectors.mean(0)) / (len(vectors) - 1) ** 0.5
     return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
 

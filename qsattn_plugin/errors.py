@@ -1,4 +1,4 @@
-"""The one exception that means "the person at the keyboard can mend this"."""
+"""The exception for mistakes of the user."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what was asked, not in the program.
+    """A mistake of the user, not of the program.
 
-    The message says what is wrong, where (file, line, key) and what to do; the command line prints it alone, without
-    a traceback. Anything else that escapes is a defect of this package and keeps its traceback.
+    The message says what is wrong, where (file, line, key) and what to do; the command line prints it without a
+    traceback. Any other exception is a defect of this package, and its traceback is shown.
     """
 
 

@@ -1,4 +1,4 @@
-"""Objectives: the patch-wise contrastive loss of CUT and the adversarial ones."""
+"""Objectives: the patch-wise contrastive loss of CUT, and adversarial losses."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qsattn_plugin.registry import register
 
 @register("objective", "patchnce", tags=("cut", "contrastive"))
 class PatchNCE(nn.Module):
-    """Cross-entropy that picks, for each anchor, the positive from the same place among all places of the image.
+    """Cross-entropy of classifying, for each anchor, its positive among all positions of the image.
 
-    Park et al. 2020 (CUT), equation 3: the similarities are dot products of unit vectors over ``temperature``; the
-    diagonal is the positive, all other rows of the same image are negatives.
+    Park et al. 2020 (CUT), equation 3: similarities are dot products of unit vectors over ``temperature``; the positive
+    is on the diagonal, all other rows of the same image are negatives.
 
     Args:
         temperature: divides the similarities.
         negatives: "internal" takes negatives from the same image (the papers'), "batch" from all images of the batch.
-        detach_positives: let no gradient through the positives, as CUT does.
+        detach_positives: no gradient flows through the positives, as in CUT.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class PatchNCE(nn.Module):
     def forward(self, anchors: Tensor, positives: Tensor) -> Tensor:
         """Return the loss of each anchor, (B, N), from anchors and positives (B, N, C) of unit length.
 
-        float32 whatever the autocast: similarities over a temperature of 0.07 need more than eight bits.
+        It is float32 also under autocast: similarities over a temperature of 0.07 need more than eight bits.
 
         Raises:
-            ValueError: the two differ in shape.
+            ValueError: anchors and positives differ in shape.
         """
         if anchors.shape != positives.shape or anchors.ndim != 3:
             raise ValueError(
-                f"anchors: each needs its positive, both (B, N, C); got {tuple(anchors.shape)} and "
+                f"anchors: must have the same shape (B, N, C) as positives, got {tuple(anchors.shape)} and "
                 f"{tuple(positives.shape)}"
             )
         if self.detach_positives:
@@ -69,28 +69,28 @@ class PatchNCE(nn.Module):
 
 
 class AdversarialLoss(nn.Module, abc.ABC):
-    """What the discriminator and the generator make of the discriminator's score maps.
+    """Losses of the discriminator and of the generator, from the discriminator's score maps.
 
-    Subclasses give :meth:`real`, :meth:`fake` and :meth:`fool`; several score maps (a multi-scale discriminator) count
-    as their mean.
+    Subclasses define :meth:`real`, :meth:`fake` and :meth:`fool`; losses of several score maps (of a multi-scale
+    discriminator) are averaged.
     """
 
-    #: Whether :meth:`gradient_penalty` is part of the discriminator's loss, and worth its second backward pass.
+    #: Whether :meth:`gradient_penalty`, which needs a second backward pass, is part of the discriminator's loss.
     penalised: bool = False
 
     def __init__(self) -> None:
-        super().__init__()  # spelled out, so that the signature says: no arguments
+        super().__init__()  # explicit, so that the signature has no arguments
 
     @abc.abstractmethod
     def real(self, scores: Tensor) -> Tensor:
-        """The discriminator's loss on real images' scores."""
+        """Return the discriminator's loss for the scores of real images."""
 
     @abc.abstractmethod
     def fake(self, scores: Tensor) -> Tensor:
-        """The discriminator's loss on translated images' scores."""
+        """Return the discriminator's loss for the scores of translated images."""
 
     def fool(self, scores: Tensor) -> Tensor:
-        """The generator's loss on translated images' scores."""
+        """Return the generator's loss for the scores of translated images."""
         return self.real(scores)
 
     @staticmethod
@@ -98,25 +98,25 @@ class AdversarialLoss(nn.Module, abc.ABC):
         return [s.float() for s in (scores if isinstance(scores, (list, tuple)) else [scores])]
 
     def discriminator(self, real: Tensor | list[Tensor], fake: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the discriminator's two losses, on real and on translated images, as means over all scores."""
+        """Return the discriminator's losses on real and on translated images, averaged over the score maps."""
         real, fake = self._maps(real), self._maps(fake)
         return sum(map(self.real, real)) / len(real), sum(map(self.fake, fake)) / len(fake)
 
     def generator(self, fake: Tensor | list[Tensor]) -> Tensor:
-        """Return the generator's loss as a mean over all scores."""
+        """Return the generator's loss, averaged over the score maps."""
         fake = self._maps(fake)
         return sum(map(self.fool, fake)) / len(fake)
 
     def gradient_penalty(
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None = None
     ) -> Tensor | None:
-        """Return what is added to the discriminator's loss for the slope of its scores; None where nothing is.
+        """Return the gradient penalty of the discriminator's loss, or None where there is none.
 
         Args:
-            discriminator: gives scores, or a list of them, for images.
+            discriminator: returns a score map, or a list of them, for images.
             real: images of the target domain, (B, C, H, W).
             fake: translated images of the same shape; no gradient flows to them.
-            generator: what random draws come from; torch's global one without it.
+            generator: random generator of the draws; torch's global one without it.
         """
         return None
 
@@ -145,7 +145,7 @@ class VanillaGAN(AdversarialLoss):
 
 @register("objective", "hinge", tags=("gan",))
 class HingeGAN(AdversarialLoss):
-    """Margins at 1 and -1 for the discriminator, the plain score for the generator (Lim and Ye 2017)."""
+    """Margins at 1 and -1 for the discriminator, the negated score for the generator (Lim and Ye 2017)."""
 
     def real(self, scores: Tensor) -> Tensor:
         return F.relu(1 - scores).mean()
@@ -159,14 +159,14 @@ class HingeGAN(AdversarialLoss):
 
 @register("objective", "wgan-gp", tags=("gan",))
 class WGANGP(AdversarialLoss):
-    """Differences of plain scores, with a penalty on slopes other than 1 (Gulrajani et al. 2017).
+    """Difference of the mean scores, with a penalty on gradient norms other than 1 (Gulrajani et al. 2017).
 
     The penalty is equation 3 of the paper: ``weight`` times the mean of (norm of the scores' gradient - 1) squared, at
-    a random place on the line between each real and each translated image. The score whose gradient is taken is the
-    mean of an image's score map; several maps are penalised one by one, and the mean is taken.
+    a random point on the line between each real and each translated image. The score of an image is the mean of its
+    score map; the penalties of several maps are averaged.
 
     Args:
-        weight: of the penalty.
+        weight: weight of the penalty.
     """
 
     penalised = True
@@ -188,8 +188,8 @@ class WGANGP(AdversarialLoss):
     ) -> Tensor:
         device = generator.device if generator is not None else real.device
         share = send(torch.rand(len(real), 1, 1, 1, generator=generator, device=device), real.device)
-        # In float32, also under autocast: squares of small gradients leave the range of half precision. And with plain
-        # attention: fused kernels have no second derivative.
+        # In float32, also under autocast: squares of small gradients underflow in half precision. Without fused
+        # attention kernels: they have no second derivative.
         with torch.autocast(real.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
             mixed = torch.lerp(fake.detach().float(), real.detach().float(), share).requires_grad_()
             maps = self._maps(discriminator(mixed))

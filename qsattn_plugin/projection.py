@@ -1,4 +1,4 @@
-"""The small networks that project routed features to where the contrastive loss compares them."""
+"""The heads that project routed features for the contrastive loss."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qsattn_plugin.devices import no_autocast
 
 
 class ProjectionHeads(nn.Module):
-    """One two-layer MLP a tap, then unit length (CUT's ``PatchSampleF`` with ``mlp_sample``, by the same names).
+    """One two-layer MLP per tap, then normalisation to unit length.
 
-    Built from the channels of the taps, not from a first forward pass, so that optimizers, checkpoints and
-    distributed wrappers see every parameter from the start.
+    Names and shapes are those of CUT's ``PatchSampleF`` with ``mlp_sample``. The heads are built from the channels of
+    the taps, not in a first forward pass, so that optimizers, checkpoints and distributed wrappers see all parameters.
 
     Args:
         channels: channels at each tap.
-        width: features of both layers of each MLP.
-        init_gain: scale of the Xavier draw; biases are 0.
+        width: width of both layers of each MLP.
+        init_gain: scale of the Xavier initialisation; biases are 0.
     """
 
     def __init__(self, channels: Sequence[int], width: int = 256, init_gain: float = 0.02):
@@ -36,18 +36,18 @@ class ProjectionHeads(nn.Module):
             self.add_module(f"mlp_{index}", mlp)
 
     def forward(self, routed: Sequence[Tensor]) -> list[Tensor]:
-        """Project features (B, N, C), one tensor a tap, to unit vectors (B, N, width) in float32.
+        """Return the projections (B, N, width), unit vectors in float32, of features (B, N, C), one tensor per tap.
 
         Raises:
-            ValueError: not as many tensors as there are heads.
+            ValueError: the number of tensors is not the number of heads.
         """
         if len(routed) != self.count:
-            raise ValueError(f"{self.count} heads were built, but {len(routed)} feature maps came")
+            raise ValueError(f"routed: expected {self.count} tensors, one per head, got {len(routed)}")
         projected = []
         for index, features in enumerate(routed):
             out = getattr(self, f"mlp_{index}")(features)
             with no_autocast(out.device.type):
-                # The same guard against a zero vector as CUT's: its length is increased by 1e-7.
+                # Against division by zero, as in CUT.
                 out = out.float()
                 projected.append(out / (out.norm(dim=-1, keepdim=True) + 1e-7))
         return projected

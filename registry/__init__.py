@@ -1,6 +1,6 @@
-"""The registry: every interchangeable part of the software by kind and name.
+"""The registry: all interchangeable parts, by kind and name.
 
-A part is a class or a function under a decorator::
+A part is a class or a function with a decorator::
 
     from qsattn_plugin.registry import register
 
@@ -8,18 +8,18 @@ A part is a class or a function under a decorator::
     class MyUnet(torch.nn.Module):
         '''One line that ``qsattn list`` shows.'''
 
-Recipes name it (``generator: {type: my_unet, depth: 5}``) and :func:`create` builds it. Built-in parts stand in a table
-of *module names* (:data:`BUILTIN`), imported when their kind is first asked for, so that importing the registry costs
-nothing and needs the standard library alone.
+Recipes name it (``generator: {type: my_unet, depth: 5}``) and :func:`create` builds it. The modules of built-in parts
+are listed in :data:`BUILTIN` and imported when their kind is first used, so that importing the registry is fast and
+needs only the standard library.
 
-An installed package offers its parts by an entry point that names the module whose import registers them::
+An installed package provides parts by an entry point that names the module that registers them::
 
     [options.entry_points]
     qsattn_plugin.parts =
         my_parts = my_package.parts
 
-Such modules are imported when parts are listed, or when a name is looked up that no built-in part has: whoever names a
-built-in part does not pay for other people's imports. One that fails is named in a :class:`PartsWarning` and left out.
+Such modules are imported when parts are listed, or when a name is looked up that no built-in part has: using a built-in
+part does not import them. One that fails is named in a :class:`PartsWarning` and left out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
     *("create", "create_nested", "find", "list_parts", "register"),
 ]
 
-#: What there is to exchange, and what each kind does, in the order in which ``qsattn list`` shows them.
+#: The kinds of parts and what each does, in the order of ``qsattn list``.
 KINDS = {
     "method": "a way to train: which networks, which losses, in which order",
     "generator": "translates an image; its layers are the taps that the contrastive loss looks at",
@@ -81,7 +81,7 @@ BUILTIN: dict[str, tuple[str, ...]] = {
 }
 
 
-#: The entry-point group by which installed packages offer parts.
+#: The entry-point group of installed packages with parts.
 GROUP = "qsattn_plugin.parts"
 
 
@@ -90,9 +90,9 @@ class PartsWarning(UserWarning):
 
 
 class PartError(UserError, ValueError):
-    """A part that is not there, is there twice, or does not take the arguments it was given.
+    """A part does not exist, is registered twice, or does not take the given arguments.
 
-    ``argument`` names the argument at fault, where there is one, so that a recipe can point at its line.
+    ``argument`` is the name of the wrong argument, if there is one, so that a recipe can give its line.
     """
 
     def __init__(self, message: str, argument: str | None = None):
@@ -104,7 +104,7 @@ class PartError(UserError, ValueError):
 class Nested:
     """Marks an argument that names parts: ``judges: Annotated[list[str | dict], Nested("discriminator")]``.
 
-    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them as it checks a section.
+    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section.
     """
 
     kind: str
@@ -127,9 +127,9 @@ class Part:
 
     @property
     def signature(self) -> inspect.Signature:
-        """The arguments with their defaults; annotations are resolved to types where they were written as text.
+        """The arguments with their defaults; annotations that are text are resolved to types.
 
-        They stay text where they name something that is imported for type checkers alone.
+        They stay text where they name something that only type checkers import.
         """
         try:
             return inspect.signature(self.target, eval_str=True)
@@ -149,14 +149,14 @@ class Part:
                         f"(it takes {takes})",
                         name,
                     )
-        plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in plain and n not in given]
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
         if complete and missing:
             raise PartError(f"{self.kind} {self.name!r} needs the argument {missing[0]!r}", missing[0])
 
 
 class Registry:
-    """Parts by kind and name. The module's functions serve one registry; tests make their own."""
+    """Parts by kind and name. The functions of this module are the methods of :data:`REGISTRY`."""
 
     def __init__(self, builtin: dict[str, tuple[str, ...]] | None = None, group: str | None = None):
         self._parts: dict[tuple[str, str], Part] = {}
@@ -184,11 +184,11 @@ class Registry:
             raise
 
     def _load_others(self) -> None:
-        """Import what installed packages offer; take back what one registers before it fails, and warn."""
+        """Import the parts of installed packages; where that fails, remove what was registered before, and warn."""
         if self._group is None or self._group in self._loaded:
             return
         self._loaded.add(self._group)
-        from importlib.metadata import entry_points  # slow to import, and mostly not needed
+        from importlib.metadata import entry_points  # slow to import, and rarely needed
 
         for entry in entry_points(group=self._group):
             before = set(self._parts)
@@ -196,7 +196,7 @@ class Registry:
             try:
                 entry.load()
             except (Exception, SystemExit) as error:
-                # Only its own: it may have imported built-in parts, or another package's.
+                # Only its own parts: it may have imported built-in ones, or those of another package.
                 package = entry.value.split(":")[0].split(".")[0]
                 for key in self._parts.keys() - before:
                     if self._parts[key].target.__module__.split(".")[0] == package:
@@ -209,18 +209,18 @@ class Registry:
                 self._importing_others = False
 
     def register(self, kind: str, name: str, *, tags: Iterable[str] = ()) -> Callable[[Callable], Callable]:
-        """Return a decorator that registers a class or function and hands it back unchanged.
+        """Return a decorator that registers a class or function and returns it unchanged.
 
         Raises:
-            PartError: the kind does not exist, or the name is taken by something else.
+            PartError: the kind does not exist, or the name is registered already.
         """
         kind = self._check_kind(kind)
 
         def add(target: Callable) -> Callable:
             if self._importing_others and target.__module__.split(".")[0] != __name__.split(".")[0]:
-                self._load(kind)  # so that a name that a built-in part has is their clash, not the built-in part's
+                self._load(kind)  # so that a clash of names is reported for their part, not for ours
             known = self._parts.get((kind, name))
-            # A module that is reloaded registers the same definition again: that is no clash.
+            # A reloaded module registers the same definition again.
             if known and (known.target.__module__, known.target.__qualname__) != (
                 target.__module__,
                 target.__qualname__,
@@ -234,7 +234,11 @@ class Registry:
         return add
 
     def find(self, kind: str, name: str) -> Part:
-        """Return the part, or raise :class:`PartError` naming the nearest one there is."""
+        """Return a part.
+
+        Raises:
+            PartError: there is no such kind or name; the message suggests the nearest one.
+        """
         kind = self._check_kind(kind)
         self._load(kind)
         if (kind, name) not in self._parts:
@@ -247,20 +251,20 @@ class Registry:
         return self._parts[kind, name]
 
     def create(self, kind: str, name: str, /, *args: Any, **arguments: Any) -> Any:
-        """Build a part, after its arguments' names were checked against its signature.
+        """Build a part, after checking the names of its arguments against its signature.
 
         Raises:
-            PartError: unknown kind or name, an argument too many or too few.
+            PartError: the kind, the name or an argument is unknown, or an argument is missing.
         """
         part = self.find(kind, name)
         part.check(arguments, complete=not args)
         return part.target(*args, **arguments)
 
     def list_parts(self, pattern: str = "*") -> list[Part]:
-        """Return the parts of a kind (``"generators"``) or those whose name, ``kind/name`` or tag fits a wildcard.
+        """Return the parts of a kind (``"generators"``), or those whose name, ``kind/name`` or tag matches a pattern.
 
         Raises:
-            PartError: the pattern has no wildcard and is neither a kind nor any part's name or tag.
+            PartError: the pattern has no wildcard, and no kind, part or tag has this name.
         """
         singular = pattern[:-1] if pattern.endswith("s") else pattern
         kinds = [k for k in KINDS if k in (pattern, singular)] or list(KINDS)
@@ -290,13 +294,13 @@ def create_nested(kind: str, spec: str | Mapping[str, Any], argument: str, **sur
     """Build a part that another part's argument names.
 
     Args:
-        kind: what it has to be.
+        kind: the kind of the part.
         spec: a registered name, or ``{"type": name, argument: value}``.
-        argument: the argument that holds ``spec``, for messages: ``gan``, or ``of.0`` in a list.
+        argument: name of the argument that holds ``spec``, for messages: ``gan``, or ``of.0`` in a list.
         surroundings: values such as ``in_channels``; the part gets those that it takes and ``spec`` does not set.
 
     Raises:
-        PartError: there is no such part, or it refuses an argument.
+        PartError: there is no such part, or it does not accept an argument.
     """
     arguments = {"type": spec} if isinstance(spec, str) else dict(spec)
     try:

@@ -1,4 +1,4 @@
-"""What a part weighs: parameters, multiply-adds, taps."""
+"""The size of a network: parameters, multiply-adds, taps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class Description(NamedTuple):
-    """What :func:`describe` found."""
+    """The result of :func:`describe`."""
 
     parameters: int
     multiply_adds: int
@@ -19,10 +19,10 @@ class Description(NamedTuple):
 
 
 def describe(module: nn.Module, size: int = 256, channels: int = 3) -> Description:
-    """Count the parameters of a network and the multiply-adds of one image through it.
+    """Count the parameters of a network and its multiply-adds for one image.
 
-    Nothing is computed: the image goes through a copy without values, so that also a large network costs no time.
-    Convolutions (fixed blurs among them), matrix products and attention count; norms and activations do not.
+    The network runs on the meta device, without values, so that large networks take no time. Convolutions (fixed blurs
+    included), matrix products and attention are counted; norms and activations are not.
 
     >>> from torch import nn
     >>> from qsattn_plugin.registry.describe import describe
@@ -30,9 +30,9 @@ def describe(module: nn.Module, size: int = 256, channels: int = 3) -> Descripti
     (216, 21600)
 
     Args:
-        module: takes images (1, C, H, W); left as it is.
-        size: the image's side in pixels.
-        channels: of the image.
+        module: takes images (1, C, H, W); not changed.
+        size: side of the image in pixels.
+        channels: channels of the image.
 
     Returns:
         Parameters (trained or not), multiply-adds, and the module's ``taps`` where it has any.

@@ -1,7 +1,7 @@
-"""Encoders: where the features that the contrastive loss compares come from.
+"""Encoders: they give the features that the contrastive loss compares.
 
-An encoder is asked in two ways. :meth:`translate` makes the picture *and* the source's features, so that an encoder
-that lives inside the generator pays for one pass, not two; :meth:`features` encodes any image.
+An encoder has two methods. :meth:`translate` returns the translation *and* the features of the source, so that an
+encoder inside the generator needs one pass, not two; :meth:`features` encodes any image.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from qsattn_plugin.registry.timm_features import TimmFeatures
 
 @register("encoder", "generator", tags=("cut", "paper"))
 class GeneratorEncoder(nn.Module):
-    """The generator's own layers on the way in: the papers' encoder, without a parameter of its own.
+    """The first layers of the generator: the papers' encoder, without parameters of its own.
 
     Args:
-        taps: indices or names of the generator's layers; the generator's default ones without it.
-        generator: the generator that is trained; given by the method.
+        taps: indices or names of the generator's layers; without it the generator's default taps.
+        generator: the generator that is trained; the method gives it.
     """
 
     def __init__(self, taps: tuple[int | str, ...] | None = None, generator: nn.Module | None = None):
@@ -28,8 +28,8 @@ class GeneratorEncoder(nn.Module):
             raise ValueError("taps: must name at least one layer")
         if generator is not None and not hasattr(generator, "find_taps"):
             raise UserError(
-                f"{type(generator).__name__} does not say which of its layers there are to look at: derive it from "
-                "TappedGenerator (qsattn_plugin.registry.generators), or take another encoder, such as timm"
+                f"{type(generator).__name__} has no taps: derive it from TappedGenerator "
+                "(qsattn_plugin.registry.generators), or use another encoder, such as timm"
             )
         found = generator.find_taps(taps) if generator is not None else []
         #: Tap indices, shallow to deep: the names that a sampler's ``taps`` refer to.
@@ -38,7 +38,7 @@ class GeneratorEncoder(nn.Module):
         self.channels: list[int] = [tap.channels for tap in found]
         #: Pixels that one position spans at each tap.
         self.strides: list[int] = [tap.stride for tap in found]
-        #: Whether the encoder has weights of its own that belong into checkpoints.
+        #: Whether the encoder has weights of its own, to be saved in checkpoints.
         self.saved: bool = False
 
     def translate(self, generator: nn.Module, source: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -52,14 +52,14 @@ class GeneratorEncoder(nn.Module):
 
 @register("encoder", "timm", tags=("frozen",))
 class TimmEncoder(TimmFeatures):
-    """Any timm model with feature maps, with its own mean and deviation, frozen or trained.
+    """A timm model with feature maps, which normalises images as it was trained to; frozen or trained.
 
     Args:
         model: a timm name such as "convnext_tiny" or "swin_tiny_patch4_window7_224".
         taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: download the weights that timm names, or take them from its cache; else they are random.
+        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        trained: train the model together with the generator; else it is frozen.
+        trained: train the model together with the generator; otherwise it is frozen.
         size: the side of the images in pixels; a recipe takes it from ``data.crop``.
         in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
     """
@@ -69,5 +69,5 @@ class TimmEncoder(TimmFeatures):
         return generator(source), self(source)
 
     def features(self, generator: nn.Module, image: Tensor) -> list[Tensor]:
-        """Return the features of ``image`` at each tap: maps (B, C, H, W). The generator is not asked."""
+        """Return the features of ``image`` at each tap: maps (B, C, H, W). The generator is not used."""
         return self(image)

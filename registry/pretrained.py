@@ -1,9 +1,9 @@
-"""Published weights: an index of them, and a checked file for each.
+"""Published weights: the index, and a file with a checked SHA-256 for each.
 
-    entry = find("toy")
-    path = weights(entry)      # lies in the package, or is downloaded once; its SHA-256 is compared every time
+    entry = published_model("toy")
+    path = weights_file(entry)      # in the package, or downloaded once; its SHA-256 is compared every time
 
-``pretrained.yaml`` says for each what it is, how it was trained and what it scores; ``weights/`` holds the files.
+``pretrained.yaml`` describes each model, its training and its scores; ``weights/`` holds the files.
 Nothing is unpickled.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.registry.yaml_lines import Node, Place, parse
+from qsattn_plugin.registry.yaml_lines import Place, parse
 from qsattn_plugin.storage.download import DownloadFailed, checksum, download
 
-__all__ = ["INDEX", "Entry", "entries", "find", "weights"]
+__all__ = ["INDEX", "Entry", "entries", "published_model", "weights_file"]
 
 #: The index; its ``file`` entries lie in ``weights/`` beside it.
 INDEX = Path(__file__).parent / "pretrained.yaml"
@@ -30,14 +30,14 @@ class Entry:
     """One published model.
 
     Attributes:
-        name: what it is asked for by.
+        name: its name in the index.
         summary: one line.
         generator: registered name of its generator.
-        arguments: the generator's own, all that differ from its defaults.
+        arguments: the generator's arguments that differ from its defaults.
         sha256: of the weights, in hexadecimal; None while there are none.
-        file: name below ``registry/weights/``, for what is small enough to lie in the package.
-        url: where the weights are, for what is not.
-        card: everything else: recipe, licence, data, training, scores and how they were taken.
+        file: name below ``registry/weights/``, if the file is part of the package.
+        url: address of the weights otherwise.
+        card: everything else: recipe, licence, data, training, scores and how they were computed.
     """
 
     name: str
@@ -59,10 +59,10 @@ def entries(index: Path = INDEX) -> dict[str, Entry]:
     """Return every published model by name, in the index's order.
 
     Raises:
-        UserError: the index is not there or not what it should be.
+        UserError: the index is missing or not valid.
     """
     try:
-        found = _plain(parse(index.read_text(encoding="utf-8"), Place(str(index))))
+        found = parse(index.read_text(encoding="utf-8"), Place(str(index))).to_plain()
         own = set(Entry.__dataclass_fields__) - {"card"}
         return {
             name: Entry(
@@ -76,18 +76,11 @@ def entries(index: Path = INDEX) -> dict[str, Entry]:
         raise UserError(f"the index of published models cannot be read: {index}: {error}") from error
 
 
-def _plain(node: Node) -> Any:
-    """A node's value without its places."""
-    if isinstance(node.value, dict):
-        return {key: _plain(value) for key, value in node.value.items()}
-    return [_plain(value) for value in node.value] if isinstance(node.value, list) else node.value
-
-
-def find(name: str, index: Path = INDEX) -> Entry:
+def published_model(name: str, index: Path = INDEX) -> Entry:
     """Return a published model.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no model of that name.
     """
     known = entries(index)
     if name not in known:
@@ -95,20 +88,20 @@ def find(name: str, index: Path = INDEX) -> Entry:
     return known[name]
 
 
-def weights(entry: Entry, progress: bool = True, folder: Path | None = None) -> Path:
-    """Return the file with a model's weights, its checksum compared.
+def weights_file(entry: Entry, progress: bool = True, folder: Path | None = None) -> Path:
+    """Return the file with a model's weights, after its checksum was compared.
 
-    What does not lie in the package is downloaded into torch.hub's own cache, once; an interrupted download carries on,
+    A file that is not in the package is downloaded once, into torch.hub's cache; an interrupted download is resumed,
     and is never taken for a whole file.
 
     Args:
-        entry: what :func:`find` returned.
-        progress: show a download's on stderr.
-        folder: where downloads go; ``torch.hub.get_dir()/checkpoints`` without it.
+        entry: what :func:`published_model` returned.
+        progress: show the progress of a download on stderr.
+        folder: target of downloads; ``torch.hub.get_dir()/checkpoints`` without it.
 
     Raises:
-        UserError: there are no weights yet, the file is missing or is not the one that was published.
-        DownloadFailed: it is not here and cannot be had; says where to put it by hand.
+        UserError: there are no weights yet, the file is missing, or its checksum is wrong.
+        DownloadFailed: the download failed; the message says where to put the file by hand.
     """
     if entry.sha256 is None:
         raise UserError(
@@ -118,7 +111,7 @@ def weights(entry: Entry, progress: bool = True, folder: Path | None = None) -> 
     if entry.file is not None:
         path = INDEX.parent / "weights" / entry.file
         if not path.is_file():
-            raise UserError(f"{path} is missing from this installation of qsattn-plugin; install it again")
+            raise UserError(f"{path} is missing from this installation of qsattn-plugin; install the package again")
     else:
         path = (folder or _hub_folder()) / f"qsattn_{entry.name}-{entry.sha256[:8]}.safetensors"
         if not path.is_file():
@@ -141,15 +134,15 @@ def _fetch(entry: Entry, path: Path, progress: bool) -> None:
         download(entry.url, path, entry.sha256, _bar(entry.name) if progress else lambda done, total: None)
     except DownloadFailed as error:
         raise DownloadFailed(
-            f"the weights of {entry.name} are not on this machine: {error}. Without a network, bring {entry.url} here "
-            f"by other means and put it at {path}"
+            f"the weights of {entry.name} are not on this machine: {error}. Without a network, copy {entry.url} "
+            f"from another machine to {path}"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _bar(name: str) -> Callable[[int, int | None], None]:
-    """A download's progress, in one line of stderr that is written over."""
+    """Return a progress callback that rewrites one line of stderr."""
     shown = -1
 
     def show(done: int, total: int | None) -> None:

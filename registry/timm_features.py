@@ -1,4 +1,4 @@
-"""Feature maps of any timm model: building it, finding its weights, bringing images and maps into its form and ours."""
+"""Feature maps of timm models: building a model, loading its weights, converting images and maps."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 
-#: Without named taps, levels whose positions span more pixels are left out: too few places to choose among.
+#: Without named taps, levels whose positions span more pixels are left out: they have too few positions.
 _COARSEST = 16
 
 
 class TimmFeatures(nn.Module):
     """Images (B, 1 or 3, H, W) in [-1, 1] to the feature maps (B, C, h, w) of some levels of a timm model.
 
-    A frozen model stays in evaluation mode, gets no gradient but lets gradients through to the image, and does not
-    stand in ``state_dict`` where its weights come from timm or from a file: it is built again from the same arguments.
+    A frozen model stays in evaluation mode and gets no gradient, but passes gradients to the image. If its weights come
+    from timm or from a file, they are not in ``state_dict``: the same arguments build it again.
 
     Args:
         model: a timm name.
         taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: download the weights that timm names, or take them from its cache.
+        pretrained: load timm's weights, downloaded or from its cache.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
         trained: train the model too.
-        size: the side of the images in pixels, for models that are built for one.
+        size: the side of the images in pixels, for models that are built for one size.
         in_channels: channels of the images: 3, or 1 (grey, repeated).
-        deepest: without named taps, take this many of the coarsest levels.
+        deepest: without named taps, the number of coarsest levels to use.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class TimmFeatures(nn.Module):
     ):
         super().__init__()
         if in_channels not in (1, 3):
-            raise ValueError(f"in_channels: timm models take 3 channels, or grey images; got {in_channels}")
+            raise ValueError(f"in_channels: must be 3 or 1 (grey images) for timm models, got {in_channels}")
         if pretrained and weights:
             raise ValueError("weights: give either a file or pretrained, not both")
-        import timm  # here, because it takes longer to import than everything else together
+        import timm  # imported here, because it takes longer than all other imports
 
         if not timm.is_model(model):
             near = nearest(model.split(".")[0], timm.list_models())
@@ -62,7 +62,7 @@ class TimmFeatures(nn.Module):
             taps = tuple(levels)[-deepest:] if deepest else tuple(i for i, s in levels.items() if s <= _COARSEST)
             taps = taps or tuple(levels)
         if not taps or min(taps) < 0 or len(set(taps)) < len(taps):
-            raise ValueError(f"taps: expected different levels, counted from 0; got {list(taps)}")
+            raise ValueError(f"taps: must be distinct levels, numbered from 0, got {list(taps)}")
         self.taps: list[int] = sorted(taps)
         self.model = _create(model, size, self.taps, pretrained, file, weights)
         if file is not None:
@@ -70,11 +70,11 @@ class TimmFeatures(nn.Module):
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
         self.trained = trained
-        #: Whether the weights belong into checkpoints: what was drawn at random cannot be had again.
+        #: Whether the weights are saved in checkpoints: random ones cannot be loaded again from elsewhere.
         self.saved = trained or not (pretrained or weights)
 
         settings = self.model.pretrained_cfg
-        # A model that is built for one size and cannot change it gets its images resized.
+        # Images are resized for models that are built for one size.
         fixed = settings.get("fixed_input_size", False) and not _dynamic(self.model)
         self.fixed_size: int | None = (size or settings["input_size"][-1]) if fixed else None
         for name in ("mean", "std"):
@@ -88,7 +88,7 @@ class TimmFeatures(nn.Module):
         return super().train(mode and self.trained)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The weights when they are trained or random, else nothing."""
+        """Return the weights if they are trained or random, else nothing."""
         if self.saved:
             return super().state_dict(*args, **kwargs)
         destination = args[0] if args else kwargs.get("destination")
@@ -101,7 +101,7 @@ class TimmFeatures(nn.Module):
             x = F.interpolate(x, (self.fixed_size, self.fixed_size), mode="bilinear", antialias=True)
         try:
             maps = self.model((x - self.mean) / self.std)  # a single grey channel is broadcast to three
-        except AssertionError as problem:  # how timm says that a size does not suit a model
+        except AssertionError as problem:  # timm's error for a size that does not fit a model
             raise UserError(f"timm does not take images of {tuple(image.shape[-2:])} pixels: {problem}") from problem
         if getattr(self.model, "output_fmt", None) == "NHWC":
             maps = [m.permute(0, 3, 1, 2) for m in maps]
@@ -109,7 +109,7 @@ class TimmFeatures(nn.Module):
 
 
 def _keep_frozen(module: TimmFeatures, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: a frozen model is not in the file, and keeps what it has."""
+    """Before loading: a frozen model is not in the file, and keeps its weights."""
     if not module.saved:
         for key, value in nn.Module.state_dict(module, prefix=prefix).items():
             state_dict.setdefault(key, value)
@@ -120,8 +120,8 @@ def _dynamic(model: nn.Module) -> bool:
 
 
 def _levels(model: str, size: int | None) -> dict[int, int]:
-    """Return the pixels that a position spans at each level that a timm model gives, by the level's index."""
-    with torch.random.fork_rng(devices=[]):  # a look, which no later draw should depend on
+    """Return the pixels that a position spans at each level of a timm model, by the index of the level."""
+    with torch.random.fork_rng(devices=[]):  # must not change later random draws
         info = _create(model, size).feature_info
     return dict(zip(info.out_indices, info.reduction(), strict=True))
 
@@ -134,16 +134,16 @@ def _create(
     file: Mapping[str, Tensor] | None = None,
     path: Path | None = None,
 ) -> nn.Module:
-    """Build a features-only model with the best of the ways to set a size that it takes."""
+    """Build a features-only model, with the most flexible of the size arguments that it accepts."""
     import timm
 
     arguments: dict[str, Any] = {"features_only": True, "out_indices": taps, "pretrained": pretrained}
     if file is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(file)}}
     free = {"img_size": size, "dynamic_img_size": True}
-    # Padding is for vision transformers, whose patches (of 14 pixels, say) need not fit into the image's side.
+    # Padding is for vision transformers whose patch size (14 pixels, say) does not divide the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
-    # timm names what a file holds and features have no use for, such as a classifier; _check_taken knows better.
+    # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
     with _hub() if pretrained else contextlib.nullcontext(), _silent("timm.models._builder"):
         for way in ways:
             try:
@@ -160,7 +160,7 @@ def _create(
 def _explain(
     problem: Exception, model: str, size: int | None, taps: list[int] | None, pretrained: bool, path: Path | None
 ) -> str:
-    """What went wrong while timm built a model, and what to do."""
+    """Return a message about why timm could not build a model, and what to do."""
     import timm
 
     said = (str(problem).strip() or type(problem).__name__).splitlines()[0][:300].rstrip(".")
@@ -173,17 +173,17 @@ def _explain(
         hub = (timm.get_pretrained_cfg_value(model, "hf_hub_id") or "").rstrip("/")
         page = f" (on a machine with a network, from https://huggingface.co/{hub})" if hub else ""
         return (
-            f"no pretrained weights of {model} could be had: {said}. Without a network, put their file on this "
-            f"machine{page} and name it: weights: path/to/model.safetensors instead of pretrained: true"
+            f"could not get pretrained weights of {model}: {said}. Without a network, copy their file to this "
+            f"machine{page} and set weights: path/to/model.safetensors instead of pretrained: true"
         )
     if path:
-        return f"{path}: its weights do not fit {model} ({said}); is it another model's?"
+        return f"{path}: the weights do not fit {model} ({said}); is it another model's file?"
     return f"timm cannot give the features of {model}{f' for images of {size} pixels' if size else ''}: {said}"
 
 
 @contextlib.contextmanager
 def _silent(name: str) -> Iterator[None]:
-    """Let a logger say nothing below an error."""
+    """Silence a logger below errors."""
     logger = logging.getLogger(name)
     was = logger.level
     logger.setLevel(logging.ERROR)
@@ -195,16 +195,16 @@ def _silent(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hub() -> Iterator[None]:
-    """Let the hub's client use its cache alone where the hub is out of reach.
+    """Let the hub's client use only its cache if the hub cannot be reached.
 
-    By itself it tries each file six times, with a minute of waiting in between, before it says so.
+    Otherwise it would try each file six times, with waits of a minute in between.
     """
     from huggingface_hub import constants, get_session
 
     was = constants.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever it is, the client would meet it too
+    except Exception:  # the client would fail for the same reason
         constants.HF_HUB_OFFLINE = True
     try:
         yield
@@ -213,7 +213,7 @@ def _hub() -> Iterator[None]:
 
 
 def _read(weights: Path) -> dict[str, Tensor]:
-    """Tensors from a file, without executing anything that stands in it."""
+    """Return the tensors of a file, without executing code from it."""
     path = Path(weights).expanduser()
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
@@ -235,7 +235,7 @@ def _read(weights: Path) -> dict[str, Tensor]:
 
 
 def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Raise UserError when most weights are not those of the file: timm passes over keys that it does not know."""
+    """Raise UserError if most weights are not those of the file: timm ignores unknown keys."""
 
     def mark(value: Tensor) -> tuple[int, float]:
         return value.numel(), value.double().sum().item()
@@ -244,4 +244,6 @@ def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: 
     taken = [mark(parameter) in marks for parameter in model.parameters()]
     # Not all, because timm resamples what depends on the image's size.
     if sum(taken) < 0.8 * len(taken):
-        raise UserError(f"{path}: {sum(taken)} of the {len(taken)} weights of {name} are in it; is it another model's?")
+        raise UserError(
+            f"{path}: holds {sum(taken)} of the {len(taken)} weights of {name}; is it another model's file?"
+        )

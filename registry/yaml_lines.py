@@ -1,15 +1,15 @@
-"""YAML to plain data that knows where each value was written, and back.
+"""YAML to nodes, which are plain data with the line of each value, and plain data to YAML.
 
 PyYAML follows YAML 1.1, where ``2e-4`` is text, ``no`` is a boolean, ``12:30`` is 750 and the last of two equal keys
-wins in silence. Only its parser is used here. Values become what a person means (YAML 1.2): ``true`` and ``false`` are
-the booleans, numbers may be written ``2e-4`` or ``533_600``, everything else is text. A number that meets a text field
-is turned back into the characters that were written, which is why a :class:`Node` keeps them.
+wins silently. Only its parser is used here. Values are resolved as in YAML 1.2: ``true`` and ``false`` are booleans,
+numbers may be written ``2e-4`` or ``533_600``, everything else is text. A :class:`Node` keeps the characters of a
+value, which replace a number where text is expected.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from qsattn_plugin.errors import UserError
 
 __all__ = ["Node", "Place", "Problem", "RecipeError", "from_plain", "parse", "parse_assignment", "resolve", "write"]
 
-#: More values than any recipe has; aliases of aliases can unfold to billions.
+#: Limit on the values of a document: aliases of aliases can expand to billions.
 MOST_VALUES = 20_000
 
 
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: where, at which dotted key, and what."""
+    """One mistake: its place, its dotted key and a description."""
 
     place: Place
     key: str
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be used. The message has one line a problem: file, line, key and what is wrong."""
+    """A recipe is not valid. The message has one line per problem: file, line, key and what is wrong."""
 
     def __init__(self, *problems: Problem):
         order = {p: (p.place.source, p.place.line or 0, p.key) for p in problems}
@@ -53,7 +53,7 @@ class RecipeError(UserError):
         super().__init__("\n".join(map(str, self.problems)))
 
     def __reduce__(self) -> tuple:
-        return type(self), self.problems  # the message alone would not rebuild it in another process
+        return type(self), self.problems  # pickled with its problems, from which it can be rebuilt
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,14 @@ class Node:
             return self.value[int(key)]
         return None
 
+    def to_plain(self, corrections: Mapping[tuple[str, ...], Any] | None = None, path: tuple[str, ...] = ()) -> Any:
+        """Return the value as plain data; ``corrections`` replace the values at their paths."""
+        if isinstance(self.value, dict):
+            return {key: node.to_plain(corrections, (*path, key)) for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.to_plain(corrections, (*path, str(i))) for i, node in enumerate(self.value)]
+        return (corrections or {}).get(path, self.value)
+
     def __str__(self) -> str:
         """The value as a message shows it."""
         if isinstance(self.value, dict | list):
@@ -86,7 +94,7 @@ class Node:
 
 
 def from_plain(value: Any, place: Place) -> Node:
-    """Return plain data as nodes that all lie at ``place``."""
+    """Return plain data as nodes that all have the same ``place``."""
     if isinstance(value, dict):
         return Node({str(k): from_plain(v, place) for k, v in value.items()}, place)
     if isinstance(value, list | tuple):
@@ -110,7 +118,7 @@ _RESOLVERS: tuple[tuple[re.Pattern, Callable[[str], Any]], ...] = tuple(
 
 def resolve(text: str) -> Any:
     """Return the null, boolean or number that an unquoted YAML value means, or the text itself."""
-    if len(text) <= 100:  # no number is longer, and Python refuses to convert very long ones
+    if len(text) <= 100:  # longer than any number; Python refuses to convert very long ones
         for pattern, convert in _RESOLVERS:
             if pattern.fullmatch(text):
                 return convert(text)
@@ -124,10 +132,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse(text: str, place: Place, lines: bool = True) -> Node:
-    """Return the nodes of a YAML text. Its lines are counted below ``place.source``, or all lie at ``place``.
+    """Return the nodes of a YAML text, with its lines; without ``lines`` they all have the same ``place``.
 
     Raises:
-        RecipeError: not YAML, a duplicate key, a tag, a key that is not text, aliases that never end.
+        RecipeError: not YAML, a duplicate key, a tag, a key that is not text, an endless alias.
     """
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -160,12 +168,12 @@ def parse_assignment(text: str, example: str) -> tuple[str, Node]:
 
 
 class _Reader:
-    """Turns PyYAML's nodes into ours and refuses what a recipe must not have."""
+    """Converts PyYAML's nodes to ours and refuses what recipes must not contain."""
 
     def __init__(self, place: Place, lines: bool):
         self.place, self.lines = place, lines
         self.values = 0
-        self.open: list[yaml.Node] = []  # the way down to the current node; meeting one of them again is a circle
+        self.open: list[yaml.Node] = []  # the ancestors of the current node; a repetition is a cycle
 
     def at(self, node: yaml.Node) -> Place:
         return Place(self.place.source, node.start_mark.line + 1) if self.lines else self.place
@@ -174,12 +182,12 @@ class _Reader:
         place = place or self.at(node)
         self.values += 1
         if self.values > MOST_VALUES:
-            raise RecipeError(Problem(place, key, f"the aliases unfold to more than {MOST_VALUES} values"))
+            raise RecipeError(Problem(place, key, f"the aliases expand to more than {MOST_VALUES} values"))
         if any(node is above for above in self.open):
-            raise RecipeError(Problem(place, key, "the alias stands inside its own anchor, so it never ends"))
+            raise RecipeError(Problem(place, key, "the alias is inside its own anchor, so it never ends"))
         if node.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise RecipeError(Problem(place, key, f"the tag {tag} is not taken in recipes; write the plain value"))
+            raise RecipeError(Problem(place, key, f"the tag {tag} is not allowed in recipes; write the plain value"))
         if isinstance(node, yaml.ScalarNode):
             plain = node.style is None
             return Node(resolve(node.value) if plain else node.value, place, node.value if plain else None)
@@ -200,21 +208,21 @@ class _Reader:
                 raise RecipeError(Problem(at, key, "a key must be text, not a list or a mapping"))
             path = f"{key}.{name.value}".lstrip(".")
             if name.value in own:
-                line = "twice" if not self.lines else f"already on line {own[name.value].place.line}"
-                raise RecipeError(Problem(at, path, f"this key stands {line}; keep one of the two"))
+                line = "twice" if not self.lines else f"on line {own[name.value].place.line}"
+                raise RecipeError(Problem(at, path, f"this key is given {line}; keep one of the two"))
             if name.value == "<<" and name.style is None:
                 below = self.convert(value, None, path)
                 for source in below.value if isinstance(below.value, list) else [below]:
                     if not isinstance(source.value, dict):
                         raise RecipeError(Problem(at, path, f"only mappings can be merged in, got {source}"))
-                    merged = source.value | merged  # the first of several wins, as YAML's merge type has it
+                    merged = source.value | merged  # the first of several wins, as in YAML's merge type
             else:
                 own[name.value] = self.convert(value, at, path)
         return merged | own
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text so that :func:`resolve` reads text again."""
+    """Quotes text that :func:`resolve` would not read as text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -231,4 +239,4 @@ _Dumper.add_representer(str, _represent_text)
 def write(value: Any) -> str:
     """Return plain data as YAML on one line: mappings as ``{key: value}``, lists as ``[value]``."""
     options = {"default_flow_style": True, "allow_unicode": True, "width": float("inf"), "sort_keys": False}
-    return yaml.dump([value], Dumper=_Dumper, **options).strip()[1:-1]  # alone, text would get an end mark
+    return yaml.dump([value], Dumper=_Dumper, **options).strip()[1:-1]  # a document of text alone would get an end mark

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qsattn_plugin.attention import GlobalAttention, LocalAttention, row_entropy, select_queries
-from qsattn_plugin.attention import entropy as log_form
+from qsattn_plugin.attention import GlobalAttention, LocalAttention, entropy, row_entropy, select_queries
 from tests import equations
 
 PICTURES = Path(__file__).parents[2] / "shared" / "data" / "horse2zebra" / "testA"
@@ -50,7 +49,7 @@ class Watch(TorchDispatchMode):
 @pytest.mark.parametrize("columns", [None, 13])
 def test_row_entropy_is_the_equation(tile, scale, columns, monkeypatch):
     if columns:  # rows in several parts of columns, which are merged
-        monkeypatch.setattr(log_form, "CPU_TILE_BYTES", columns * 4 * (tile or 63))
+        monkeypatch.setattr(entropy, "CPU_TILE_BYTES", columns * 4 * (tile or 63))
     features = normal(2, 5, 9, 7, s=0.7)
     expected = torch.stack([equations.entropy(equations.attention(f, scale=scale)) for f in features])
     flat = features.flatten(2).transpose(1, 2)
@@ -76,8 +75,8 @@ def test_entropy_and_largest_probability_of_an_attention(attention):
     torch.testing.assert_close(attention.log_odds(features.double()), largest.logit(), rtol=1e-9, atol=1e-9)
 
 
-def test_float64_log_form_against_200_digits():
-    """Saturated rows: log H near -150 and -2000, where every float64 entropy but the log form's is exactly 0."""
+def test_float64_log_entropy_against_200_digits():
+    """Saturated rows: log H near -150 and -2000, where every float64 entropy computed directly is exactly 0."""
     features = torch.tensor([[3.0, 9.0, 0.5], [11.0, -2.5, 4.0], [8.5, 7.0, -40.0], [-6.0, 1.0, 30.5], [0.25, 12, 5]])
     with localcontext(prec=1200):
         f = [[Decimal(x) for x in row] for row in features.double().tolist()]
@@ -136,7 +135,7 @@ def test_selection_on_real_taps_of_a_fresh_generator(tap):
 @pytest.mark.parametrize("columns", [None, 5])
 def test_edge_cases_of_the_entropy(columns, monkeypatch):
     if columns:
-        monkeypatch.setattr(log_form, "CPU_TILE_BYTES", columns * 4 * 24)
+        monkeypatch.setattr(entropy, "CPU_TILE_BYTES", columns * 4 * 24)
     constant = torch.full((1, 24, 4), 3.0)
     torch.testing.assert_close(row_entropy(constant), torch.full((1, 24), math.log(24)), rtol=1e-6, atol=0)
     torch.testing.assert_close(row_entropy(torch.zeros(1, 24, 4)), torch.full((1, 24), math.log(24)), rtol=1e-6, atol=0)

@@ -164,7 +164,7 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
         (["build", "toy", "-s", "generator=resnet_9block"], "did you mean 'resnet_9blocks'"),
         (
             ["build", "toy", "-s", "sampler.taps=[17]"],
-            "-s sampler.taps=[17]: sampler.taps: the sampler is to attend to tap 17",
+            "-s sampler.taps=[17]: sampler.taps: the sampler names tap 17",
         ),
         (
             ["build", "toy", "-s", "discriminator.layers=5"],

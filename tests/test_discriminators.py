@@ -123,13 +123,13 @@ def test_transformers_whose_levels_are_of_one_size():
 
 
 def test_projected_mistakes_are_named(file):
-    with pytest.raises(ValueError, match="say pretrained: true to download .* or weights: FILE"):
+    with pytest.raises(ValueError, match="set pretrained: true to download .* or weights: FILE"):
         create("discriminator", "projected", model=MODEL)
     with pytest.raises(UserError, match=r"has the levels 0 to \d, but taps are \[9\]"):
         build(file, taps=(9,))
-    with pytest.raises(ValueError, match="at least 32 pixels a side, got .16, 16.; take finer levels"):
+    with pytest.raises(ValueError, match="at least 32 pixels a side, got .16, 16.; use finer levels"):
         build(file)(images(16))
-    with pytest.raises(ValueError, match="timm models take 3 channels, or grey"):
+    with pytest.raises(ValueError, match="in_channels: must be 3 or 1 .grey images. for timm"):
         build(file, in_channels=2)
     with pytest.raises(UserError, match=r"data\.crop: taps: level 4 of the network needs images of at least 32 pixels"):
         Session(load_recipe("toy", (*TINY, "data.crop=24", f"discriminator={{type: projected, {said(file)}}}")))
@@ -210,7 +210,7 @@ def test_without_r1_of_its_own_an_ensemble_has_the_method_s():
         ("of: [{type: pixel, width: x}]", r"my.yaml:4: discriminator\.of\.0\.width: must be an integer"),
         ("of: [{type: pixel, width: 0}]", r"my.yaml:4: discriminator\.of\.0\.width: must be at least 1"),
         ("of: [{type: ensemble, of: [pixel]}]", r"my.yaml:4: discriminator\.of: ensemble 0 is an ensemble itself"),
-        ("of: [projected]", r"my.yaml:4: discriminator\.of\.0: pretrained: .* say pretrained: true"),
+        ("of: [projected]", r"my.yaml:4: discriminator\.of\.0: pretrained: .* set pretrained: true"),
         ("of: [pixel]\n  weights: [1, 2]", r"my.yaml:5: discriminator\.weights: needs a number for each of the 1"),
         ("of: [pixel]\n  weights: [0]", r"my.yaml:5: discriminator\.weights: must be above 0"),
         ("of: [pixel]\n  r1: [-1]", r"my.yaml:5: discriminator\.r1: must be at least 0"),

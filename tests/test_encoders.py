@@ -210,7 +210,7 @@ def test_without_a_network_one_error_names_the_way_by_file(no_hub):
         build(pretrained=True)
     text = str(refused.value)
     assert "\n" not in text
-    assert "no pretrained weights of test_convnext" in text and "weights: path/to/model.safetensors" in text
+    assert "could not get pretrained weights of test_convnext" in text and "weights: path/to/model.safetensors" in text
     assert "https://huggingface.co/timm/test_convnext" in text
 
 

@@ -19,8 +19,8 @@ from torch import nn
 from qsattn_plugin.cli import main
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.forks import take_over
-from qsattn_plugin.forks.check import Check, Enough
-from qsattn_plugin.forks.run import Binder, account
+from qsattn_plugin.forks.check import Check, CheckFinished
+from qsattn_plugin.forks.run import SamplerImportHook, summarise
 from qsattn_plugin.forks.swap import Swap
 from tests import fork_clients as clients
 
@@ -145,7 +145,7 @@ def test_a_sampler_that_was_never_called_fails_the_run(inside):
     assert last.startswith(
         "Error: the fork's sampler was not swapped: models.networks.PatchSampleF was taken over, but "
     )
-    assert last.endswith("If it samples by another class, name it with --module and --class")
+    assert last.endswith("If another class samples, name it with --module and --class")
 
 
 def test_a_class_that_is_never_called_is_said_when_the_training_has_begun(inside):
@@ -205,8 +205,8 @@ def test_mistakes_end_in_one_line_before_anything_runs(inside, arguments, messag
     assert message in result.output and "cwd" not in result.output and result.output.count("\n") == 1
 
 
-def binder(folder: Path, **settings) -> Binder:
-    return Binder(Swap(), folder, tell=lambda name: None, **settings)
+def hook(folder: Path, **settings) -> SamplerImportHook:
+    return SamplerImportHook(Swap(), folder, tell=lambda name: None, **settings)
 
 
 def module_of(name: str, **contents) -> types.ModuleType:
@@ -229,33 +229,33 @@ def sampler(name: str, **more) -> type:
 def test_classes_are_found_by_name_and_by_how_they_are_called(tmp_path):
     flow = type("PatchSampleFlow", (nn.Module,), {"forward": lambda self, feats, num_patches=1, patch_ids=None: None})
     other = type("PatchSampleF2", (nn.Module,), {"forward": lambda self, size, feats, num_patches, patch_ids: None})
-    found = binder(tmp_path)
-    found.look_through(
+    found = hook(tmp_path)
+    found.take_over_classes(
         module_of("nets", PatchSampleF=sampler("PatchSampleF"), Heads=sampler("Heads"), PatchSampleFlow=flow, Two=other)
     )
-    assert found.bound == ["nets.PatchSampleF"] and found.others == ["nets.Heads"]
-    named = binder(tmp_path, kind="Heads")
-    named.look_through(module_of("nets", PatchSampleF=sampler("PatchSampleF"), Heads=sampler("Heads")))
-    assert named.bound == ["nets.Heads"]
+    assert found.taken_over == ["nets.PatchSampleF"] and found.others == ["nets.Heads"]
+    named = hook(tmp_path, kind="Heads")
+    named.take_over_classes(module_of("nets", PatchSampleF=sampler("PatchSampleF"), Heads=sampler("Heads")))
+    assert named.taken_over == ["nets.Heads"]
 
 
 def test_a_class_that_is_not_there_or_is_no_sampler_is_said(tmp_path):
     (tmp_path / "nets.py").touch()
-    wrong = binder(tmp_path, module="nets", kind="PatchSampleG")
+    wrong = hook(tmp_path, module="nets", kind="PatchSampleG")
     with pytest.raises(UserError, match="module nets has no class 'PatchSampleG'; did you mean 'PatchSampleF'"):
-        wrong.look_through(module_of("nets", PatchSampleF=sampler("PatchSampleF")))
+        wrong.take_over_classes(module_of("nets", PatchSampleF=sampler("PatchSampleF")))
     with pytest.raises(UserError, match="Net is not called as CUT's sampler is: its forward takes"):
-        binder(tmp_path, kind="Net").look_through(
+        hook(tmp_path, kind="Net").take_over_classes(
             module_of("nets", Net=type("Net", (nn.Module,), {"forward": lambda self, x: x}))
         )
-    never = binder(tmp_path)
-    never.look_through(module_of("nets", Heads=sampler("Heads")))
-    with pytest.raises(UserError, match=r"no class PatchSample... of .* was imported; called .*: nets.Heads"):
-        account(never.instead, never)
+    never = hook(tmp_path)
+    never.take_over_classes(module_of("nets", Heads=sampler("Heads")))
+    with pytest.raises(UserError, match=r"no class PatchSample... of .* was imported; also called .*: nets.Heads"):
+        summarise(never.instead, never)
 
 
 def test_modules_outside_the_forks_folder_are_left_alone(tmp_path):
-    found = binder(tmp_path)
+    found = hook(tmp_path)
     inside = tmp_path / "models" / "networks.py"
     assert found._wanted("models.networks", str(inside))
     assert not found._wanted("torch.nn", torch.nn.__file__)
@@ -268,7 +268,7 @@ def watched(module: nn.Module, maps: list[torch.Tensor], check: Check) -> Check:
     take_over(module, check)
     for _ in range(check.steps - 1):
         module(maps, 64, None)
-    with pytest.raises(Enough):
+    with pytest.raises(CheckFinished):
         module(maps, 64, None)
     return check
 

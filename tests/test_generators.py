@@ -8,8 +8,8 @@ from torch import nn
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create, list_parts
+from qsattn_plugin.registry.cut_weights import load_cut_weights, recognise
 from qsattn_plugin.registry.describe import describe
-from qsattn_plugin.registry.foreign import load_foreign, recognise
 from qsattn_plugin.registry.layers import Downsample
 
 SIDE = {"unet_256": 256, "unet_128": 128}
@@ -29,7 +29,8 @@ def test_taps_are_where_they_say(case):
     image, features = generator(x, taps=[tap.index for tap in generator.taps])
     for tap, feature in zip(generator.taps, features, strict=True):
         assert feature.shape[1] == tap.channels, tap
-        pad = 6 if type(generator.model) is nn.Sequential and isinstance(generator.model[0], nn.ReflectionPad2d) else 0
+        first = next(generator.model.children())
+        pad = 6 if isinstance(first, nn.ReflectionPad2d) else 0
         # Padding of the picture itself (3 pixels a side before the 7 x 7 convolutions) is the one exception.
         assert x.shape[-1] // tap.stride <= feature.shape[-1] <= x.shape[-1] // tap.stride + pad, tap
     assert torch.equal(features[-1], image), "the last tap is the translation"
@@ -118,7 +119,7 @@ def test_swift_resnet_begins_with_a_small_change_of_the_picture():
     torch.manual_seed(0)
     plain = create("generator", "swift_resnet_6blocks", width=16, residual=False)
     assert (plain(x) - x).abs().mean() > 0.3, "without the picture nothing of it is there yet"
-    with pytest.raises(ValueError, match="residual: 1 channels come in and 3 go out"):
+    with pytest.raises(ValueError, match="residual: images of 1 input and 3 output channels"):
         create("generator", "swift_resnet_6blocks", residual=True, in_channels=1)
 
 
@@ -136,7 +137,7 @@ def test_a_patchgan_that_shrinks_what_it_sees_judges_larger_patches():
     assert patch(shrink=2) == 140
     assert patch(shrink=2, layers=2) == 68
     with pytest.raises(
-        ValueError, match="at least 48 pixels a side, got \\(47, 64\\); take fewer layers, or shrink less"
+        ValueError, match="at least 48 pixels a side, got \\(47, 64\\); set fewer layers, or a smaller shrink"
     ):
         create("discriminator", "patchgan", shrink=2)(torch.zeros(1, 3, 47, 64))
     for arguments in ({}, {"shrink": 2, "antialias": False}, {"layers": 2}):
@@ -208,21 +209,21 @@ def cut_layout(blocks: int, width: int, antialias: bool, antialias_up: bool) -> 
 
 @pytest.mark.parametrize(("antialias", "antialias_up"), [(True, True), (False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("blocks", [9, 6])
-def test_foreign_weights_load(blocks, antialias, antialias_up):
+def test_cut_weights_load(blocks, antialias, antialias_up):
     weights = cut_layout(blocks, 8, antialias, antialias_up)
     name, arguments = recognise(weights)
     assert name == f"resnet_{blocks}blocks"
     expected = {"antialias": antialias, "antialias_up": antialias_up, "in_channels": 3, "out_channels": 3}
     assert arguments == {"width": 8, **expected}
     generator = create("generator", name, **arguments)
-    report = load_foreign(generator, weights)
+    report = load_cut_weights(generator, weights)
     assert (report.loaded, report.left_out, report.filled_in) == (len(weights), [], [])
     own = generator.state_dict()
     assert own.keys() == weights.keys()
     assert all(torch.equal(own[key], weights[key]) for key in weights if not key.endswith("filt"))
 
 
-def test_foreign_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
+def test_cut_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
     weights = cut_layout(9, 8, True, True)
     old = {f"module.{key}": value for key, value in weights.items() if not key.endswith("filt")}
     norms = [f"module.model.{index}" for index in (2, 5, 9)] + [f"module.model.{12 + b}.conv_block.2" for b in range(9)]
@@ -230,7 +231,7 @@ def test_foreign_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
         old |= {f"{name}.running_mean": torch.zeros(8), f"{name}.running_var": torch.ones(8)}
         old[f"{name}.num_batches_tracked"] = torch.tensor(7)
     generator = create("generator", "resnet_9blocks", width=8)
-    report = load_foreign(generator, old)
+    report = load_cut_weights(generator, old)
     assert len(report.left_out) == 3 * len(norms)
     assert report.filled_in == sorted(key for key in weights if key.endswith("filt"))
     own = generator.state_dict()
@@ -238,7 +239,7 @@ def test_foreign_weights_with_a_wrapper_s_prefix_and_an_old_torch_s_buffers():
         torch.testing.assert_close(own[key], value)  # the blur filters too, which were filled in
 
 
-def test_foreign_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
+def test_cut_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
     weights = cut_layout(9, 8, True, True)
     weights["model.26.weight"] = torch.zeros(4, 16, 3, 3)  # the last step up: half its channels
     weights["model.99.weight"] = torch.zeros(2, 2)
@@ -247,21 +248,21 @@ def test_foreign_weights_that_do_not_fit_are_listed_and_nothing_is_loaded():
     generator = create("generator", "resnet_9blocks", width=8)
     before = {key: value.clone() for key, value in generator.state_dict().items()}
     with pytest.raises(UserError) as refused:
-        load_foreign(generator, weights)
+        load_cut_weights(generator, weights)
     text = str(refused.value)
     for line in (
         "model.1.bias: missing, the generator has 8",
         "model.26.weight: 4 x 16 x 3 x 3, the generator has 8 x 16 x 3 x 3",
         "model.99.weight: 2 x 2, the generator has no such layer",
-        "model.7.filt: 16 x 1 x 3 x 3, another blur filter",
+        "model.7.filt: 16 x 1 x 3 x 3, not the generator's blur filter",
     ):
         assert line in text
     assert all(torch.equal(before[key], value) for key, value in generator.state_dict().items())
 
 
-def test_foreign_weights_of_another_shape_name_what_they_look_like():
+def test_cut_weights_of_another_shape_name_what_they_look_like():
     with pytest.raises(UserError, match=r"look like resnet_6blocks with width=8, antialias=False, antialias_up=True"):
-        load_foreign(create("generator", "resnet_9blocks", width=8), cut_layout(6, 8, False, True))
+        load_cut_weights(create("generator", "resnet_9blocks", width=8), cut_layout(6, 8, False, True))
     for odd in ({}, {"epoch": 3}, {"a.weight": torch.zeros(1)}):
         with pytest.raises(UserError):
             recognise(odd)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
-from qsattn_plugin.registry.foreign import recognise
+from qsattn_plugin.registry.cut_weights import recognise
 from qsattn_plugin.storage import read_document
 from qsattn_plugin.translation.export import export, subject_of
 from qsattn_plugin.translation.importing import import_weights

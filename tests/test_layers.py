@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.registry.layers import Downsample, normalisation
-from qsattn_plugin.registry.layers.lean import ReflectionPad, in_a_row
+from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
 from qsattn_plugin.samplers import QSAttnSampler
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -53,42 +53,36 @@ def test_gradients_through_a_route_lie_as_the_features_do():
     assert seen == [True]
 
 
-LEAN = {
+MEMORY_SAVING = {
     "pad": (ReflectionPad((1, 2, 3, 0)), lambda x: F.pad(x, (1, 2, 3, 0), mode="reflect")),
     "blur": (
         Downsample(3),
         lambda x: F.conv2d(F.pad(x, (1,) * 4, mode="reflect"), Downsample(3).filt.to(x), stride=2, groups=3),
     ),
     "norm and relu": (
-        nn.Sequential(normalisation("instance")(3), nn.ReLU()),
+        FusedSequential(normalisation("instance")(3), nn.ReLU()),
         lambda x: F.relu(plain_norm(x, (2, 3))),
     ),
     "norm and leaky relu": (
-        nn.Sequential(normalisation("instance")(3), nn.LeakyReLU(0.2)),
+        FusedSequential(normalisation("instance")(3), nn.LeakyReLU(0.2)),
         lambda x: F.leaky_relu(plain_norm(x, (2, 3)), 0.2),
     ),
 }
 
 
-def run(layer: nn.Module, x: Tensor) -> Tensor:
-    steps = in_a_row(layer) if isinstance(layer, nn.Sequential) else [(0, layer)]
-    assert len(steps) == 1
-    return steps[0][1](x)
-
-
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)], ids=str)
-@pytest.mark.parametrize("name", LEAN)
+@pytest.mark.parametrize("name", MEMORY_SAVING)
 def test_layers_that_keep_less_compute_the_same(name, size, batch):
-    layer, plain = LEAN[name]
+    layer, plain = MEMORY_SAVING[name]
     layer = layer.double()
     x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for layout in LAYOUTS:
         x = x.detach().contiguous(memory_format=layout).requires_grad_()
-        out, expected = run(layer, x), plain(x)
+        out, expected = layer(x), plain(x)
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
         with torch.no_grad():
-            torch.testing.assert_close(run(layer, x), expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
         # The slope of a slope, as penalties on slopes take it, and one that lies otherwise in memory.
         for upstream in (out.square(), (out.square().flatten(2).transpose(1, 2) * 1.0).transpose(1, 2).view_as(out)):
             found = []
@@ -101,21 +95,25 @@ def test_layers_that_keep_less_compute_the_same(name, size, batch):
 
 def test_a_tap_on_a_norm_sees_the_norm():
     layers = [normalisation("instance")(3), nn.ReLU(), normalisation("instance")(3), nn.LeakyReLU(0.2), nn.Tanh()]
-    assert [index for index, _ in in_a_row(layers)] == [1, 3, 4]
-    assert [index for index, _ in in_a_row(layers, [0])] == [0, 1, 3, 4]
-    assert in_a_row(layers, [0, 2]) == list(enumerate(layers))
-    assert in_a_row([nn.ReLU()])[0][0] == 0
+    row, x = FusedSequential(*layers), torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    expected = {index: nn.Sequential(*layers[: index + 1])(x) for index in range(5)}
+    for taps, indices in (([], [1, 3, 4]), ([0], [0, 1, 3, 4]), ([0, 2], [0, 1, 2, 3, 4])):
+        found = dict(row.walk(x.clone().requires_grad_(), taps))
+        assert list(found) == indices
+        for index, out in found.items():
+            torch.testing.assert_close(out, expected[index])
+    assert [index for index, _ in FusedSequential(nn.ReLU()).walk(x)] == [0]
 
 
-def test_lean_layers_keep_no_image():
+def test_memory_saving_layers_save_no_image():
     kept: list[Tensor] = []
     x = torch.randn(1, 3, 6, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         for name in ("pad", "blur"):
-            run(LEAN[name][0].float(), x)
+            MEMORY_SAVING[name][0].float()(x)
         assert all(t.shape != x.shape and t.numel() < 100 for t in kept)
         kept.clear()
-        out = run(LEAN["norm and relu"][0].float(), x)
+        out = MEMORY_SAVING["norm and relu"][0].float()(x)
     assert [t.numel() for t in kept if t.numel() > 3] == [x.numel()]
     assert all(t.data_ptr() != out.data_ptr() for t in kept)
 
@@ -123,7 +121,7 @@ def test_lean_layers_keep_no_image():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (2, 3)], ids=str)
 def test_a_blurs_gradient_in_half_precision_is_that_of_the_blur(size, dtype):
-    layer, _ = LEAN["blur"]
+    layer, _ = MEMORY_SAVING["blur"]
     g = torch.Generator().manual_seed(0)
     # Small whole numbers, whose sums of sixteenths half precision holds exactly.
     small = tuple(-(-n // 2) for n in size)

@@ -98,5 +98,5 @@ def test_heads_give_unit_vectors_and_know_their_parameters_from_the_start():
     out = heads([torch.randn(2, 4, 3), torch.randn(2, 4, 5)])
     assert out[0].shape == out[1].shape == (2, 4, 7)
     torch.testing.assert_close(out[0].norm(dim=-1), torch.ones(2, 4), rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match="2 heads were built, but 1"):
+    with pytest.raises(ValueError, match="routed: expected 2 tensors, one per head, got 1"):
         heads([torch.randn(2, 4, 3)])

@@ -229,9 +229,9 @@ def test_augmentations_repeat(part):
     state = torch.random.get_rng_state()
     first = augmentation(x, generator)
     second = augmentation(x, generator)
-    assert torch.equal(augmentation.replay(x), second)
     generator.manual_seed(3)
     assert torch.equal(augmentation(x, generator), first)
+    assert torch.equal(augmentation(x, generator), second)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert first.shape[:2] == x.shape[:2] and first.abs().max() <= 1 and first.dtype == x.dtype
     first.square().mean().backward()

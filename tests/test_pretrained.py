@@ -14,7 +14,7 @@ import torch
 import qsattn_plugin
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
-from qsattn_plugin.registry.pretrained import INDEX, Entry, entries, find, weights
+from qsattn_plugin.registry.pretrained import INDEX, Entry, entries, published_model, weights_file
 from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
 from qsattn_plugin.storage import load_tensors, save_tensors
 from qsattn_plugin.storage.download import DownloadFailed
@@ -44,7 +44,7 @@ def test_an_entry_is_complete(entry):
         assert published(entry.name, pretrained=False)(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
         return
     assert {"training", "scores"} <= set(entry.card)
-    path = weights(entry)
+    path = weights_file(entry)
     assert path.stat().st_size <= 25e6
     tensors, document = load_tensors(path)
     assert all(t.dtype in (torch.float16, torch.float32) for t in tensors.values())
@@ -60,7 +60,7 @@ def test_an_entry_is_complete(entry):
 
 def test_weights_that_are_not_published_yet_are_said_to_be_missing():
     with pytest.raises(UserError, match=r"weights of later are not published yet; .* `qsattn build slow` trains one"):
-        weights(Entry("later", "Not yet.", "resnet_4blocks", card={"recipe": "slow"}))
+        weights_file(Entry("later", "Not yet.", "resnet_4blocks", card={"recipe": "slow"}))
 
 
 def test_every_file_of_weights_is_in_the_index():
@@ -81,7 +81,7 @@ def test_a_published_name_is_a_model_where_no_run_has_that_name(workplace):
     with pytest.raises(UserError, match="no run, file or published model 'horse2zebr'; did you mean 'horse2zebra'"):
         qsattn_plugin.load("horse2zebr")
     with pytest.raises(UserError, match="no model 'tory' is published; did you mean 'toy'"):
-        find("tory")
+        published_model("tory")
 
 
 @pytest.fixture
@@ -91,16 +91,16 @@ def remote(site) -> Entry:
 
 
 def test_a_download_happens_once_and_is_checked_every_time(site, remote, tmp_path, capsys):
-    path = weights(remote, folder=tmp_path)
+    path = weights_file(remote, folder=tmp_path)
     assert path.read_bytes() == CONTENT and path.parent == tmp_path
     assert "downloading far: 100 %" in capsys.readouterr().err
-    assert weights(remote, folder=tmp_path) == path
+    assert weights_file(remote, folder=tmp_path) == path
     assert len(site.requests) == 1
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match="is not the file that was published .* delete it, and it is downloaded again"):
-        weights(remote, folder=tmp_path)
+        weights_file(remote, folder=tmp_path)
     path.unlink()
-    weights(remote, progress=False, folder=tmp_path)
+    weights_file(remote, progress=False, folder=tmp_path)
     assert len(site.requests) == 2
     assert capsys.readouterr().err == ""
 
@@ -108,15 +108,15 @@ def test_a_download_happens_once_and_is_checked_every_time(site, remote, tmp_pat
 def test_downloads_go_to_the_hubs_own_cache(site, remote, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     name = f"qsattn_far-{hashlib.sha256(CONTENT).hexdigest()[:8]}.safetensors"
-    assert weights(remote, progress=False) == tmp_path / "hub" / "checkpoints" / name
+    assert weights_file(remote, progress=False) == tmp_path / "hub" / "checkpoints" / name
 
 
 def test_what_did_not_arrive_whole_is_never_used(site, remote, tmp_path):
     site.statuses = [404]
-    with pytest.raises(DownloadFailed, match=r"weights of far are not on this machine: .*404.* put it at "):
-        weights(remote, progress=False, folder=tmp_path)
+    with pytest.raises(DownloadFailed, match=r"weights of far are not on this machine: .*404.* another machine to "):
+        weights_file(remote, progress=False, folder=tmp_path)
     with pytest.raises(DownloadFailed, match="has the wrong checksum"):
-        weights(replace(remote, sha256="0" * 64), progress=False, folder=tmp_path)
+        weights_file(replace(remote, sha256="0" * 64), progress=False, folder=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -124,13 +124,11 @@ def test_without_a_network_the_way_by_hand_is_said(tmp_path):
     # A name that no resolver knows (RFC 6761): as without a network.
     entry = Entry("far", "Far away.", "resnet_4blocks", sha256=sha(CONTENT), url="https://weights.invalid/w")
     with pytest.raises(DownloadFailed) as caught:
-        weights(entry, progress=False, folder=tmp_path)
+        weights_file(entry, progress=False, folder=tmp_path)
     expected = tmp_path / f"qsattn_far-{sha(CONTENT)[:8]}.safetensors"
-    assert f"Without a network, bring https://weights.invalid/w here by other means and put it at {expected}" in str(
-        caught.value
-    )
+    assert f"Without a network, copy https://weights.invalid/w from another machine to {expected}" in str(caught.value)
     expected.write_bytes(CONTENT)
-    assert weights(entry, folder=tmp_path) == expected
+    assert weights_file(entry, folder=tmp_path) == expected
 
 
 def test_a_broken_index_is_named(tmp_path: Path):

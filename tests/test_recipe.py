@@ -205,7 +205,7 @@ def test_what_a_dataset_refuses_is_named_at_its_line(load):
         load("data:\n  root: empty\ntrain: {steps: 1}").build("data")
 
 
-def test_locate(load):
+def test_errors_have_the_place_of_their_key(load):
     recipe = load("data: {root: x}\ntrain:\n  seed: 1\n  steps: 5\n", "train.lr=1", "augmentations=[flip]")
     places = {
         "train.steps": "my.yaml:4",
@@ -214,7 +214,7 @@ def test_locate(load):
         "sampler.queries": "defaults of method 'qsattn'",
         "evaluate.every": "my.yaml:1",
     }
-    assert {key: recipe.locate(key) for key in places} == places
+    assert {key: str(recipe.error(key, "no").problems[0].place) for key in places} == places
     assert str(recipe.error("train.seed", "no")) == "my.yaml:3: train.seed: no"
 
 

@@ -23,11 +23,11 @@ FILES = [
     # not a recipe at all
     (b"", "my.yaml: this recipe is empty"),
     ("# nothing\n", "my.yaml: this recipe is empty"),
-    (b"\xff\xd8\xff\xe0\x00\x10JFIF", "my.yaml: this is not a text file, so it is no recipe"),
+    (b"\xff\xd8\xff\xe0\x00\x10JFIF", "my.yaml: this is not a text file, and so not a recipe"),
     (b"a: b\x00", "my.yaml: this is not YAML: unacceptable character"),
     (b"#" * 1_000_001, "my.yaml: this file is too large for a recipe"),
-    ("hello there", "my.yaml:1: a recipe is made of 'key: value' lines, got 'hello there'"),
-    ("- a\n- b\n", "my.yaml:1: a recipe is made of 'key: value' lines, got a list"),
+    ("hello there", "my.yaml:1: a recipe consists of 'key: value' lines, got 'hello there'"),
+    ("- a\n- b\n", "my.yaml:1: a recipe consists of 'key: value' lines, got a list"),
     ("train: {steps: 1\nname: x\n", "my.yaml:2: this is not YAML: "),
     ("train:\n\tsteps: 1\n", "my.yaml:2: a tab indents this line; YAML takes spaces only"),
     ("name: a\n---\nname: b\n", "my.yaml:2: this is not YAML: but found another document"),
@@ -35,13 +35,13 @@ FILES = [
     # YAML that recipes refuse
     (
         "train:\n  steps: 1\n  lr: 1\n  steps: 2\n",
-        "my.yaml:4: train.steps: this key stands already on line 2; keep one",
+        "my.yaml:4: train.steps: this key is given on line 2; keep one",
     ),
-    ("name: a\ntrain: {}\nname: a\n", "my.yaml:3: name: this key stands already on line 1"),
+    ("name: a\ntrain: {}\nname: a\n", "my.yaml:3: name: this key is given on line 1"),
     ("name: !!python/object/apply:os.system [x]\n", "my.yaml:1: name: the tag !!python/object/apply:os.system is not"),
-    ("name: !mine x\n", "my.yaml:1: name: the tag !mine is not taken"),
+    ("name: !mine x\n", "my.yaml:1: name: the tag !mine is not allowed"),
     ("? [a]\n: b\n", "my.yaml:1: a key must be text, not a list or a mapping"),
-    ("a: &a\n  b: *a\n", "my.yaml:2: a.b: the alias stands inside its own anchor, so it never ends"),
+    ("a: &a\n  b: *a\n", "my.yaml:2: a.b: the alias is inside its own anchor, so it never ends"),
     ("train: {<<: 5}\n", "my.yaml:1: train.<<: only mappings can be merged in, got 5"),
     # unknown keys
     (GOOD + "nam: a\n", "my.yaml:3: nam: there is no such key; did you mean 'name'? (a recipe takes extends, import, "),
@@ -73,8 +73,8 @@ FILES = [
     (GOOD + "method: qsatn\n", "my.yaml:3: method: there is no method 'qsatn'; did you mean 'qsattn'? (methods: cyc"),
     (GOOD + "method: [qsattn]\n", "my.yaml:3: method: must be text, got a list"),
     # missing
-    ("data: {root: x}\n", "my.yaml:1: train.steps: is missing, and nothing gives it a default"),
-    ("data: {root: x}\n\ntrain: {seed: 1}\n", "my.yaml:3: train.steps: is missing, and nothing gives it a default"),
+    ("data: {root: x}\n", "my.yaml:1: train.steps: is missing, and has no default"),
+    ("data: {root: x}\n\ntrain: {seed: 1}\n", "my.yaml:3: train.steps: is missing, and has no default"),
     ("train: {steps: 1}\n", "my.yaml:1: data.root: is missing; dataset 'folders' needs it"),
     # shapes of sections
     (GOOD + "checkpoint:\n", "my.yaml:3: checkpoint: must be a mapping, got nothing"),
@@ -107,8 +107,8 @@ OVERRIDES = [
     ("train..steps=1", "expected key=value"),
     ("trian.steps=1", "trian: there is no such key; did you mean 'train'?"),
     ("train.steps=[", "this is not YAML"),
-    ("train={steps: 1, steps: 2}", "steps: this key stands twice"),
-    ("extends=toy", "extends: this key can only stand in a recipe's file"),
+    ("train={steps: 1, steps: 2}", "steps: this key is given twice"),
+    ("extends=toy", "extends: this key is only allowed in a recipe's file"),
     ("augmentations.0.p=1", "augmentations.0.p: the list has 0 items, numbered from 0; there is no '0'"),
     ("train=5", "train: must be a mapping, got 5"),
     # types
@@ -164,7 +164,7 @@ def test_mistakes(load, text, overrides, message):
 
 
 def test_aliases_that_unfold_without_end(load):
-    with pytest.raises(RecipeError, match="the aliases unfold to more than 20000 values"):
+    with pytest.raises(RecipeError, match="the aliases expand to more than 20000 values"):
         load(BILLION)
 
 

@@ -52,7 +52,7 @@ def brute_force(attention, significance, routing, source, features):
 @pytest.mark.parametrize("attention", ["global", "local", "local_global"])
 def test_every_mode_is_its_equation(attention, significance, routing):
     source, target = normal(2, 4, 6, 5, s=0.7).requires_grad_(), normal(2, 4, 6, 5, s=0.7, seed=1).requires_grad_()
-    sampler = QSAttnSampler(attention, significance, routing, queries=N, window=WINDOW)
+    sampler = QSAttnSampler(attention=attention, significance=significance, routing=routing, queries=N, window=WINDOW)
     (route,) = sampler.choose([source], generator=generator())
     upstream = normal(2, N, 4, seed=2)
     for features in (target, source):  # anchors, then positives
@@ -73,7 +73,7 @@ def test_every_mode_is_its_equation(attention, significance, routing):
 def test_gradients_under_saturation(attention):
     """Largest probabilities of almost 1: the source's gradient is a difference of nearly equal numbers."""
     source, target = normal(1, 16, 6, 5, s=2).requires_grad_(), normal(1, 16, 6, 5, s=2, seed=1).requires_grad_()
-    (route,) = QSAttnSampler(attention, queries=N, window=WINDOW).choose([source])
+    (route,) = QSAttnSampler(attention=attention, queries=N, window=WINDOW).choose([source])
     queries, expected = brute_force(attention, "entropy", "cross", source, target)
     assert route.queries.tolist() == queries
     upstream = normal(1, N, 16, seed=2)
@@ -166,9 +166,9 @@ def test_taps_say_where_attention_is():
     assert attentive((0, "deep")) == [True, False, True]
     assert attentive(("8",)) == [False, True, False]
     assert attentive(()) == [False, False, False]
-    with pytest.raises(UserError, match=r"attend to tap dep, but .* 0, 8, deep; did you mean 'deep'"):
+    with pytest.raises(UserError, match=r"names tap dep, but .* 0, 8, deep; did you mean 'deep'"):
         attentive(("dep",))
-    with pytest.raises(UserError, match="3 feature maps were given with 2 tap names"):
+    with pytest.raises(UserError, match="got 3 feature maps, but 2 tap names"):
         QSAttnSampler().choose(maps, taps=[0, 8])
 
 
@@ -185,7 +185,9 @@ def test_nonfinite_features_are_flagged_at_their_tap(name, bad):
 @pytest.mark.parametrize("attention", ["global", "local", "local_global"])
 def test_observed_figures(attention, routing):
     features = normal(2, 4, 6, 5, s=0.7)
-    sampler = QSAttnSampler(attention, "max_probability", routing, queries=N, window=WINDOW)
+    sampler = QSAttnSampler(
+        attention=attention, significance="max_probability", routing=routing, queries=N, window=WINDOW
+    )
     (route,) = sampler.choose([features], observe=True)
     select, by = {"global": (None, None), "local": (WINDOW, WINDOW), "local_global": (WINDOW, None)}[attention]
     entropies = torch.cat([equations.entropy(equations.attention(f, select)) for f in features]).sort().values

@@ -1,11 +1,11 @@
-"""The paper's equations: how much each position of a feature map attends to the others, and which to select.
+"""The paper's equations: the attention of each position of a feature map, and which positions are selected.
 
 Global attention is ``A = softmax(F F^T)`` by row, F being the raw features (HW, C) of one layer; local attention is
 the same within a k x k window. A row's entropy is ``H_i = -sum_j A_ij log A_ij`` (QS-Attn, CVPR 2022); the N
 rows with the smallest entropy are the queries. Feature maps are (B, C, H, W), positions are counted row by row.
 
-Everything is computed in float32 (float64 for float64 features), whatever the autocast and whatever precision is set
-for matrix products: scores are of the order of 1000 and stand in an exponent.
+Everything is computed in float32 (float64 for float64 features), regardless of autocast and of the precision set for
+matrix products: scores are of the order of 1000 and are exponentiated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qsattn_plugin.attention.entropy import local_scores, log_form_global, log_form_local, wide
+from qsattn_plugin.attention.entropy import at_least_float32, global_entropy, local_entropy, local_scores
 from qsattn_plugin.attention.routes import (
     AttentionRoute,
     Route,
@@ -29,8 +29,8 @@ __all__ = ["GlobalAttention", "LocalAttention", "local_scores", "row_entropy", "
 def row_entropy(features: Tensor, tile: int | None = None, log: bool = False, scale: float = 1.0) -> Tensor:
     """Return the entropy of every row of ``softmax(scale * F F^T)``, or its logarithm.
 
-    Rows are computed in tiles, so that no HW x HW matrix is ever held. The logarithm ranks rows that are so saturated
-    that their entropy rounds to 0. This is a measure for ranking: no gradient flows through it.
+    Rows are computed in tiles, so that no HW x HW matrix is ever held. The logarithm also ranks saturated rows, whose
+    entropy rounds to 0. No gradient flows through the result.
 
     Args:
         features: F, (B, HW, C), any floating dtype.
@@ -42,13 +42,13 @@ def row_entropy(features: Tensor, tile: int | None = None, log: bool = False, sc
         (B, HW), float32 (float64 for float64 features). H lies in [0, log(HW)], log H in [-inf, log(log(HW))].
 
     Raises:
-        ValueError: a scale or tile that is not positive, or features that are not (B, HW, C).
+        ValueError: the scale or the tile is not positive, or the features are not (B, HW, C).
     """
     if features.ndim != 3:
         raise ValueError(f"features: must be (B, HW, C), got {tuple(features.shape)}")
     _check_scale(scale)
     _check_tile(tile)
-    log_entropy, _ = log_form_global(features.transpose(1, 2), scale, tile)
+    log_entropy, _ = global_entropy(features.transpose(1, 2), scale, tile)
     return log_entropy if log else log_entropy.exp()
 
 
@@ -56,11 +56,11 @@ def row_entropy(features: Tensor, tile: int | None = None, log: bool = False, sc
 def select_queries(significance: Tensor, n: int) -> Tensor:
     """Return the ``n`` most significant positions of each image, the most significant first.
 
-    Ties go to the lower position, on any device; NaN ranks last. Nothing is read back to the host.
+    Among equals the lower position comes first, on any device; NaN ranks last. No value is read back to the host.
 
     Args:
         significance: (B, HW), larger is more significant.
-        n: how many; clamped to HW.
+        n: number of positions; at most HW are returned.
 
     Returns:
         LongTensor (B, min(n, HW)).
@@ -82,7 +82,7 @@ class GlobalAttention:
 
     Args:
         scale: factor on the dot products; the paper's is 1.
-        tile: rows at a time when all rows are measured; None adapts it to the device.
+        tile: rows at a time for the entropy of all rows; None adapts it to the device.
     """
 
     def __init__(self, scale: float = 1.0, tile: int | None = None):
@@ -93,22 +93,22 @@ class GlobalAttention:
 
     def log_entropy(self, features: Tensor) -> Tensor:
         """Return log H of every row, (B, HW), for features (B, C, H, W). No gradient flows through it."""
-        return log_form_global(features.flatten(2), self.scale, self.tile)[0]
+        return global_entropy(features.flatten(2), self.scale, self.tile)[0]
 
     def log_odds(self, features: Tensor) -> Tensor:
         """Return log(p / (1 - p)) of every row's largest probability p, (B, HW). No gradient flows through it.
 
-        It still ranks rows whose p rounds to 1.
+        It also ranks rows whose p rounds to 1.
         """
-        return log_form_global(features.flatten(2), self.scale, self.tile)[1]
+        return global_entropy(features.flatten(2), self.scale, self.tile)[1]
 
     def largest_probability(self, features: Tensor) -> Tensor:
         """Return every row's largest probability, (B, HW), in [1/HW, 1]."""
         return self.log_odds(features).sigmoid()
 
     def rows(self, features: Tensor, queries: Tensor) -> Tensor:
-        """Return the attention's rows (B, N, HW) of the queries (B, N), with gradient."""
-        return global_rows(wide(features).flatten(2), queries, self.scale)
+        """Return the attention rows (B, N, HW) of the queries (B, N), with gradient."""
+        return global_rows(at_least_float32(features).flatten(2), queries, self.scale)
 
     def route(self, features: Tensor, queries: Tensor, detach: bool = False) -> Route:
         """Return the route of these queries (B, N), made from the features (B, C, H, W)."""
@@ -117,12 +117,12 @@ class GlobalAttention:
 
 
 class LocalAttention:
-    """Every position attends to the ``window`` x ``window`` places around it, stride 1.
+    """Every position attends to the ``window`` x ``window`` positions around it, stride 1.
 
-    Places beyond the border are no keys: they have no share in the softmax.
+    Positions beyond the border are not keys: the softmax leaves them out.
 
     Args:
-        window: the window's side, odd.
+        window: side of the window, odd.
         scale: factor on the dot products; the paper's is 1.
     """
 
@@ -135,19 +135,19 @@ class LocalAttention:
 
     def log_entropy(self, features: Tensor) -> Tensor:
         """Return log H of every window, (B, HW), for features (B, C, H, W). No gradient flows through it."""
-        return log_form_local(features, self.window, self.scale)[0]
+        return local_entropy(features, self.window, self.scale)[0]
 
     def log_odds(self, features: Tensor) -> Tensor:
         """Return log(p / (1 - p)) of every window's largest probability p, (B, HW). No gradient flows through it."""
-        return log_form_local(features, self.window, self.scale)[1]
+        return local_entropy(features, self.window, self.scale)[1]
 
     def largest_probability(self, features: Tensor) -> Tensor:
         """Return every window's largest probability, (B, HW), in [1/window^2, 1]."""
         return self.log_odds(features).sigmoid()
 
     def rows(self, features: Tensor, queries: Tensor) -> Tensor:
-        """Return the windows' rows (B, N, window^2) around the queries (B, N), with gradient."""
-        features = wide(features)
+        """Return the attention rows (B, N, window^2) of the windows around the queries (B, N), with gradient."""
+        features = at_least_float32(features)
         keys, inside = gather_windows(features, queries, self.window)
         centre = gather_positions(features.flatten(2), queries)
         scores = self.scale * (centre.unsqueeze(-1) * keys).sum(dim=1)

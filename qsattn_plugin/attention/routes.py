@@ -1,7 +1,7 @@
-"""Routes: which positions of a feature map are looked at, and how features are gathered there.
+"""Routes: which positions of a feature map are queries, and how features are gathered for them.
 
-A route is chosen once, on the source features, and applied to the features of both domains; that is the paper's
-cross-domain value routing. It maps any features (B, C, H, W) of its H and W, with any number of channels, to (B, N, C).
+A route is chosen once, on the source features, and applied to the features of both domains: the paper's cross-domain
+value routing. It maps features (B, C, H, W), with any number of channels, to (B, N, C).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["AttentionRoute", "OwnRoute", "PointRoute", "Route", "WindowRoute", "
 
 
 class Route:
-    """Base class of routes. A route is not changed once made: its methods return new ones.
+    """Base class of routes. Routes are immutable: their methods return new ones.
 
     Attributes:
         queries: LongTensor (B, N), the positions, counted row by row.
         shape: (H, W) of the features that the route was chosen on.
-        stats: what was observed when it was chosen, 0-dim tensors on its device, by name.
+        stats: statistics of the choice, 0-dim tensors on its device, by name.
     """
 
     def __init__(self, queries: Tensor, shape: Sequence[int], stats: dict[str, Tensor] | None = None):
@@ -35,10 +35,10 @@ class Route:
         self.stats = stats if stats is not None else {}
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return what the route gathers from the features (B, C, H, W): (B, N, C), float32 or float64.
+        """Return the features (B, N, C), float32 or float64, that the route gathers from (B, C, H, W).
 
         Raises:
-            UserError: the features are of another batch size, height or width than the route was chosen on.
+            UserError: the batch size, height or width differs from that of the features the route was chosen on.
         """
         want = (self.queries.shape[0], *self.shape)
         if features.ndim != 4 or (features.shape[0], *features.shape[2:]) != want:
@@ -46,7 +46,7 @@ class Route:
                 f"this route was chosen on {want[0]} image(s) of {want[1]} x {want[2]} positions and cannot be applied "
                 f"to features of shape {tuple(features.shape)}; choose it on features of the same layer and batch"
             )
-        # Probabilities and features are multiplied in the precision that they were computed in, not in autocast's.
+        # Probabilities and features are multiplied in the precision they were computed in, not in that of autocast.
         with no_autocast(features.device.type):
             return self._gather(_widest(features, self._rows_dtype()))
 
@@ -82,7 +82,7 @@ class Route:
 
 
 class PointRoute(Route):
-    """Gathers the features at the queries and nothing else, as CUT does."""
+    """Gathers the features at the queries, as CUT does."""
 
     def _gather(self, features: Tensor) -> Tensor:
         return gather_positions(features.flatten(2), self.queries).transpose(1, 2)
@@ -106,8 +106,8 @@ class AttentionRoute(Route):
         return self.rows.dtype
 
     def _gather(self, features: Tensor) -> Tensor:
-        # This way round, the features' gradient has their layout. Transposed, it would have the channels side by side,
-        # which PyTorch's instance norm on the CPU (2.15, batch size 1) takes for something else.
+        # In this order the gradient has the memory layout of the features. Transposed, its channels would lie side by
+        # side, which PyTorch's instance norm on the CPU (2.15, batch size 1) misreads.
         return torch.bmm(features.flatten(2), self.rows.to(features.dtype).transpose(1, 2)).transpose(1, 2)
 
     def detach(self) -> Route:
@@ -125,7 +125,7 @@ class WindowRoute(Route):
         rows: (B, N, window^2), each sums to 1 and is 0 beyond the border.
         queries: (B, N).
         shape: (H, W).
-        window: the window's side, odd.
+        window: side of the window, odd.
         stats: see :class:`Route`.
     """
 
@@ -152,16 +152,16 @@ class WindowRoute(Route):
 
 
 class Attention(Protocol):
-    """What makes routes: global or local attention."""
+    """Makes routes: global or local attention."""
 
     def route(self, features: Tensor, queries: Tensor, detach: bool = False) -> Route: ...
 
 
 class OwnRoute(Route):
-    """Lets the features it is applied to make their own rows, at queries that were chosen on the source.
+    """Computes attention rows from the features it is applied to, at queries that were chosen on the source.
 
     Args:
-        attention: makes the rows.
+        attention: computes the rows.
         queries: (B, N).
         shape: (H, W).
         detached: no gradient flows through the rows.
@@ -196,8 +196,8 @@ def gather_positions(features: Tensor, queries: Tensor) -> Tensor:
 def global_rows(features: torch.Tensor, queries: torch.Tensor, scale: float) -> torch.Tensor:
     """Return the queries' rows of softmax(scale * F F^T), (B, N, M), of F (B, C, M) and queries (B, N).
 
-    An operator of its own, because torch.compile could not keep the precision of its matrix product, and because the
-    gradient takes half the memory that autograd's would: the queries' share is added into the keys'.
+    A custom operator, because torch.compile would not keep the precision of its matrix product, and because its
+    gradient takes half the memory of autograd's: the gradient of the queries is added into that of the keys.
     """
     with full_precision(features.device):
         return torch.bmm((scale * gather_positions(features, queries)).transpose(1, 2), features).softmax(dim=-1)
@@ -225,10 +225,10 @@ global_rows.register_autograd(_backward, setup_context=_keep)
 
 
 def gather_windows(features: Tensor, queries: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Return the features (B, C, H, W) in the windows around the queries (B, N), and which places lie inside the image.
+    """Return the features (B, C, H, W) in the windows around the queries (B, N), and which lie inside the image.
 
     Returns:
-        (B, C, N, window^2), where places beyond the border repeat it, and a bool tensor (B, N, window^2).
+        (B, C, N, window^2), where positions beyond the border repeat it, and a bool tensor (B, N, window^2).
     """
     channels, height, width = features.shape[1:]
     offsets = torch.arange(window * window, device=queries.device)

@@ -1,13 +1,13 @@
-"""QS-Attn, or any registered sampler, inside somebody else's CUT fork, without an edit of the fork.
+"""QS-Attn, or any registered sampler, inside a CUT fork, without an edit of the fork.
 
 One line, where the fork has its networks::
 
     from qsattn_plugin import swap_sampler
     swap_sampler(model, "qsattn_global")     # netF, netF1, netF2, ... of a model; or one module, or the class itself
 
-Nothing is replaced: the fork's modules and classes stay the objects that they are, with their MLPs, optimizers,
-wrappers and aliases. Where one of them would choose and gather positions, the registered sampler does. Without touching
-any file ``qsattn fork -- train.py ...`` does the same (:mod:`qsattn_plugin.forks.run`).
+No object is replaced: the fork keeps its modules and classes, with their MLPs, optimizers, wrappers and aliases. Only
+where one of them would choose and gather positions, the registered sampler does so. ``qsattn fork -- train.py ...``
+does the same without any change of a file (:mod:`qsattn_plugin.forks.run`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from qsattn_plugin.forks.swap import ForkWarning, Swap
 
 __all__ = ["ForkWarning", "PatchSampler", "Swap", "looks_like_sampler", "swap_sampler", "take_over"]
 
-#: The attribute, of a class or of one module, that holds what is called in place of the fork's own forward.
-INSTEAD = "_qsattn_instead"
+#: The attribute, of a class or of one module, that holds the function called in place of the fork's own forward.
+OVERRIDE = "_qsattn_instead"
 
 
 def swap_sampler(target: Any, sampler: str | None = "qsattn_global", **arguments: Any) -> dict[str, Any]:
@@ -36,23 +36,23 @@ def swap_sampler(target: Any, sampler: str | None = "qsattn_global", **arguments
     Args:
         target: A module like CUT's ``PatchSampleF`` (also in ``DataParallel``); or an object that has some, for example
             a model with ``netF`` or with ``netF1`` and ``netF2``; or the class, before the fork makes its modules.
-        sampler: Registered name (``qsattn list samplers``); None gives the fork its own back.
-        arguments: Of the sampler, for example ``taps="all"``. ``queries`` is best left out: it is the number that the
-            fork asks for.
+        sampler: Registered name (``qsattn list samplers``); None restores the fork's own sampling.
+        arguments: Of the sampler, for example ``taps="all"``. Leave ``queries`` out: it is the number that the fork
+            asks for.
 
     Returns:
-        The swapped modules (or the class) by the name under which they were found; "" for ``target`` itself.
+        The swapped modules (or the class) by their names in ``target``; "" for ``target`` itself.
 
     Raises:
-        UserError: the sampler is not registered or takes no such arguments; nothing in ``target`` is called as CUT's
-            sampler is.
+        UserError: the sampler is not registered or does not take these arguments; nothing in ``target`` has the call
+            interface of CUT's sampler.
     """
     found = _find(target)
     swap = None if sampler is None else Swap(sampler, **arguments)
     for one in found.values():
         if isinstance(one, PatchSampler):
             if swap is None:
-                raise UserError("PatchSampler has no sampling of its own to go back to")
+                raise UserError("PatchSampler has no sampling of its own to restore")
             one.swap = swap
         else:
             take_over(one, swap)
@@ -60,13 +60,13 @@ def swap_sampler(target: Any, sampler: str | None = "qsattn_global", **arguments
 
 
 def take_over(target: nn.Module | type, instead: Callable | None) -> None:
-    """Have ``instead(module, call)`` answer the calls of a sampler's class, or of one module of it.
+    """Let ``instead(module, call)`` answer the calls of a sampler class, or of one module of that class.
 
-    The class's ``forward`` is wrapped once, in place: names that were imported from the fork, ``super()`` and pickles
-    go on to mean the same class. ``instead`` of None gives the calls back to the fork's own ``forward``.
+    The ``forward`` of the class is wrapped once, in place: imported names, ``super()`` and pickles still refer to the
+    same class. With ``instead`` None the fork's own ``forward`` answers again.
 
     Raises:
-        UserError: the class is not called as CUT's sampler is.
+        UserError: the class does not have the call interface of CUT's sampler.
     """
     owner = target if isinstance(target, type) else type(target)
     own = owner.forward
@@ -75,22 +75,22 @@ def take_over(target: nn.Module | type, instead: Callable | None) -> None:
 
         @functools.wraps(own)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            other = getattr(self, INSTEAD, None)
+            other = getattr(self, OVERRIDE, None)
             return own(self, *args, **kwargs) if other is None else other(self, form.read(own, self, *args, **kwargs))
 
         forward._qsattn_form = form
         owner.forward = forward
-    setattr(target, INSTEAD, instead)
+    setattr(target, OVERRIDE, instead)
 
 
 def looks_like_sampler(kind: type) -> bool:
-    """Return whether a class is called as CUT's sampler is, and has an MLP to project with."""
+    """Return whether a class has the call interface of CUT's sampler, and an MLP."""
     if not issubclass(kind, nn.Module):
         return False
     try:
         CallForm(kind.forward, kind.__name__)
         return hasattr(kind, "create_mlp") or "use_mlp" in inspect.signature(kind).parameters
-    except (UserError, ValueError, TypeError):  # the last two: something without a Python signature
+    except (UserError, ValueError, TypeError):  # the last two: it has no Python signature
         return False
 
 
@@ -113,20 +113,20 @@ def _find(target: Any) -> dict[str, Any]:
         has = f" (its {', '.join(heads)} is not one)" if heads else ""
         raise UserError(
             f"{type(target).__name__} holds no module that is called as CUT's sampler is, "
-            f"(feats, num_patches, patch_ids){has}; give swap_sampler the module itself, or its class"
+            f"(feats, num_patches, patch_ids){has}; pass the module itself, or its class, to swap_sampler"
         )
     return modules
 
 
 def _samplers(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the samplers in a module by their dotted names, aliases too, without the names that wrappers add."""
+    """Yield the samplers in a module by their dotted names, aliases included, without the names of wrappers."""
     for path, sub in module.named_modules(prefix=name, remove_duplicate=False):
         if looks_like_sampler(type(sub)):
             yield ".".join(p for p in path.split(".") if p not in ("module", "_orig_mod")), sub
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module inside DataParallel, DistributedDataParallel or what torch.compile returned."""
+    """Return the module inside DataParallel, DistributedDataParallel or a module that torch.compile returned."""
     while True:
         inner = getattr(module, "_orig_mod", None)
         if inner is None and type(module).__name__.endswith("DataParallel"):

@@ -1,7 +1,7 @@
-"""How CUT's descendants call their sampler, and what they want back.
+"""How CUT forks call their sampler, and what they expect it to return.
 
-All of them call ``netF(features, num_patches, patch_ids)``; some add arguments of their own. What a call means is read
-from the names of the arguments of the fork's own ``forward``:
+All of them call ``netF(features, num_patches, patch_ids)``; some add arguments. The names of the arguments of the
+fork's own ``forward`` tell what a call means:
 
 ========== ============================================================== =====================================
 argument   means                                                          returned
@@ -9,10 +9,10 @@ argument   means                                                          return
 (none)                                                                    features, ids
 return_all also the MLP's output at every position                        features, maps, ids
 attn_mats  the attention's rows that the first call returned (QS-Attn)    features, ids, rows
-choice     the number of the MLP to use, whatever the feature's place     features, ids
+choice     the index of the MLP to use, for all features                  features, ids
 use_mlp    false: without the MLP                                         features, ids
 prj        true: through the second head ``prj_%d``, too                  features, ids
-cams       what the fork's own sampler picks positions by: not looked at  features, ids
+cams       what the fork's own sampler ranks positions by: ignored        features, ids
 ========== ============================================================== =====================================
 """
 
@@ -38,9 +38,9 @@ _KNOWN = ("return_all", "attn_mats", "choice", "use_mlp", "prj", "cams")
 class Call:
     """One call: what is to be sampled, and in which form it is to be returned.
 
-    ``own(features)`` is what the fork's own function returns for the same call with these features, and
-    ``project(routed)`` the rows that it makes of routed features (B, N, C), a map each: its head, its normalisation.
-    A ``count`` below 0 is whatever the fork means by it, and takes no sampling.
+    ``own(features)`` returns what the fork's own function returns for the same call with these features, and
+    ``project(routed)`` its projection of routed features (B, N, C) of each map: its head and its normalisation. A
+    ``count`` below 0 has a meaning of the fork's own: nothing is sampled.
     """
 
     features: list[Tensor]
@@ -59,11 +59,11 @@ class Call:
         for index, feature in enumerate(self.features):
             if not isinstance(feature, Tensor) or feature.ndim != 4:
                 shape = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
-                raise UserError(f"the sampler takes feature maps (B, C, H, W), but number {index} is {shape}")
+                raise UserError(f"the sampler takes feature maps (B, C, H, W), but feature map {index} is {shape}")
         if self.ids is not None and self.count > 0 and len(self.ids) != len(self.features):
             raise UserError(
                 f"the sampler was given {len(self.features)} feature maps with the ids of {len(self.ids)}: "
-                "the fork must sample both times on the same layers"
+                "the fork must sample the same layers in both calls"
             )
 
 
@@ -75,7 +75,7 @@ class CallForm:
         owner: The class's name, for messages.
 
     Raises:
-        UserError: this is not how CUT's sampler is called.
+        UserError: not the call interface of CUT's sampler.
     """
 
     def __init__(self, forward: Callable, owner: str):
@@ -98,11 +98,11 @@ class CallForm:
         self.wants_rows = "attn_mats" in self.signature.parameters
 
     def read(self, own: Callable, *args: Any, **kwargs: Any) -> Call:
-        """Return what a call of ``own`` with these arguments (the module first) means.
+        """Return the call of ``own`` with these arguments (the module first).
 
         Raises:
-            TypeError: the fork's own function would not take them either.
-            UserError: an argument was given that the swap knows nothing of.
+            TypeError: the fork's own function does not take these arguments either.
+            UserError: an argument has a value that the swap does not support.
         """
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -113,7 +113,7 @@ class CallForm:
             return own(*bound.args, **bound.kwargs)
 
         def project(routed: list[Tensor]) -> list[Tensor]:
-            # As maps of one column, all of which is asked for, in order.
+            # As maps of one column, sampled at every position, in order.
             every = [torch.arange(r.shape[1], device=r.device) for r in routed]
             bound.arguments[self._features] = [r.transpose(1, 2)[..., None] for r in routed]
             bound.arguments[self._count] = max(map(len, every))
@@ -126,10 +126,10 @@ class CallForm:
         known = {name: values.pop(name) for name in _KNOWN if name in values}
         for name, value in values.items():
             default = self.signature.parameters[name].default
-            plain = isinstance(value, bool | int | float | str)
+            comparable = isinstance(value, bool | int | float | str)
             if self._reads is not None and name not in self._reads:
-                continue  # the fork's own function takes it and does nothing with it
-            if value is not default and not (plain and value == default) and value not in ((), {}):
+                continue  # the fork's own function ignores it
+            if value is not default and not (comparable and value == default) and value not in ((), {}):
                 raise UserError(
                     f"the fork calls {self.owner} with {name}={_shown(value)}, which only its own sampler understands; "
                     "switch that option of the fork off"
@@ -138,7 +138,7 @@ class CallForm:
 
 
 def _names_read(function: Callable) -> set[str] | None:
-    """Return the local names that a function's code reads, its inner functions' included; None if none can be told."""
+    """Return the local names that a function and its inner functions read; None where that cannot be determined."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None or "locals" in code.co_names:
         return None

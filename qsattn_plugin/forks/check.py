@@ -1,7 +1,7 @@
-"""What a fork's own sampler chooses, beside a registered sampler that is computed in float64 on the same features.
+"""Compare the choices of a fork's own sampler with a registered sampler in float64, on the same features.
 
-For people who have a QS-Attn of their own: in float32, softmax and logarithm taken one after the other round the
-entropy of most rows to exactly 0, and what is sorted then is the order of equal numbers.
+For forks with their own QS-Attn: in float32, a softmax followed by a logarithm rounds the entropy of most rows to
+exactly 0, and sorting equal numbers selects arbitrary rows.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from qsattn_plugin.forks.ids import positions
 from qsattn_plugin.forks.swap import Swap
 from qsattn_plugin.text import text_table
 
-__all__ = ["Check", "Enough"]
+__all__ = ["Check", "CheckFinished"]
 
-#: Two rows count as the same one where the overlap of their probabilities differs by no more.
-SAME = 1e-6
+#: Rows are equal if the overlaps of their probabilities with another row differ by no more than this.
+TOLERANCE = 1e-6
 
 
-class Enough(BaseException):
-    """Ends the fork's script; no ``except Exception`` on the way holds it up."""
+class CheckFinished(BaseException):
+    """Ends the fork's script; not an ``Exception``, so that the script does not catch it."""
 
 
 class Check:
-    """Watches a fork's own sampler for some steps, and then raises :class:`Enough`.
+    """Observes a fork's own sampler for some calls, and then raises :class:`CheckFinished`.
 
     Args:
-        swap: What the fork's sampler is compared with.
-        steps: How many calls that choose positions are watched.
+        swap: The sampler to compare with.
+        steps: Number of calls that choose positions to observe.
     """
 
     def __init__(self, swap: Swap, steps: int = 3):
@@ -48,23 +48,23 @@ class Check:
         self.layers: dict[int, dict[str, Any]] = {}
         self.costs: dict[str, list[tuple[float, float | None]]] = {"own": [], "ours": []}
         self.done = 0
-        self._looking = False
+        self._observing = False
 
     def __call__(self, module: nn.Module, call: Call) -> tuple:
-        """Answer a call by the fork's own function; look at it where it chooses positions."""
-        if self._looking or call.ids is not None or call.count == 0:
+        """Return what the fork's own function returns; observe the call if it chooses positions."""
+        if self._observing or call.ids is not None or call.count == 0:
             return call.own(call.features)
-        self._looking = True  # the fork's own function may call another one that is watched, its base class's
+        self._observing = True  # the fork's own function may call that of its base class, which is observed too
         result = call.own(call.features)
         with _random_state():
-            self._look(module, call, result)
-        self._looking = False
+            self._observe(module, call, result)
+        self._observing = False
         self.done += 1
         if self.done == self.steps:
-            raise Enough
+            raise CheckFinished
         return result
 
-    def _look(self, module: nn.Module, call: Call, result: tuple) -> None:
+    def _observe(self, module: nn.Module, call: Call, result: tuple) -> None:
         again = call.own(call.features)
         for index, feature in enumerate(call.features):
             layer = self.layers.setdefault(index, {"shape": tuple(feature.shape[1:]), "own": [], "ours": []})
@@ -86,7 +86,7 @@ class Check:
             self.costs[name].append(_cost(run, call.features))
 
     def _like_own(self, count: int) -> Swap:
-        """Return ours, attending to the maps that the fork's own attends to, if any, and if nothing else is set."""
+        """Return the registered sampler, with attention on the maps where the fork's has it, unless taps are set."""
         taps = tuple(i for i, layer in sorted(self.layers.items()) if layer["how"] != "random")
         fixed = not taps or "taps" in self.swap.arguments or not hasattr(self.swap.sampler(count), "taps")
         return self.swap if fixed else Swap(self.swap.name, **(self.swap.arguments | {"taps": taps}))
@@ -104,10 +104,10 @@ class Check:
 
     @torch.no_grad()
     def _rows_hit(self, rows: Tensor, feature: Tensor, best: Tensor, count: int) -> float:
-        """Return how many of the attention's rows (B, N, M) are those of the right queries (B, N), a mean over images.
+        """Return how many of the attention rows (B, N, M) belong to the right queries (B, N), a mean over images.
 
-        A row's query is the position whose row in float64 overlaps most with it. Where several rows are the same, it
-        is enough that one of these positions is right.
+        The query of a row is the position whose row in float64 has the largest overlap with it. Where several rows are
+        equal, one right position among theirs is enough.
         """
         router = getattr(self._sampler(count), "router", None)
         if router is None:
@@ -120,16 +120,16 @@ class Check:
             if of_some.shape[-1] != own.shape[-1]:
                 raise UserError(
                     f"the fork's attention has rows of {own.shape[-1]} places, sampler {self.swap.name!r} of "
-                    f"{of_some.shape[-1]}: name the one that it is meant to be with --sampler"
+                    f"{of_some.shape[-1]}: name the sampler that it implements with --sampler"
                 )
             overlap.append(own @ of_some.sqrt().transpose(1, 2))
         overlap = torch.cat(overlap, dim=2)
         most = overlap.amax(2, keepdim=True)
         right = torch.zeros(batch, height * width, dtype=torch.bool, device=feature.device).scatter(1, best, True)
-        return ((overlap >= most - SAME) & right.unsqueeze(1)).any(2).sum(1).double().mean().item()
+        return ((overlap >= most - TOLERANCE) & right.unsqueeze(1)).any(2).sum(1).double().mean().item()
 
     def table(self) -> str:
-        """Return the findings as lines for people."""
+        """Return the results as a text table."""
         rows = [("map", "size", "its own sampler", "of its queries right", f"{self.swap.name} in float32")]
         for index, layer in sorted(self.layers.items()):
             shape = " x ".join(map(str, layer["shape"]))
@@ -154,14 +154,14 @@ def _percent(shares: list[float]) -> str:
 
 
 def _alone(call: Call, features: list[Tensor]) -> Call:
-    """Return the call, in a form that any sampler understands, with other features."""
+    """Return the call with other features, without the arguments that only the fork's own sampler uses."""
     return Call(
         features, call.count, None, call.own, call.project, choice=call.choice, use_mlp=call.use_mlp, prj=call.prj
     )
 
 
 def _chosen(result: tuple, index: int, feature: Tensor, call: Call) -> tuple[Tensor | None, Tensor | None]:
-    """Return what a call chose for one layer: positions (B, N) where it tells, and the attention's rows (B, N, M)."""
+    """Return the positions (B, N) and the attention rows (B, N, M) that a call chose for one layer, or None each."""
     ids = result[2 if call.return_all else 1][index]
     places = positions(ids, feature) if ids is not None and len(ids) else None
     rows = result[2][index].detach() if call.wants_rows and len(result) > 2 else None
@@ -201,7 +201,7 @@ def _cost(run: Callable, features: list[Tensor]) -> tuple[float, float | None]:
         memory = (torch.cuda.max_memory_allocated(device) - before) / 1e6
     elif device.type == "cpu":
         memory = _profiled(step)
-    if cuda:  # what is still under way is not of the call that is timed
+    if cuda:  # earlier work is not part of the call that is timed
         torch.cuda.synchronize(device)
     begin = time.perf_counter()
     step()
@@ -211,8 +211,8 @@ def _cost(run: Callable, features: list[Tensor]) -> tuple[float, float | None]:
 
 
 def _profiled(step: Callable[[], None]) -> float:
-    """Return the peak of the memory that the CPU's allocator gave during a step, in megabytes."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it reports the profiler's start and end otherwise
+    """Return the peak memory of the CPU allocator during a step, in megabytes."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it prints the start and end of the profiler
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         step()
@@ -226,7 +226,7 @@ def _profiled(step: Callable[[], None]) -> float:
 
 @contextmanager
 def _random_state() -> Iterator[None]:
-    """Leave every random generator that a fork may draw from as it was."""
+    """Restore every random generator that a fork may draw from."""
     python = random.getstate()
     numpy = sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy else None

@@ -1,9 +1,9 @@
-"""The ids that a sampler hands to a fork: plain LongTensors of the selected positions, which carry their route.
+"""The patch ids that a fork gets: LongTensors of the selected positions that carry their route.
 
-A CUT fork calls its sampler twice and gives the second call what the first one returned. The second call may be to
-another module, or on another domain's features, so the route must travel with the ids. It hangs on the *storage* of
-the ids, not on the tensor: views share the storage, and so does what ``DataParallel`` makes of the ids on one device. A
-copy (on another device, as numpy) has another storage and no route; then only the positions are left.
+A CUT fork calls its sampler twice and passes the ids of the first call to the second. The second call may be to another
+module, or on another domain's features, so the route must travel with the ids. It is an attribute of the *storage* of
+the ids, not of the tensor: views share the storage, and so do the ids that ``DataParallel`` passes on one device. A
+copy (on another device, as numpy) has another storage and no route: then only the positions are left.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _ROUTE = "_qsattn_route"
 
 def with_route(route: Route) -> Tensor:
     """Return the route's positions as a LongTensor that carries it: (N,) for one image, (B, N) for several."""
-    # In memory of their own. The route holds its queries: a route that hung on these would keep itself alive for ever.
+    # A copy: the route holds its queries, and as an attribute of their storage it would keep itself alive for ever.
     ids = route.queries.clone(memory_format=torch.contiguous_format)
     setattr(ids.untyped_storage(), _ROUTE, route)
     return ids[0] if ids.shape[0] == 1 else ids
 
 
 def route_of(ids: Any) -> Route | None:
-    """Return the route that the ids carry, or None: other ids than ours, a copy of them, or a part."""
+    """Return the route that the ids carry; None for ids of others, for a copy and for a part of ours."""
     if not isinstance(ids, Tensor):
         return None
     route = getattr(ids.untyped_storage(), _ROUTE, None)
@@ -40,10 +40,10 @@ def route_of(ids: Any) -> Route | None:
 
 
 def positions(ids: Any, features: Tensor) -> Tensor:
-    """Return ids of any make (tensor, numpy, list, one list an image) as positions (B, N) of features (B, C, H, W).
+    """Return ids (tensor, array, list, or one list per image) as positions (B, N) of features (B, C, H, W).
 
     Raises:
-        UserError: they are no positions, or not of these features.
+        UserError: they are not positions, or not positions of these features.
     """
     batch, _, height, width = features.shape
     try:
@@ -51,7 +51,9 @@ def positions(ids: Any, features: Tensor) -> Tensor:
             ids = torch.stack(list(ids))
         found = torch.as_tensor(ids, device=features.device).long()
     except (TypeError, ValueError, RuntimeError):
-        raise UserError(f"patch ids must be whole numbers, as many for each image; got {type(ids).__name__}") from None
+        raise UserError(
+            f"patch ids must be integers, the same number for each image; got {type(ids).__name__}"
+        ) from None
     shape = tuple(found.shape)
     if found.ndim == 1:
         found = found.unsqueeze(0)
@@ -61,6 +63,6 @@ def positions(ids: Any, features: Tensor) -> Tensor:
     if low < 0 or high >= height * width:
         raise UserError(
             f"patch ids go from {int(low)} to {int(high)}, but the features have {height} x {width} positions: "
-            "the fork must sample both times on features of the same size"
+            "the fork must sample features of the same size in both calls"
         )
     return found.expand(batch, -1)

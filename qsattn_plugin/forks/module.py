@@ -29,21 +29,21 @@ class PatchSampler(nn.Module):
     Called with ``(feats, num_patches, patch_ids)`` it returns unit rows (B * N, nc) of each feature map, image by
     image, and ids: (N,) for one image, (B, N) for several, N = min(num_patches, H * W). ``num_patches=0`` asks for maps
     (B, nc, H, W). A fourth value in the call is ``return_all`` where it is a bool, and otherwise ``attn_mats``; what
-    these and others mean stands in :mod:`qsattn_plugin.forks.calls`.
+    these and others mean is listed in :mod:`qsattn_plugin.forks.calls`.
 
     Args:
         use_mlp: Project by one MLP a feature map, made at the first call; otherwise only normalise.
         init_type: How the MLPs' weights are drawn: "normal", "xavier", "kaiming" or "orthogonal".
         init_gain: Scale of that draw.
         nc: Width of the MLPs.
-        gpu_ids: Not looked at: the MLPs are made where the features are.
+        gpu_ids: Ignored: the MLPs are made on the device of the features.
         sampler: Registered name of the sampler.
         arguments: Its arguments.
-        ignored: Whatever else a fork gives to its class.
+        ignored: Other arguments that a fork passes to its class.
 
     Raises:
-        ValueError: an init_type that there is not.
-        UserError: no such sampler, or not such arguments.
+        ValueError: there is no such init_type.
+        UserError: there is no such sampler, or it does not take these arguments.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PatchSampler(nn.Module):
         self.swap = Swap(sampler, **(arguments or {}))
 
     def create_mlp(self, feats: Sequence[Tensor | int]) -> None:
-        """Make one MLP for each feature map (B, C, H, W), where it is, or for each number of channels."""
+        """Make one MLP for each feature map (B, C, H, W), on its device, or for each number of channels."""
         for index, feat in enumerate(feats):
             channels = feat.shape[1] if isinstance(feat, Tensor) else int(feat)
             mlp = nn.Sequential(nn.Linear(channels, self.nc), nn.ReLU(), nn.Linear(self.nc, self.nc))
@@ -82,21 +82,23 @@ class PatchSampler(nn.Module):
     def forward(
         self, feats: Sequence[Tensor], num_patches: int = 64, patch_ids: Any = None, fourth: Any = _ABSENT, **named: Any
     ) -> tuple:
-        """Return features and ids, or three values, as the call asks."""
+        """Return features and ids, or three values, depending on the call."""
         if fourth is not _ABSENT:
             named["return_all" if isinstance(fourth, bool) else "attn_mats"] = fourth
-        form = _WITH_ROWS if "attn_mats" in named else _PLAIN
-        return self.swap(self, form.read(_nothing_else, self, feats, num_patches, patch_ids, **named))
+        form = _WITH_ROWS if "attn_mats" in named else _WITHOUT_ROWS
+        return self.swap(self, form.read(_no_own_sampling, self, feats, num_patches, patch_ids, **named))
 
 
-def _nothing_else(*_: Any, **__: Any) -> tuple:
+def _no_own_sampling(*_: Any, **__: Any) -> tuple:
     raise NotImplementedError("PatchSampler has no sampling of its own")
 
 
-def _plain(self, feats, num_patches, patch_ids, return_all=False, choice=None, use_mlp=True, cams=None, prj=False): ...
+def _without_rows(
+    self, feats, num_patches, patch_ids, return_all=False, choice=None, use_mlp=True, cams=None, prj=False
+): ...
 def _with_rows(
     self, feats, num_patches, patch_ids, attn_mats=None, choice=None, use_mlp=True, cams=None, prj=False
 ): ...
 
 
-_PLAIN, _WITH_ROWS = (CallForm(form, "PatchSampler") for form in (_plain, _with_rows))
+_WITHOUT_ROWS, _WITH_ROWS = (CallForm(form, "PatchSampler") for form in (_without_rows, _with_rows))

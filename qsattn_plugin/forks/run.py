@@ -1,7 +1,7 @@
-"""Run a fork's own script with its sampler taken over, as ``python train.py ...`` would run it.
+"""Run a fork's script as ``python train.py ...`` does, with a registered sampler in place of its own.
 
-The class is taken over as soon as the module that defines it has been imported, by whom and when the script likes. So
-the script's own order of imports, its options and its environment stay what they are.
+An import hook overrides the fork's sampler class as soon as the script has imported the module that defines it. The
+script's order of imports, its options and its environment stay unchanged.
 """
 
 from __future__ import annotations
@@ -23,29 +23,32 @@ from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.forks import Swap, looks_like_sampler, take_over
 from qsattn_plugin.forks.swap import ForkWarning
 
-__all__ = ["Binder", "account", "run_script"]
+__all__ = ["SamplerImportHook", "run_script", "summarise"]
 
-#: Without a name given, classes whose names begin so are taken over, where they are called as CUT's is.
-USUAL = "PatchSample"
+#: Without a given name, classes whose names begin so and that have the call interface of CUT's are taken over.
+CLASS_PREFIX = "PatchSample"
 
-#: After so many steps of its optimizers a training has made its networks.
-EARLY = 20
+#: Steps of its optimizers after which a training has made its networks.
+FIRST_STEPS = 20
 
 
-class Binder(importlib.abc.MetaPathFinder):
-    """Takes a fork's sampler classes over, each when its module has been imported.
+class SamplerImportHook(importlib.abc.MetaPathFinder):
+    """An import hook that takes over a fork's sampler classes, each when its module has been imported.
 
     Args:
         instead: Answers their calls, see :func:`qsattn_plugin.forks.take_over`.
-        folder: The fork's. Modules in it are looked through.
-        module: Only this module is looked through; it may lie elsewhere.
-        kind: Name of the class; without it, every class whose name begins with "PatchSample" and that is called as
-            CUT's is.
+        folder: The fork's folder. Modules in it are searched for classes.
+        module: The only module to search; it may lie elsewhere.
+        kind: Name of the class; without it, every class whose name begins with "PatchSample" and that has the call
+            interface of CUT's.
         tell: Called with the full name of each class that is taken over.
 
     Attributes:
-        bound: The classes, as "models.networks.PatchSampleF".
-        others: Classes that are called as CUT's sampler is, but have another name.
+        taken_over: The classes, as "models.networks.PatchSampleF".
+        others: Classes with the call interface of CUT's sampler and another name.
+
+    Raises:
+        UserError: there is no module ``module``.
     """
 
     def __init__(
@@ -61,13 +64,13 @@ class Binder(importlib.abc.MetaPathFinder):
         self.module = module
         self.kind = kind
         self.tell = tell
-        self.bound: list[str] = []
+        self.taken_over: list[str] = []
         self.others: list[str] = []
         if module is not None:
             self._check_module(module)
 
     def _check_module(self, module: str) -> None:
-        """Say at once when there is no such file, where that can be known."""
+        """Raise UserError if the module exists neither in the fork's folder nor as an installed package."""
         known = [".".join(p.relative_to(self.folder).with_suffix("").parts) for p in self.folder.glob("**/*.py")]
         known = [name.removesuffix(".__init__") for name in known]
         if module not in known and not (self.folder / module.split(".")[0]).exists():
@@ -76,27 +79,27 @@ class Binder(importlib.abc.MetaPathFinder):
             except (ImportError, ValueError):
                 found = None
             if found is not None:
-                return  # of an installed package
+                return  # an installed package
         if module not in known:
             raise UserError(f"there is no module {module!r} in {self.folder}{nearest(module, known)}")
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
-        """Find a module as the other finders do, and have it looked through once it has run."""
+        """Return the spec that the other finders give; after its execution the module is searched for classes."""
         for finder in sys.meta_path:
-            find = getattr(finder, "find_spec", None)
-            spec = None if finder is self or find is None else find(name, path, target)
+            other = getattr(finder, "find_spec", None)
+            spec = None if finder is self or other is None else other(name, path, target)
             if spec is not None:
                 break
         else:
             return None
         if self._wanted(name, spec.origin) and hasattr(spec.loader, "exec_module"):
-            run = spec.loader.exec_module
+            execute = spec.loader.exec_module
 
-            def run_and_look(module: ModuleType) -> None:
-                run(module)
-                self.look_through(module)
+            def execute_and_search(module: ModuleType) -> None:
+                execute(module)
+                self.take_over_classes(module)
 
-            spec.loader.exec_module = run_and_look
+            spec.loader.exec_module = execute_and_search
         return spec
 
     def _wanted(self, name: str, origin: str | None) -> bool:
@@ -107,12 +110,12 @@ class Binder(importlib.abc.MetaPathFinder):
         inside = os.path.relpath(os.path.realpath(origin), self.folder).split(os.sep)
         return inside[0] != ".." and "site-packages" not in inside
 
-    def look_through(self, module: ModuleType) -> None:
-        """Take over the classes of a module that are meant.
+    def take_over_classes(self, module: ModuleType) -> None:
+        """Take over the sampler classes of a module.
 
         Raises:
-            UserError: the class was named and this is the module that was named, but it has no such class, or one that
-                is not called as CUT's sampler is.
+            UserError: the named module has no class of the given name, or the class does not have the call interface of
+                CUT's sampler.
         """
         classes = {
             n: v for n, v in vars(module).items() if isinstance(v, type) and not v.__module__.startswith("torch")
@@ -123,78 +126,81 @@ class Binder(importlib.abc.MetaPathFinder):
             if self.kind is not None:
                 meant = name == self.kind and (self.module is not None or value.__module__ == module.__name__)
             else:
-                meant = name.startswith(USUAL) and value.__module__ == module.__name__ and looks_like_sampler(value)
+                meant = (
+                    name.startswith(CLASS_PREFIX) and value.__module__ == module.__name__ and looks_like_sampler(value)
+                )
             full = f"{module.__name__}.{name}"
-            if meant and full not in self.bound:
+            if meant and full not in self.taken_over:
                 take_over(value, self.instead)
-                self.bound.append(full)
+                self.taken_over.append(full)
                 self.tell(full)
             elif not meant and value.__module__ == module.__name__ and looks_like_sampler(value):
                 self.others.append(full)
 
     def failure(self) -> UserError:
-        """Return the error that the sampler was never called, with what is known of the reason."""
-        why = f"no class {self.kind or f'{USUAL}...'} of {self.module or self.folder} was imported"
-        if self.bound:
-            why = f"{', '.join(self.bound)} was taken over, but never called to choose positions"
-        others = f"; called as CUT's sampler is, too: {', '.join(self.others)}" if self.others else ""
-        what = "If it samples by another class, name it with --module and --class"
+        """Return the error that the sampler was never called, with the known reason."""
+        why = f"no class {self.kind or f'{CLASS_PREFIX}...'} of {self.module or self.folder} was imported"
+        if self.taken_over:
+            why = f"{', '.join(self.taken_over)} was taken over, but never called to choose positions"
+        others = f"; also called as CUT's sampler is: {', '.join(self.others)}" if self.others else ""
+        what = "If another class samples, name it with --module and --class"
         return UserError(f"the fork's sampler was not swapped: {why}{others}. {what}")
 
 
 def run_script(
-    script: Path, arguments: Sequence[str], binder: Binder, called: Callable[[], bool] = lambda: True
+    script: Path, arguments: Sequence[str], hook: SamplerImportHook, called: Callable[[], bool] = lambda: True
 ) -> None:
-    """Run a script as ``python script arguments...`` does in its own folder. What it raises comes out as it is.
+    """Run a script as ``python script arguments...`` does in its own folder. Its exceptions are passed on.
 
     Args:
         script: The file.
-        arguments: Its own.
-        binder: Takes the classes over.
-        called: Tells whether a class that was taken over has been called; a training that has begun without is warned.
+        arguments: The arguments of the script.
+        hook: Takes the classes over.
+        called: Returns whether a class that was taken over has been called; a training that begins without a call gets
+            a warning.
 
     Raises:
         UserError: the training has begun, and no class was taken over.
     """
     os.chdir(script.parent)
     sys.argv = [script.name, *arguments]
-    if not sys.flags.safe_path:  # the place of the folder of the program that was started
+    if not sys.flags.safe_path:  # the entry of the folder of the running program
         del sys.path[0]
     sys.path.insert(0, str(script.parent))
-    sys.meta_path.insert(0, binder)
+    sys.meta_path.insert(0, hook)
     steps = 0
 
     def has_begun(*_: Any) -> None:
-        """Fail in the first steps of a training rather than at its end; a class may still be called later."""
+        """Raise in the first steps of a training, not at its end, if nothing was taken over."""
         nonlocal steps
         steps += 1
-        if steps == EARLY and not binder.bound:
-            raise binder.failure()
-        if steps == EARLY and not called():
+        if steps == FIRST_STEPS and not hook.taken_over:
+            raise hook.failure()
+        if steps == FIRST_STEPS and not called():
             warnings.warn(
-                f"{', '.join(binder.bound)} was not called in the first {EARLY} steps. If this training samples by "
-                "another class, the swap does nothing: stop it, and name that class with --module and --class",
+                f"{', '.join(hook.taken_over)} was not called in the first {FIRST_STEPS} steps. If another class "
+                "samples in this training, the swap has no effect: stop it, and name the class by --module and --class",
                 ForkWarning,
                 stacklevel=2,
             )
 
-    hook = register_optimizer_step_post_hook(has_begun)
+    after_steps = register_optimizer_step_post_hook(has_begun)
     try:
         runpy.run_path(str(script), run_name="__main__")
     finally:
-        hook.remove()
-        sys.meta_path.remove(binder)
+        after_steps.remove()
+        sys.meta_path.remove(hook)
 
 
-def account(swap: Swap, binder: Binder) -> str:
-    """Return what the fork's sampler did, for people.
+def summarise(swap: Swap, hook: SamplerImportHook) -> str:
+    """Return a sentence about what the sampler did in the fork.
 
     Raises:
         UserError: it was never called.
     """
     counts = swap.counts
     if not counts["chosen"]:
-        raise binder.failure()
+        raise hook.failure()
     sides: dict[bool, list[str]] = {True: [], False: []}
     for (_, height, width), chosen in swap.layers:
         sides[chosen].append(f"{height} x {width}")

@@ -1,6 +1,6 @@
-"""A registered sampler at work in a fork's module: it chooses and gathers, the module's own layers project.
+"""A registered sampler inside a fork's module: it chooses and gathers, the module's own layers project.
 
-Whatever a fork changed in its sampler beside the sampling itself stays in force: its constructor, how it makes its MLPs
+Everything in the fork's sampler except the sampling itself is kept: its constructor, how it makes its MLPs
 (:func:`make_heads`), the MLPs, a second head, its normalisation.
 """
 
@@ -21,6 +21,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.forks.calls import Call
 from qsattn_plugin.forks.ids import positions, route_of, with_route
 from qsattn_plugin.registry import create, find
+from qsattn_plugin.registry.interfaces import attentive_layers
 
 #: The layers of CUT's own head, and those of a second one that some forks have.
 _USUAL_HEAD = re.compile(r"(mlp|prj)_\d+")
@@ -29,22 +30,22 @@ __all__ = ["ForkWarning", "Swap", "make_heads"]
 
 
 class ForkWarning(UserWarning):
-    """A fork got less than it was promised."""
+    """The swap does less in this fork than it should."""
 
 
 class Swap:
-    """A registered sampler that does the work of a fork's own.
+    """A registered sampler in place of a fork's own.
 
     Args:
         sampler: Its registered name.
-        arguments: Its arguments. ``queries`` is best left out: it is the number that the fork asks for.
+        arguments: Its arguments. Leave ``queries`` out: it is the number that the fork asks for.
 
     Attributes:
-        counts: How often positions were "chosen", "given", and given but "lost" their route.
-        layers: (C, H, W) of each feature map of the fullest choice, and whether attention chose there.
+        counts: How often positions were "chosen" and "given", and how many were given but had "lost" their route.
+        layers: For the call with the most feature maps: (C, H, W) of each, and whether attention chose its positions.
 
     Raises:
-        UserError: there is no such sampler, or it does not take such arguments.
+        UserError: there is no such sampler, or it does not take these arguments.
     """
 
     def __init__(self, sampler: str = "qsattn_global", **arguments: Any):
@@ -56,12 +57,12 @@ class Swap:
         self.sampler(256)
 
     def __deepcopy__(self, memo: dict) -> Swap:
-        return self  # a module's copies count together
+        return self  # copies of a module share their counts
 
     def sampler(self, count: int, layer: int | None = None) -> Any:
-        """Return the sampler for that many positions (or for as many as was set).
+        """Return the sampler for ``count`` positions, or for the ``queries`` that were set.
 
-        ``layer`` is the number of the only feature map that it will see, where it is one of several.
+        ``layer`` is the index of the feature map where the fork passes only one of several.
         """
         if (count, layer) not in self._samplers:
             takes = find("sampler", self.name).signature.parameters
@@ -77,7 +78,7 @@ class Swap:
         return self._samplers[count, layer]
 
     def __call__(self, module: nn.Module, call: Call) -> tuple:
-        """Return what the fork's sampler ``module`` is to return for the call."""
+        """Return the result of the call in place of the fork's sampler ``module``."""
         if call.count < 0:
             return call.own(call.features)
         make_heads(module, call.features)
@@ -116,18 +117,17 @@ class Swap:
             want = min(call.count, feature.shape[-2] * feature.shape[-1])
             if route.queries.shape[1] != want:
                 raise UserError(
-                    f"sampler {self.name!r} chose {route.queries.shape[1]} positions of feature map {index}, and the "
-                    f"fork's loss needs exactly {want}: take another sampler, or a --num_patches that this one can meet"
+                    f"sampler {self.name!r} chose {route.queries.shape[1]} positions of feature map {index}, but the "
+                    f"fork's loss needs exactly {want}: use another sampler, or another --num_patches"
                 )
         self.counts["chosen"] += 1
-        if len(routes) >= len(self.layers):  # a fork may also ask for one layer alone, which says less
-            attentive = getattr(sampler, "attentive", lambda features, names: [True] * len(features))
-            flags = attentive(call.features, [str(i) for i in range(len(routes))])
+        if len(routes) >= len(self.layers):  # a fork may also ask for a single layer
+            flags = attentive_layers(sampler, call.features, [str(i) for i in range(len(routes))])
             self.layers = [(tuple(f.shape[1:]), flag) for f, flag in zip(call.features, flags, strict=True)]
         return routes
 
     def _given(self, call: Call) -> list[Route]:
-        """Return the routes that the ids carry; where they carry none, the rows or at least the places are taken."""
+        """Return the routes that the ids carry; without one, a route made of the rows, or of the positions alone."""
         self.counts["given"] += 1
         routes = []
         for index, (ids, feature) in enumerate(zip(call.ids, call.features, strict=True)):
@@ -141,32 +141,32 @@ class Swap:
                 routes.append(AttentionRoute(rows, queries, shape))
             else:
                 routes.append(PointRoute(positions(ids, feature), shape))
-                self._say_lost()
+                self._warn_lost()
         return routes
 
-    def _say_lost(self) -> None:
+    def _warn_lost(self) -> None:
         self.counts["lost"] += 1
         if self.counts["lost"] == 1:
             warnings.warn(
                 "patch ids came without their route (they are not ours, or were copied between devices): the features "
-                "are gathered at these positions, without attention; this is said once",
+                "are gathered at these positions, without attention; this warning is shown once",
                 ForkWarning,
                 stacklevel=2,
             )
 
 
 def make_heads(module: nn.Module, features: list[Tensor]) -> None:
-    """Let the module make its MLPs, where the features are, if it makes them at the first call."""
+    """Let a module that makes its MLPs at the first call make them now, on the device of the features."""
     if not getattr(module, "use_mlp", False) or getattr(module, "mlp_init", hasattr(module, "mlp_0")):
         return
     for make in (getattr(module, name, None) for name in ("create_mlp", "create_prj")):
         if make is None:
             continue
-        with _cuda_means(features[0].device):
+        with _redirect_cuda(features[0].device):
             try:
                 make(features)
             except (TypeError, AttributeError) as error:
-                try:  # perhaps it takes the numbers of channels
+                try:  # it may take the numbers of channels
                     make([f.shape[1] for f in features])
                 except Exception:
                     raise error from None
@@ -174,8 +174,8 @@ def make_heads(module: nn.Module, features: list[Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def _cuda_means(device: torch.device) -> Iterator[None]:
-    """Let ``module.cuda()``, which several forks call whatever the device, move to the features' device."""
+def _redirect_cuda(device: torch.device) -> Iterator[None]:
+    """Let ``module.cuda()``, which several forks call unconditionally, move modules to ``device``."""
     usual = nn.Module.cuda
     nn.Module.cuda = lambda self, *_: self.to(device)
     try:
@@ -185,11 +185,11 @@ def _cuda_means(device: torch.device) -> Iterator[None]:
 
 
 def _maps(module: nn.Module, call: Call) -> list[Tensor]:
-    """Return the heads' output at every position, (B, C', H, W) each."""
+    """Return the output of the heads at every position, (B, C', H, W) each."""
     maps = []
     for index, feature in enumerate(call.features):
         batch, _, height, width = feature.shape
-        # Gathered as any positions are, because then the gradient lies in memory as the features do (see routes).
+        # Gathered by a route, so that the gradient has the memory layout of the features (see AttentionRoute).
         every = torch.arange(height * width, device=feature.device).expand(batch, -1)
         out = _head(module, call, index, PointRoute(every, (height, width))(feature), feature)
         maps.append(out.unflatten(0, (batch, height, width)).permute(0, 3, 1, 2).contiguous())
@@ -197,9 +197,9 @@ def _maps(module: nn.Module, call: Call) -> list[Tensor]:
 
 
 def _has_own_head(module: nn.Module, call: Call) -> bool:
-    """Whether the module projects, or may be about to make what projects, by other layers than ``mlp_%d``.
+    """Return whether the module projects, or may later project, by other layers than ``mlp_%d``.
 
-    Its own function then does it, on the routed features. Where a call wants more than rows and ids it is not asked.
+    Its own function then projects the routed features, unless the call asks for more than features and ids.
     """
     if call.wants_rows or call.return_all or call.prj or call.choice is not None or not call.use_mlp:
         return False
@@ -208,7 +208,7 @@ def _has_own_head(module: nn.Module, call: Call) -> bool:
 
 
 def _head(module: nn.Module, call: Call, index: int, routed: Tensor, feature: Tensor) -> Tensor:
-    """Project routed features (B, N, C) by the module's own layers to unit rows (B * N, C')."""
+    """Return routed features (B, N, C), projected by the module's own layers to unit rows (B * N, C')."""
     out = routed.flatten(0, 1).to(feature.dtype)
     number = index if call.choice is None else call.choice
     if getattr(module, "use_mlp", False) and call.use_mlp:

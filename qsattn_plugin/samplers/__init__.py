@@ -1,4 +1,4 @@
-"""Where the contrastive loss looks: random positions (CUT), query-selected attention (QS-Attn), a grid, a mixture."""
+"""Samplers choose the queries of the contrastive loss: random (CUT), by attention (QS-Attn), a grid, a mixture."""
 
 from qsattn_plugin.samplers.points import GridSampler, RandomSampler, Sampler
 from qsattn_plugin.samplers.qsattn import AttendsNowhere, MixtureSampler, QSAttnSampler

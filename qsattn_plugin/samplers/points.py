@@ -1,4 +1,4 @@
-"""Samplers: where the contrastive loss looks. Here the base class, CUT's random positions and a regular grid."""
+"""The base class of samplers, and those without attention: CUT's random positions and a regular grid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sampler:
     """Base class: calls :meth:`choose_one` for each layer.
 
     Args:
-        queries: N, how many positions of each map.
+        queries: N, the number of positions of each feature map.
     """
 
     def __init__(self, queries: int = 256):
@@ -36,24 +36,24 @@ class Sampler:
         generator: torch.Generator | None = None,
         observe: bool = False,
     ) -> list[Route]:
-        """Choose one route a layer.
+        """Return one route per layer.
 
         Args:
             features: the source's feature maps, (B, C, H, W) each.
             taps: their names, in the same order; None numbers them 0, 1, ...
             generator: for random draws, on the features' device or the CPU; None is torch's global one.
-            observe: also measure what attention does, for the log: ``largest_probability`` and ``entropy_q00`` to
+            observe: also measure the attention, for the log: ``largest_probability`` and ``entropy_q00`` to
                 ``entropy_q100`` in the ``stats`` of attentive routes.
 
         Returns:
-            The routes. ``stats["nonfinite"]`` tells whether a layer's source features held an inf or a nan.
+            The routes. ``stats["nonfinite"]`` is true where a layer's source features hold an inf or a nan.
 
         Raises:
-            UserError: the sampler is set to a tap that is not among ``taps``.
+            UserError: the sampler names a tap that is not among ``taps``.
         """
         names = [str(t) for t in (range(len(features)) if taps is None else taps)]
         if len(names) != len(features):
-            raise UserError(f"{len(features)} feature maps were given with {len(names)} tap names: {', '.join(names)}")
+            raise UserError(f"got {len(features)} feature maps, but {len(names)} tap names: {', '.join(names)}")
         attentive = self.attentive(features, names)
         routes = []
         for one, attends in zip(features, attentive, strict=True):
@@ -64,26 +64,30 @@ class Sampler:
         return routes
 
     def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
-        """Return for each layer whether :meth:`choose_one` decides it; the others' positions are random."""
+        """Return for each layer whether :meth:`choose_one` chooses its route; the others get random positions.
+
+        Raises:
+            UserError: the sampler names a tap that is not among ``taps``.
+        """
         return [True] * len(features)
 
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
-        """Choose the route of one layer."""
+        """Return the route of one layer with features (B, C, H, W)."""
         raise NotImplementedError
 
     def random_route(self, features: Tensor, generator: torch.Generator | None) -> Route:
-        """Return a route of random positions of the features (B, C, H, W), each image its own, none twice."""
+        """Return a route of random positions of the features (B, C, H, W): different for each image, none twice."""
         return PointRoute(select_queries(uniform(features, generator), self.queries), features.shape[-2:])
 
 
 @register("sampler", "random", tags=("cut",))
 class RandomSampler(Sampler):
-    """Random positions, each image its own, none twice: what CUT does for batches of one.
+    """Random positions, different for each image, none twice: what CUT does for batches of one.
 
     CUT draws one list for all images of a larger batch.
 
     Args:
-        queries: how many positions of each map.
+        queries: number of positions of each feature map.
     """
 
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
@@ -95,7 +99,7 @@ class GridSampler(Sampler):
     """A regular grid of positions, the same in every image and step.
 
     Args:
-        queries: at most how many positions of each map; the grid takes as many as fit its rows and columns.
+        queries: largest number of positions of each feature map; the grid has as many as fit its rows and columns.
     """
 
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
@@ -104,7 +108,7 @@ class GridSampler(Sampler):
         columns = min(width, self.queries // rows)
         rows = min(height, self.queries // columns)
         y, x = (
-            (2 * torch.arange(n, device=features.device) + 1) * size // (2 * n)  # the middles of n equal parts
+            (2 * torch.arange(n, device=features.device) + 1) * size // (2 * n)  # the centres of n equal parts
             for n, size in ((rows, height), (columns, width))
         )
         queries = (y.unsqueeze(1) * width + x).flatten()

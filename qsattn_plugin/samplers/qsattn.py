@@ -1,6 +1,6 @@
-"""Where the contrastive loss looks: random positions (CUT), query-selected attention (QS-Attn), a grid, a mixture.
+"""Samplers with query-selected attention: the paper's three, and a mixture with random positions.
 
-A sampler looks at the source's features and chooses one route a layer::
+A sampler reads the source's features and chooses one route per layer::
 
     routes = sampler.choose(source_features, taps=[0, 4, 8, 12, 16])
     anchors = [route(f) for route, f in zip(routes, fake_features)]          # (B, N, C) each
@@ -11,9 +11,11 @@ Samplers have no parameters and keep no state.
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,19 +24,17 @@ from qsattn_plugin.attention import GlobalAttention, LocalAttention, select_quer
 from qsattn_plugin.attention.routes import OwnRoute, PointRoute, Route
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, find, register
-from qsattn_plugin.samplers.points import GridSampler, RandomSampler, Sampler
+from qsattn_plugin.samplers.points import Sampler
 from qsattn_plugin.samplers.significance import uniform
 
-__all__ = ["AttendsNowhere", "GridSampler", "MixtureSampler", "QSAttnSampler", "RandomSampler", "Sampler"]
+__all__ = ["AttendsNowhere", "MixtureSampler", "QSAttnSampler"]
 
-#: Without ``taps``, maps of at most this many positions are attended to: the reference's two deepest at 256 x 256.
+#: Without ``taps``, maps of at most this many positions get attention: the reference's two deepest at 256 x 256.
 POSITIONS = 64 * 64
-
-Taps = tuple[int | str, ...] | Literal["all"] | None
 
 
 class AttendsNowhere(UserWarning):
-    """Query-selected attention that looks at no layer, as all are larger than it was told to look at."""
+    """Query-selected attention is used on no layer: every feature map is larger than ``positions``."""
 
 
 class QSAttnSampler(Sampler):
@@ -42,35 +42,36 @@ class QSAttnSampler(Sampler):
 
     Args:
         attention: "global", "local" (within a window), or "local_global" (the window selects, the global row routes).
+        queries: N, the number of positions of each feature map.
+        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions. The queries of
+            the other layers are random.
+        positions: size of the largest feature map with attention where no taps are named; the default selects the two
+            deepest taps at 256 pixels, as the reference does.
+        window: side of the local window, odd.
         significance: registered name of what ranks positions: "entropy", "max_probability", "norm", "random".
         routing: "cross" (the source's rows route both domains), "own" (each domain's features make their own rows at
-            the source's queries), or "select" (the queries' own places are gathered).
-        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions. The others'
-            queries are random.
-        queries: N, how many positions of each map.
-        window: the local window's side, odd.
+            the source's queries), or "select" (the features at the queries are gathered, without attention).
         scale: factor on the dot products; the paper's is 1.
         detach: no gradient flows through the rows into the source's features.
         tile: rows of global attention at a time; None adapts it to the device.
-        positions: how large a map may be that is attended to where no taps are named; the default takes the two deepest
-            taps at 256 pixels, as the reference does.
 
     Raises:
-        ValueError: an argument out of its range; the message begins with the argument's name.
+        ValueError: an argument is out of its range; the message begins with the argument's name.
     """
 
     def __init__(
         self,
+        *,
         attention: Literal["global", "local", "local_global"] = "global",
+        queries: int = 256,
+        taps: tuple[int | str, ...] | Literal["all"] | None = None,
+        positions: int = POSITIONS,
+        window: int = 7,
         significance: str = "entropy",
         routing: Literal["cross", "own", "select"] = "cross",
-        taps: Taps = None,
-        queries: int = 256,
-        window: int = 7,
         scale: float = 1.0,
         detach: bool = False,
         tile: int | None = None,
-        positions: int = POSITIONS,
     ):
         super().__init__(queries)
         if positions < 1:
@@ -105,7 +106,7 @@ class QSAttnSampler(Sampler):
                 smallest = min(f.shape[-2] * f.shape[-1] for f in features)
                 warnings.warn(
                     f"no feature map has at most {self.positions} positions (the smallest has {smallest}): all queries "
-                    f"are random, which is CUT. Name the sampler's taps, or set its positions",
+                    f"are random, as in CUT. Name the sampler's taps, or set its positions",
                     AttendsNowhere,
                     stacklevel=2,
                 )
@@ -116,7 +117,7 @@ class QSAttnSampler(Sampler):
         for name in wanted:
             if name not in taps:
                 raise UserError(
-                    f"taps: the sampler is to attend to tap {name}, but the encoder gives the taps "
+                    f"taps: the sampler names tap {name}, but the encoder has the taps "
                     f"{', '.join(taps)}{'' if name.isdigit() else nearest(name, taps)}"
                 )
         return [name in wanted for name in taps]
@@ -150,41 +151,40 @@ class QSAttnSampler(Sampler):
         return {"largest_probability": rows.amax(dim=-1).mean(), **stats}
 
 
+def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type[QSAttnSampler]]:
+    """Return a class decorator that gives a subclass the arguments of QSAttnSampler, except those it fixes.
+
+    They take the place of ``**arguments`` in its signature, and their texts go to the end of its docstring.
+    """
+    texts = re.split(r"^    (?=\w+: )", inspect.cleandoc(QSAttnSampler.__doc__ or "").split("\n\n")[1], flags=re.M)[1:]
+    shared = "".join(f"    {text}" for text in texts if text.partition(":")[0] not in fixed).rstrip()
+
+    def complete(subclass: type[QSAttnSampler]) -> type[QSAttnSampler]:
+        own = inspect.signature(subclass.__init__, eval_str=True)
+        base = inspect.signature(QSAttnSampler, eval_str=True)
+        parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        parameters += [p for name, p in base.parameters.items() if name not in fixed]
+        subclass.__init__.__signature__ = own.replace(parameters=parameters)
+        doc = inspect.cleandoc(subclass.__doc__ or "")
+        subclass.__doc__ = f"{doc}\n{shared}" if "Args:" in doc else f"{doc}\n\nArgs:\n{shared}"
+        return subclass
+
+    return complete
+
+
 @register("sampler", "mixture", tags=("qsattn",))
+@_with_arguments_of_base()
 class MixtureSampler(QSAttnSampler):
     """Significant positions and random ones side by side, all routed by attention.
 
     Args:
-        share: the significant positions' part of the queries, 0 to 1.
-        attention: see QSAttnSampler: "global", "local" or "local_global".
-        significance: what ranks positions: "entropy", "max_probability", "norm", "random".
-        routing: "cross", "own" or "select".
-        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
-        positions: how large a map may be that is attended to where no taps are named.
-        queries: how many positions of each map, significant and random.
-        window: the local window's side, odd.
-        scale: factor on the dot products.
-        detach: no gradient flows through the rows into the source's features.
-        tile: rows of global attention at a time; None adapts it to the device.
+        share: share of the significant positions in the queries, 0 to 1.
     """
 
-    def __init__(
-        self,
-        share: float = 0.5,
-        attention: Literal["global", "local", "local_global"] = "global",
-        significance: str = "entropy",
-        routing: Literal["cross", "own", "select"] = "cross",
-        taps: Taps = None,
-        positions: int = POSITIONS,
-        queries: int = 256,
-        window: int = 7,
-        scale: float = 1.0,
-        detach: bool = False,
-        tile: int | None = None,
-    ):
+    def __init__(self, *, share: float = 0.5, **arguments: Any):
         if not 0 <= share <= 1:
             raise ValueError(f"share: must lie between 0 and 1, got {share}")
-        super().__init__(attention, significance, routing, taps, queries, window, scale, detach, tile, positions)
+        super().__init__(**arguments)
         self.share = share
 
     def select(self, significance: Tensor, features: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -199,89 +199,27 @@ class MixtureSampler(QSAttnSampler):
 
 
 @register("sampler", "qsattn_global", tags=("qsattn", "paper"))
+@_with_arguments_of_base("attention", "window")
 class GlobalSampler(QSAttnSampler):
-    """QS-Attn with global attention: entropy of the whole row selects, and the row routes.
+    """QS-Attn with global attention: entropy of the whole row selects, and the row routes."""
 
-    Args:
-        queries: how many positions of each map.
-        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
-        positions: how large a map may be that is attended to where no taps are named.
-        significance: what ranks positions: "entropy", "max_probability", "norm", "random".
-        routing: "cross" (the source's rows route both domains), "own" or "select".
-        scale: factor on the dot products; the paper's is 1.
-        detach: no gradient flows through the rows into the source's features.
-        tile: rows at a time; None adapts it to the device.
-    """
-
-    def __init__(
-        self,
-        queries: int = 256,
-        taps: Taps = None,
-        positions: int = POSITIONS,
-        significance: str = "entropy",
-        routing: Literal["cross", "own", "select"] = "cross",
-        scale: float = 1.0,
-        detach: bool = False,
-        tile: int | None = None,
-    ):
-        super().__init__("global", significance, routing, taps, queries, 7, scale, detach, tile, positions)
+    def __init__(self, **arguments: Any):
+        super().__init__(attention="global", window=7, **arguments)
 
 
 @register("sampler", "qsattn_local", tags=("qsattn", "paper"))
+@_with_arguments_of_base("attention", "tile")
 class LocalSampler(QSAttnSampler):
-    """QS-Attn with local attention: entropy within a window selects, and the window routes.
+    """QS-Attn with local attention: entropy within a window selects, and the window routes."""
 
-    Args:
-        queries: how many positions of each map.
-        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
-        positions: how large a map may be that is attended to where no taps are named.
-        window: the window's side, odd.
-        significance: what ranks positions: "entropy", "max_probability", "norm", "random".
-        routing: "cross" (the source's rows route both domains), "own" or "select".
-        scale: factor on the dot products; the paper's is 1.
-        detach: no gradient flows through the rows into the source's features.
-    """
-
-    def __init__(
-        self,
-        queries: int = 256,
-        taps: Taps = None,
-        positions: int = POSITIONS,
-        window: int = 7,
-        significance: str = "entropy",
-        routing: Literal["cross", "own", "select"] = "cross",
-        scale: float = 1.0,
-        detach: bool = False,
-    ):
-        super().__init__("local", significance, routing, taps, queries, window, scale, detach, None, positions)
+    def __init__(self, **arguments: Any):
+        super().__init__(attention="local", tile=None, **arguments)
 
 
 @register("sampler", "qsattn_local_global", tags=("qsattn", "paper"))
+@_with_arguments_of_base("attention")
 class LocalGlobalSampler(QSAttnSampler):
-    """QS-Attn with both: entropy within a window selects, and the global row routes.
+    """QS-Attn with both: entropy within a window selects, and the global row routes."""
 
-    Args:
-        queries: how many positions of each map.
-        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions.
-        positions: how large a map may be that is attended to where no taps are named.
-        window: the window's side, odd.
-        significance: what ranks positions: "entropy", "max_probability", "norm", "random".
-        routing: "cross" (the source's rows route both domains), "own" or "select".
-        scale: factor on the dot products; the paper's is 1.
-        detach: no gradient flows through the rows into the source's features.
-        tile: rows at a time; None adapts it to the device.
-    """
-
-    def __init__(
-        self,
-        queries: int = 256,
-        taps: Taps = None,
-        positions: int = POSITIONS,
-        window: int = 7,
-        significance: str = "entropy",
-        routing: Literal["cross", "own", "select"] = "cross",
-        scale: float = 1.0,
-        detach: bool = False,
-        tile: int | None = None,
-    ):
-        super().__init__("local_global", significance, routing, taps, queries, window, scale, detach, tile, positions)
+    def __init__(self, **arguments: Any):
+        super().__init__(attention="local_global", **arguments)

@@ -1,8 +1,8 @@
-"""What makes a position significant: registered functions of a source feature map, larger is more significant.
+"""Measures of significance: registered functions of a source feature map; larger is more significant.
 
 A significance is ``fn(features (B, C, H, W), attention, generator=None) -> (B, HW)``; ``attention`` is the sampler's
 :class:`~qsattn_plugin.attention.GlobalAttention` or :class:`~qsattn_plugin.attention.LocalAttention`, ``generator`` the
-random generator of the run. It is called without gradient. A new one is registered and then named in a recipe::
+random generator of the run. It is called without gradient. A recipe can name a new one once it is registered::
 
     @register("significance", "variance")
     def variance(features, attention, generator=None):
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qsattn_plugin.attention import GlobalAttention, LocalAttention
-from qsattn_plugin.attention.entropy import wide
+from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import send
 from qsattn_plugin.registry import register
 
@@ -44,21 +44,21 @@ def norm(
     features: Tensor, attention: GlobalAttention | LocalAttention, generator: torch.Generator | None = None
 ) -> Tensor:
     """Large Euclidean norm of the features, (B, HW), without attention."""
-    return wide(features).flatten(2).norm(dim=1)
+    return at_least_float32(features).flatten(2).norm(dim=1)
 
 
 @register("significance", "random")
 def random(
     features: Tensor, attention: GlobalAttention | LocalAttention, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Any position as likely as any other, drawn anew for each image, (B, HW) in [0, 1)."""
+    """All positions equally likely, drawn anew for each image, (B, HW) in [0, 1)."""
     return uniform(features, generator)
 
 
 def uniform(features: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return a random number in [0, 1) for each position of the features (B, C, H, W): (B, HW), on their device.
+    """Return uniform random numbers in [0, 1), (B, HW), one for each position of the features (B, C, H, W).
 
-    It is drawn on the generator's own device, so that a CPU generator gives the same numbers for every device.
+    They are drawn on the generator's device, so that a CPU generator gives the same numbers for every device.
     """
     shape = (features.shape[0], features.shape[2] * features.shape[3])
     device = features.device if generator is None else generator.device

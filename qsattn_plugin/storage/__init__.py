@@ -1,8 +1,7 @@
-"""Files of tensors that are whole or not there: safetensors with one JSON document beside the tensors.
+"""Atomic files, and files of tensors: safetensors with one JSON document in the metadata.
 
-Everything this package saves goes through here: checkpoints, weights for translation, published generators. Nothing is
-unpickled. safetensors orders several metadata keys at random, so the document is one key and equal contents give equal
-bytes.
+Checkpoints, weights for translation and published generators are written here. Nothing is unpickled. safetensors orders
+several metadata keys at random, so the document is a single key, and equal contents give equal bytes.
 """
 
 from __future__ import annotations
@@ -25,31 +24,31 @@ _KEY = "qsattn"
 
 
 class DamagedFile(UserError):
-    """A file that is not what it should be: cut short, not safetensors, or without this package's document."""
+    """A file is damaged: truncated, not safetensors, or without this package's document."""
 
 
 class WriteFailed(UserError, OSError):
-    """A file could not be written; what stood at its place before still stands there."""
+    """A file could not be written; an earlier file of that name is unchanged."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, and put it in ``path``'s place when all of it is on disk.
+    """Yield a temporary path beside ``path`` to write to, and rename it to ``path`` once it is complete on disk.
 
     Raises:
-        WriteFailed: the disk is full, the folder read-only, ...; nothing is left behind and ``path`` is untouched.
+        WriteFailed: the disk is full, the folder read-only, ...; the temporary file is gone and ``path`` unchanged.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A part of the name alone: that may be as long as names can be.
+        # Only a part of the name, which may have the maximum length already.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
         os.close(handle)
         temporary = Path(name)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; people share runs.
+        # mkstemp makes files private, but runs are shared.
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -75,13 +74,13 @@ def _umask() -> int:
 
 
 def may_write(folder: Path) -> bool:
-    """Return whether files can be made in a folder, or it be made in the nearest one above that is there."""
+    """Return whether files can be created in a folder, or the folder itself in its nearest existing parent."""
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
     return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
+    """Write a text file atomically.
 
     Raises:
         WriteFailed: it could not be written.
@@ -91,21 +90,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-able document to ``path``, whole or not at all.
+    """Write tensors and a JSON-serialisable document to ``path`` atomically.
 
     Raises:
         WriteFailed: it could not be written.
     """
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # safetensors refuses tensors that share memory; a copy of each is what loading gives anyway.
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # safetensors refuses tensors that share memory; loading gives copies in any case.
     seen: set[int] = set()
-    for name, tensor in plain.items():
+    for name, tensor in copies.items():
         address = tensor.untyped_storage().data_ptr()
         if address in seen:
-            plain[name] = tensor.clone()
+            copies[name] = tensor.clone()
         seen.add(address)
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata={_KEY: json.dumps(document, sort_keys=True)})
+        save_file(copies, temporary, metadata={_KEY: json.dumps(document, sort_keys=True)})
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -113,18 +112,18 @@ def read_document(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: there is no such file.
-        DamagedFile: it is not one of this package's.
+        DamagedFile: it is damaged or was not written by this package.
     """
     with _open(path) as file:
         return _document(path, file)
 
 
 def load_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors whose name starts with ``prefix`` (which is cut off), on the CPU, and the document.
+    """Return the tensors whose names start with ``prefix`` (without it), on the CPU, and the document.
 
     Raises:
         UserError: there is no such file.
-        DamagedFile: it is cut short or not one of this package's.
+        DamagedFile: it is damaged or was not written by this package.
     """
     with _open(path) as file:
         document = _document(path, file)

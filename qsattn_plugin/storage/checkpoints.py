@@ -1,4 +1,4 @@
-"""Checkpoints of a run: one safetensors file each, the newest few and the best kept."""
+"""Checkpoints of a run: one safetensors file each; the newest few and the best are kept."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Checkpoints:
     """The checkpoints in one folder, by step.
 
     Args:
-        folder: made when the first is written.
-        keep: how many of the newest stay.
+        folder: created when the first checkpoint is written.
+        keep: number of the newest checkpoints to keep.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -27,21 +27,25 @@ class Checkpoints:
         self.keep = keep
 
     def steps(self) -> list[int]:
-        """Return the steps there are checkpoints of, oldest first."""
+        """Return the steps of all checkpoints, oldest first."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*.safetensors") if path.is_file())
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Return where the checkpoint of ``step`` lies or would lie."""
+        """Return the path of the checkpoint of ``step``, which need not exist."""
         return self.folder / f"step-{step:09d}.safetensors"
 
     def files(self) -> list[Path]:
-        """Return all that there are: those by step, and the best."""
+        """Return the files of all checkpoints: those by step, and the best."""
         return [*map(self.path, self.steps()), *([self.best] if self.best.exists() else [])]
 
     @staticmethod
     def step_of(path: Path) -> int:
-        """Return the step that a checkpoint's file name says."""
+        """Return the step in the name of a checkpoint's file.
+
+        Raises:
+            ValueError: the file does not have the name of a checkpoint.
+        """
         match = _NAME.fullmatch(path.name)
         if match is None:
             raise ValueError(f"path: {path.name} is not named as a checkpoint")
@@ -66,12 +70,12 @@ class Checkpoints:
                 stale.unlink(missing_ok=True)
 
     def prune(self, step: int) -> None:
-        """Delete those of the checkpoints up to ``step``, which is known to be whole, that are too many."""
+        """Delete all but the newest ``keep`` of the checkpoints up to ``step``, which is known to be complete."""
         for old in [s for s in self.steps() if s <= step][: -self.keep]:
             self.path(old).unlink(missing_ok=True)
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """Return the newest checkpoint that is whole, and a sentence for each newer one that is damaged."""
+        """Return the newest checkpoint that is not damaged, and a message for each newer one that is."""
         damaged = []
         for step in reversed(self.steps()):
             try:
@@ -86,25 +90,25 @@ class Checkpoints:
 
     @property
     def best(self) -> Path:
-        """Where the weights with the best score lie or would lie."""
+        """The path of the weights with the best score, which need not exist."""
         return self.folder / "best.safetensors"
 
     def save_best(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> Path:
-        """Write the weights with the best score in place of those before; ``keep`` does not count them.
+        """Write the weights with the best score, in place of the previous ones; ``keep`` does not count them.
 
         Args:
-            step: that they are from.
+            step: the step of the weights.
             tensors: as for :meth:`save`.
-            document: has under "best" what makes them the best.
+            document: holds the score under "best".
 
         Raises:
-            WriteFailed: they could not be written; those before are still there.
+            WriteFailed: they could not be written; the previous ones are unchanged.
         """
         save_tensors(self.best, tensors, {**document, "step": step})
         return self.best
 
     def best_of(self) -> dict[str, Any]:
-        """Return what the document of the best weights says under "best"; nothing where there are none to read."""
+        """Return the score of the best weights, ``document["best"]``; {} where there are none to read."""
         try:
             return read_document(self.best).get("best", {})
         except UserError:  # also a damaged file: the next evaluation replaces it

@@ -1,7 +1,7 @@
-"""A file from the web, whole and checked or not there: interrupted transfers carry on where they stopped.
+"""Download files from the web: interrupted transfers are resumed, checksums compared.
 
-What has arrived lies in ``NAME.part``, beside it in ``NAME.part.json`` which version of the file it belongs to. Only a
-complete file whose checksum agrees gets its name.
+The partial file is ``NAME.part``; ``NAME.part.json`` says which version of the file it belongs to. Only a complete file
+with the right checksum is renamed to ``NAME``.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from typing import IO, Any
 
 from qsattn_plugin.errors import UserError
 
-__all__ = ["DownloadFailed", "Progress", "checksum", "download"]
+__all__ = ["DownloadFailed", "ProgressCallback", "checksum", "download"]
 
-#: Called with the bytes that are there and the bytes there will be, or None where the server does not say.
-Progress = Callable[[int, int | None], None]
+#: Called with the bytes that have arrived and the size of the file, or None where the server does not tell it.
+ProgressCallback = Callable[[int, int | None], None]
 
 _CHUNK = 1 << 18
-#: Seconds after which it is seen whether another process is done with the same file.
-_LOOK_AGAIN = 0.2
-#: Answers that another try may change: the server is busy, or something between is.
-_PASSING = (408, 425, 429, 500, 502, 503, 504)
+#: Seconds between two checks whether another process has finished the same download.
+_POLL = 0.2
+#: Status codes after which a retry may succeed: the server or a proxy is busy.
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
 class DownloadFailed(UserError):
-    """A file could not be had from the web."""
+    """A file could not be downloaded."""
 
 
 class _Interrupted(Exception):
-    """The transfer failed, and another try may not. ``connected``: the server was reached before."""
+    """The transfer failed, and a retry may succeed. ``connected``: the server was reached."""
 
     def __init__(self, reason: str, connected: bool = True):
         super().__init__(reason)
@@ -60,24 +60,24 @@ def download(
     url: str,
     path: Path,
     sha256: str | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: ProgressCallback = lambda done, total: None,
     attempts: int = 6,
     wait: float = 1.0,
     timeout: float = 30.0,
 ) -> str:
     """Download ``url`` to ``path`` and return its SHA-256.
 
-    Interrupted, it is tried again, each time from the byte where it stopped, or from the start where the server cannot
-    do that or has another version by now. What has arrived stays for the next call. While another process is at the
-    same file, this one waits: it takes what the other has got, or carries on if that one gave up.
+    An interrupted transfer is retried from the byte where it stopped, or from the start where the server does not
+    support that or has another version of the file. The partial file is kept for the next call. While another process
+    downloads the same file, this one waits: it uses the other's result, or resumes if the other gave up.
 
     Args:
         url: http or https; a redirection may not leave these two, nor go from https to http.
-        path: where the file goes; folders are made, an existing file is replaced at the end.
-        sha256: what the checksum must be; None takes any file.
+        path: target; folders are created, an existing file is replaced at the end.
+        sha256: the expected checksum; None accepts any file.
         progress: called as bytes arrive.
-        attempts: how often the server is asked at most.
-        wait: seconds before the second try; each further wait is twice as long, 30 seconds at most.
+        attempts: maximum number of requests.
+        wait: seconds before the second attempt; each further wait is twice as long, at most 30 seconds.
         timeout: seconds without a byte after which a connection counts as interrupted.
 
     Raises:
@@ -100,19 +100,19 @@ def download(
                 break
             except _Interrupted as error:
                 reached = reached or error.connected
-                # Where nothing was ever reached there is no network: waiting for it would only look like hanging.
+                # Without any connection so far there is no network, and waiting would look like a hang.
                 if attempt == attempts or not reached:
                     kept = file.seek(0, os.SEEK_END)
-                    more = f"; {kept:,} bytes have arrived, and the same command carries on from there" if kept else ""
+                    more = f"; {kept:,} bytes have arrived, and the same command resumes from there" if kept else ""
                     raise DownloadFailed(f"{url} could not be downloaded: {error}{more}") from error
                 time.sleep(min(wait * 2 ** (attempt - 1), 30))
         found = checksum(part)
         if sha256 is not None and found != sha256:
             _Note(part).forget()
-            part.unlink()  # no use to carry on from
+            part.unlink()  # nothing to resume from
             raise DownloadFailed(
                 f"{url} has the wrong checksum: its SHA-256 should be {sha256} and is {found}. Either the file there "
-                "has changed, or something on the way changed it; what arrived was deleted"
+                "has changed, or it was changed on the way; the download was deleted"
             )
         os.fsync(file.fileno())
         os.replace(part, path)
@@ -121,13 +121,13 @@ def download(
 
 
 @contextmanager
-def _alone(part: Path, path: Path, progress: Progress) -> Iterator[tuple[IO[bytes], bool]]:
-    """Open the partial file for this process alone; also whether another one made the whole file while this waited."""
+def _alone(part: Path, path: Path, progress: ProgressCallback) -> Iterator[tuple[IO[bytes], bool]]:
+    """Yield the partial file, locked, and whether another process completed the file while this one waited."""
     before = _version(path)
     while (file := _locked(part)) is None:
-        with contextlib.suppress(FileNotFoundError):  # finished just now
+        with contextlib.suppress(FileNotFoundError):  # the other process has just finished
             progress(part.stat().st_size, None)
-        time.sleep(_LOOK_AGAIN)
+        time.sleep(_POLL)
     with file:
         try:
             yield file, _version(path) not in (None, before)
@@ -138,7 +138,7 @@ def _alone(part: Path, path: Path, progress: Progress) -> Iterator[tuple[IO[byte
 
 
 def _locked(part: Path) -> IO[bytes] | None:
-    """Open the partial file, locked; None while another process has it, or if it lost its name in between."""
+    """Return the partial file, locked; None while another process holds it, or if it was renamed in between."""
     with contextlib.ExitStack() as closing:
         file = closing.enter_context(open(part, "ab"))
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
@@ -150,7 +150,7 @@ def _locked(part: Path) -> IO[bytes] | None:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """What tells a file from the one that replaces it; None if there is none."""
+    """Return inode and modification time, which change when a file is replaced; None if there is no file."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
@@ -159,13 +159,13 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 class _Note:
-    """Which version of a file its partial copy belongs to: the address, and the server's ETag or date."""
+    """The version of a file that a partial copy belongs to: the address, and the server's ETag or date."""
 
     def __init__(self, part: Path):
         self.path = part.with_name(f"{part.name}.json")
 
     def validator(self, url: str) -> str | None:
-        """The mark; "" where the server gave none; None where the copy is not known to be this address's."""
+        """Return the ETag or date; "" where the server gave none; None where the copy may be of another address."""
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
             return known["validator"] if known["url"] == url else None
@@ -174,7 +174,7 @@ class _Note:
 
     def keep(self, url: str, headers: Any) -> None:
         etag = headers.get("ETag") or ""
-        strong = "" if etag.startswith("W/") else etag  # a weak one does not promise equal bytes
+        strong = "" if etag.startswith("W/") else etag  # a weak ETag does not guarantee equal bytes
         validator = strong or headers.get("Last-Modified") or ""
         self.path.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
 
@@ -182,30 +182,32 @@ class _Note:
         self.path.unlink(missing_ok=True)
 
 
-def _transfer(url: str, file: IO[bytes], note: _Note, is_checked: bool, progress: Progress, timeout: float) -> None:
-    """Fetch what ``file`` lacks of ``url``; return when it is complete. ``is_checked``: a checksum will tell."""
+def _transfer(
+    url: str, file: IO[bytes], note: _Note, is_checked: bool, progress: ProgressCallback, timeout: float
+) -> None:
+    """Fetch the missing bytes of ``file`` from ``url``. ``is_checked``: a checksum is compared afterwards."""
     have = file.seek(0, os.SEEK_END)
     validator = note.validator(url)
     headers = {"User-Agent": "qsattn-plugin", "Accept-Encoding": "identity"}
-    # Without the server's mark on the version, the rest may be another version's: only a checksum would notice.
+    # Without an ETag or date the rest may belong to another version, which only a checksum would detect.
     if have and (validator or (validator == "" and is_checked)):
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     answer = _open(urllib.request.Request(url, headers=headers), timeout)
     begins, whole = _content_range(answer.headers.get("Content-Range", ""))
     if answer.status == 416 and have and whole == have:
-        return  # it was all there: stopped between the last byte and the new name
+        return  # already complete: interrupted between the last byte and the renaming
     if answer.status != 200 and (answer.status != 206 or begins != have):
         answer.close()
         file.truncate(0)
-        raise _Interrupted(f"the server's answer to a partial request makes no sense (status {answer.status})")
+        raise _Interrupted(f"the server's answer to a partial request is not valid (status {answer.status})")
     with answer:
         length = answer.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
         if answer.status == 206:
             total = whole
-        else:  # asked for from the start, the version changed, or a server that knows no ranges
+        else:  # a request from the start, a changed version, or a server without ranges
             if answer.headers.get_content_type() == "text/html":
-                raise DownloadFailed(f"{url} answers with a web page, not with a file; it may have moved")
+                raise DownloadFailed(f"{url} answers with a web page instead of the file; it may have moved")
             have = 0
             file.truncate(0)
             note.keep(url, answer.headers)
@@ -227,15 +229,15 @@ def _content_range(text: str) -> tuple[int | None, int | None]:
 
 
 def _open(request: urllib.request.Request, timeout: float) -> Any:
-    """Ask the server; every failure becomes :class:`DownloadFailed` or, if it may pass, :class:`_Interrupted`."""
+    """Send the request; failures become :class:`DownloadFailed` or, if a retry may help, :class:`_Interrupted`."""
     url = request.full_url
     try:
         return _opener().open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
-            return error  # an answer like others to the caller
-        if error.code in _PASSING:
+            return error  # handled by the caller
+        if error.code in _TRANSIENT:
             raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
         raise DownloadFailed(
             f"{url} could not be downloaded: the server answers {error.code} {error.reason}"
@@ -256,7 +258,7 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
 def _chunks(answer: Any) -> Iterator[bytes]:
     while True:
         try:
-            chunk = answer.read1(_CHUNK)  # what is there: read() would lose it when a longer wait times out
+            chunk = answer.read1(_CHUNK)  # returns what has arrived; read() would lose it at a timeout
         except (http.client.HTTPException, OSError) as error:
             raise _Interrupted(f"the connection broke off ({error or type(error).__name__})") from error
         if not chunk:
@@ -268,12 +270,12 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, fp, code, message, headers, newurl):
         old, new = (urllib.parse.urlsplit(address).scheme.lower() for address in (request.full_url, newurl))
         if new not in ("http", "https") or (old, new) == ("https", "http"):
-            raise DownloadFailed(f"{request.full_url} sends on to {newurl}, which is not followed: it is not https")
+            raise DownloadFailed(f"{request.full_url} redirects to {newurl}, which is not followed: it is not https")
         return super().redirect_request(request, fp, code, message, headers, newurl)
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """An opener for http and https alone: urllib's own would also read local files and ftp."""
+    """Return an opener for http and https only: urllib's own would also read local files and ftp."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),

@@ -11,9 +11,10 @@ from torch import nn
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.augmentations import Augmentations
+from qsattn_plugin.registry.interfaces import attentive_layers, side_multiple
 from qsattn_plugin.registry.recipe import Recipe
 
-__all__ = ["RecipeParts", "augmentations", "side_multiple"]
+__all__ = ["RecipeParts", "augmentations"]
 
 
 class RecipeParts:
@@ -25,7 +26,7 @@ class RecipeParts:
 
     def generator(self) -> nn.Module:
         network = self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
-        shape, multiple = self._shape("augmentations"), side_multiple(network)
+        shape, multiple = self._shape("augmentations"), side_multiple(network, default=1)
         for side in shape[2:]:
             if side % multiple:
                 what = f"{self.recipe.generator.type} takes multiples of {multiple} pixels, got {side}"
@@ -54,10 +55,8 @@ class RecipeParts:
 
     def sampler(self, taps: Sequence[int | str]) -> Any:
         sampler = self.recipe.build("sampler")
-        if not hasattr(sampler, "attentive"):
-            return sampler
         try:  # report a tap that the encoder does not have now, not at the first step
-            sampler.attentive([torch.empty(1, 1, 1, 1)] * len(taps), [str(tap) for tap in taps])
+            attentive_layers(sampler, [torch.empty(1, 1, 1, 1)] * len(taps), [str(tap) for tap in taps])
         except UserError as error:
             raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
         return sampler
@@ -102,11 +101,6 @@ class RecipeParts:
             except Exception:
                 pass  # a custom part that cannot run on the meta device; its errors show at the first step
         return network
-
-
-def side_multiple(generator: nn.Module) -> int:
-    """Return what the sides of a generator's images must be multiples of; 1 if it does not say."""
-    return getattr(generator, "multiple", 1)
 
 
 def augmentations(recipe: Recipe, section: str) -> Augmentations:

@@ -17,9 +17,9 @@ from torch import Tensor
 from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.interfaces import side_multiple
 from qsattn_plugin.storage import WriteFailed, replacing
 from qsattn_plugin.training.best import BestWeights
-from qsattn_plugin.training.building import side_multiple
 from qsattn_plugin.training.distributed import World, check_distributable, world
 from qsattn_plugin.training.environment import describe_environment
 from qsattn_plugin.training.evaluate import Evaluator

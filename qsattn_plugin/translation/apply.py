@@ -13,14 +13,10 @@ from torch import Tensor, nn
 
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.preprocess import MAX_PIXELS
+from qsattn_plugin.registry.interfaces import side_multiple
 
 #: The smallest side of a generator's input: below it, instance norm has too few positions at the deepest layers.
 LEAST_SIDE = 16
-
-
-def side_multiple(generator: nn.Module | None) -> int:
-    """Return the number of pixels of which a generator's sides are multiples; 4 where it does not say."""
-    return getattr(generator, "multiple", 4)
 
 
 def smallest_side(generator: nn.Module | None, least: int = LEAST_SIDE) -> int:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create, find
-from qsattn_plugin.registry.foreign import Report as Loaded
-from qsattn_plugin.registry.foreign import find_networks, fits, load_foreign, recognise
+from qsattn_plugin.registry.cut_weights import LoadReport, find_state_dicts, load_cut_weights, matches, recognise
 from qsattn_plugin.registry.recipe.checking import check_arguments
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse_assignment
 from qsattn_plugin.storage import save_tensors
@@ -40,7 +39,7 @@ class Imported(NamedTuple):
     type: str
     arguments: dict[str, Any]
     place: str
-    loaded: Loaded
+    loaded: LoadReport
 
 
 def import_weights(
@@ -80,7 +79,7 @@ def import_weights(
     arguments = _arguments(name, settings, found)
     generator = _build(name, arguments)
     try:
-        loaded = load_foreign(generator, weights)
+        loaded = load_cut_weights(generator, weights)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     document = {
@@ -159,11 +158,11 @@ def _pick(file: Path, content: Any, key: str | None, candidate: nn.Module | None
         try:
             return bool(recognise(tensors))
         except UserError:
-            return candidate is not None and fits(candidate, tensors)
+            return candidate is not None and matches(candidate, tensors)
 
-    networks = find_networks(content, wanted)
+    networks = find_state_dicts(content, wanted)
     # Without a recognised generator any network is taken: loading it then says why it does not fit.
-    every = networks or find_networks(content, bool)
+    every = networks or find_state_dicts(content, bool)
     if key is not None:
         if key not in every:
             raise UserError(f"{file} has no network at {key!r}{nearest(key, every)} ({', '.join(every) or 'none'})")

@@ -15,7 +15,7 @@ from qsattn_plugin.data.images import normalise_mode
 from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
-from qsattn_plugin.registry.pretrained import entries, find, weights
+from qsattn_plugin.registry.pretrained import entries, published_model, weights_file
 from qsattn_plugin.storage import DamagedFile, load_tensors
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
@@ -214,10 +214,10 @@ def published(
     Raises:
         UserError: there is no such model, it has no weights yet, or they could not be downloaded.
     """
-    entry = find(name)
+    entry = published_model(name)
     if not pretrained:
         return fresh(entry.generator, **entry.arguments).to(device)
-    return load(weights(entry, progress), device)
+    return load(weights_file(entry, progress), device)
 
 
 def fresh(type: str, **arguments: Any) -> Translator:
@@ -246,7 +246,7 @@ def find_weights(model: str | Path) -> Path:
     known, asked = entries(), str(model)
     kind, _, rest = asked.partition("/")
     if kind == "pretrained" and rest in known and not Path(model).exists():
-        return weights(known[rest])
+        return weights_file(known[rest])
     path, _, which = asked.rpartition("@")
     best = which == "best" and not Path(model).exists()
     model = Path(path if best else model)
@@ -269,7 +269,7 @@ def find_weights(model: str | Path) -> Path:
         other = f"; the published model of that name is pretrained/{asked}" if asked in known else ""
         raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`{other}")
     if asked in known and not best:
-        return weights(known[asked])
+        return weights_file(known[asked])
     if model.is_dir():
         raise UserError(f"{asked} is a folder, but not of a run: it contains neither a recipe.yaml nor checkpoints")
     names = [*(path.parent.name for path in Path("runs").glob("*/recipe.yaml")), *known]

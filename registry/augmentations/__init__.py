@@ -1,11 +1,9 @@
-"""Augmentations of training images: kornia's, batched, on the tensor's device, with draws from the run's own seed.
+"""Augmentations of training images: kornia's, batched, on the tensor's device, with random draws from the run's seed.
 
     augment = Augmentations([Flip(), Affine(rotate=5.0)])
-    seen = augment(fake, generator)         # (B, C, H, W) in [-1, 1] to the same; draws come from `generator` alone
-    twin = augment.replay(source)           # the very same flips and angles, on another batch of that size
+    seen = augment(fake, generator)         # (B, C, H, W) in [-1, 1] to the same; all draws come from `generator`
 
-This file holds the geometry and the container; `colour.py` holds colours, `diffaugment.py` what only a discriminator
-should see.
+This file holds the geometry and the container, `colour.py` colours, `diffaugment.py` augmentations for discriminators.
 """
 
 from __future__ import annotations
@@ -21,63 +19,43 @@ from qsattn_plugin.registry import register
 
 
 class Augmentation(nn.Module):
-    """One kornia augmentation whose draws come from a given generator, and can be replayed.
+    """One kornia augmentation whose draws come from a given generator.
 
-    kornia draws from torch's global CPU generator. :meth:`forward` borrows that generator for the length of the call,
-    seeded with one number from its own, and puts the global state back.
+    kornia draws from torch's global CPU generator. :meth:`forward` seeds that generator with one number from the given
+    one, and restores its state afterwards.
     """
 
     def __init__(self, kornia_part: K.AugmentationBase2D):
         super().__init__()
-        # Past nn.Module's registration: moved to a GPU, kornia would draw there, and its ranges would be in state_dict.
+        # Not registered as a submodule: kornia would draw on a GPU, and its ranges would be in state_dict.
         self.__dict__["kornia_part"] = kornia_part
-        self._drawn_for: torch.Size | None = None
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Augment images (B, C, H, W) in [-1, 1].
 
         Args:
             x: the images; gradients flow back to them.
-            generator: what the draws come from; exactly one number is taken from it.
+            generator: source of the random draws; exactly one number is drawn from it.
         """
         self._check(x)
         seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would also seed every accelerator, and those are not put back.
+            # Not torch.manual_seed, which would also seed accelerators, whose state is not restored.
             torch.random.default_generator.manual_seed(seed)
-            out = self._run(x, None)
-        self._drawn_for = x.shape
-        return out
+            # Half precision would round coordinates and colours; float64 stays as it is.
+            with torch.autocast(x.device.type, enabled=False):
+                full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+                return self._apply_kornia(full).to(x.dtype)
 
-    def replay(self, x: Tensor) -> Tensor:
-        """Do to ``x`` (B, C, H, W) what the last call of :meth:`forward` did, image by image.
-
-        Raises:
-            RuntimeError: nothing was drawn yet.
-            ValueError: another batch size or image size than the draw was for.
-        """
-        if self._drawn_for is None:
-            raise RuntimeError(f"{type(self).__name__}.replay: call it first, there is no draw to repeat")
-        was, now = tuple(self._drawn_for), tuple(x.shape)
-        if (was[0], was[2:]) != (now[0], now[2:]):
-            raise ValueError(f"x: the draw to repeat was for a batch of shape {was}, this one is {now}")
-        return self._run(x, self.kornia_part._params)
-
-    def _run(self, x: Tensor, params: dict[str, Tensor] | None) -> Tensor:
-        # Half precision would round coordinates and colours; float64 stays as it is.
-        with torch.autocast(x.device.type, enabled=False):
-            full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            return self._apply_kornia(full, params).to(x.dtype)
-
-    def _apply_kornia(self, x: Tensor, params: dict[str, Tensor] | None) -> Tensor:
-        return self.kornia_part(x, params=params)
+    def _apply_kornia(self, x: Tensor) -> Tensor:
+        return self.kornia_part(x)
 
     def _check(self, x: Tensor) -> None:
-        """Refuse images that the augmentation cannot take."""
+        """Raise ValueError for images that the augmentation cannot take."""
 
 
 class Augmentations(nn.Module):
-    """Several augmentations one after the other, from one generator.
+    """Several augmentations in sequence, with one random generator.
 
     >>> import torch
     >>> from qsattn_plugin.registry.augmentations import Augmentations, Flip
@@ -86,7 +64,7 @@ class Augmentations(nn.Module):
     tensor([[[[ 1.,  0., -1.]]]])
 
     Args:
-        parts: modules with ``forward(x, generator)`` and ``replay(x)``; none leaves images as they are.
+        parts: modules with ``forward(x, generator)``; without any, images stay unchanged.
     """
 
     def __init__(self, parts: Iterable[nn.Module] = ()):
@@ -102,12 +80,6 @@ class Augmentations(nn.Module):
             x = part(x, generator)
         return x
 
-    def replay(self, x: Tensor) -> Tensor:
-        """Do to ``x`` what the last call of :meth:`forward` did."""
-        for part in self.parts:
-            x = part.replay(x)
-        return x
-
 
 def check_share(name: str, value: float, lowest: float = 0.0, highest: float = 1.0) -> float:
     """Return ``value``, or raise ValueError when it is outside ``lowest`` to ``highest``."""
@@ -121,7 +93,7 @@ class Flip(Augmentation):
     """Mirrors images left to right.
 
     Args:
-        p: the probability, for each image by itself.
+        p: probability, for each image independently.
     """
 
     def __init__(self, p: float = 0.5):
@@ -130,11 +102,11 @@ class Flip(Augmentation):
 
 @register("augmentation", "resize", tags=("geometry",))
 class Resize(Augmentation):
-    """Resizes images to a square, whatever their shape was, as the papers do before cropping.
+    """Resizes images to a square, without keeping their aspect ratio, as the papers do before cropping.
 
     Args:
         size: the side of the square in pixels.
-        filter: how pixels are interpolated; making images smaller is antialiased.
+        filter: interpolation of pixels; downsampling is antialiased.
     """
 
     def __init__(self, size: int = 286, filter: Literal["bilinear", "bicubic"] = "bicubic"):
@@ -142,14 +114,14 @@ class Resize(Augmentation):
             raise ValueError(f"size: must be at least 1, got {size}")
         super().__init__(K.Resize((size, size), resample=filter, align_corners=False, antialias=True))
 
-    def _apply_kornia(self, x: Tensor, params: dict[str, Tensor] | None) -> Tensor:
+    def _apply_kornia(self, x: Tensor) -> Tensor:
         # Cubic interpolation overshoots at edges; images stay in [-1, 1].
-        return super()._apply_kornia(x, params).clamp(-1, 1)
+        return super()._apply_kornia(x).clamp(-1, 1)
 
 
 @register("augmentation", "crop", tags=("geometry",))
 class Crop(Augmentation):
-    """Cuts a square from a random place.
+    """Crops a square at a random position.
 
     Args:
         size: the side of the square in pixels.
@@ -168,15 +140,15 @@ class Crop(Augmentation):
 
 @register("augmentation", "affine", tags=("geometry",))
 class Affine(Augmentation):
-    """Rotates, shifts, scales and shears images; the border is mirrored.
+    """Rotates, shifts, scales and shears images at random.
 
     Args:
-        rotate: degrees to either side at most.
-        translate: shift to either side at most, as a share of the image's side.
+        rotate: largest rotation in degrees, to either side.
+        translate: largest shift to either side, as a share of the image's side.
         scale: factors from 1 - scale to 1 + scale.
-        shear: degrees to either side at most.
-        padding: what comes in from outside: the mirrored image, its border repeated, or mid-grey.
-        p: the probability, for each image by itself.
+        shear: largest shear in degrees, to either side.
+        padding: fills the area outside the image: the mirrored image, its repeated border, or mid-grey (zeros).
+        p: probability, for each image independently.
     """
 
     def __init__(

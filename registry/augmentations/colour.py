@@ -12,17 +12,17 @@ from qsattn_plugin.registry.augmentations import Augmentation, check_share
 
 @register("augmentation", "colour", tags=("colour", "diffaugment"))
 class Colour(Augmentation):
-    """Changes brightness, contrast, saturation and hue, in random order, each image by itself.
+    """Changes brightness, contrast, saturation and hue, in random order, for each image independently.
 
-    Grey images have brightness and contrast alone, and a channel of transparency stays as it is. Values that leave
-    [-1, 1] are cut off.
+    Grey images only change in brightness and contrast, and an alpha channel stays unchanged. Values are clipped to
+    [-1, 1].
 
     Args:
         brightness: factors from 1 - brightness to 1 + brightness.
         contrast: factors from 1 - contrast to 1 + contrast.
         saturation: factors from 1 - saturation to 1 + saturation.
-        hue: turn of the colour circle to either side at most; 0.5 is half of it.
-        p: the probability, for each image by itself.
+        hue: largest rotation of the colour circle to either side; 0.5 is half of it.
+        p: probability, for each image independently.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Colour(Augmentation):
         check_share("hue", hue, 0, 0.5)
         super().__init__(K.ColorJitter(brightness, contrast, saturation, hue, p=check_share("p", p)))
 
-    def _apply_kornia(self, x: Tensor, params: dict[str, Tensor] | None) -> Tensor:
+    def _apply_kornia(self, x: Tensor) -> Tensor:
         colours = 1 if x.shape[1] < 3 else 3
         unit = ((x[:, :colours] + 1) / 2).clamp(0, 1)
-        out = super()._apply_kornia(unit.expand(-1, 3, -1, -1), params)
+        out = super()._apply_kornia(unit.expand(-1, 3, -1, -1))
         return torch.cat([out[:, :colours].clamp(0, 1) * 2 - 1, x[:, colours:]], dim=1)

@@ -1,7 +1,7 @@
-"""What only a discriminator should see: shifts and holes (Zhao et al. 2020, differentiable augmentation).
+"""Augmentations for discriminators: shifts and holes (Zhao et al. 2020, differentiable augmentation).
 
-Applied to real and translated images alike, they keep a discriminator from learning few images by heart, and gradients
-reach the generator through them.
+Applied to real and translated images alike, they keep a discriminator from memorising a small data set; gradients flow
+through them to the generator.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from qsattn_plugin.registry.augmentations import Augmentation, check_share
 
 @register("augmentation", "translation", tags=("diffaugment",))
 class Translation(Augmentation):
-    """Shifts images by whole pixels and fills up with mid-grey.
+    """Shifts images by whole pixels; the area outside is mid-grey.
 
     Args:
-        share: shift to either side at most, as a share of the image's side.
-        p: the probability, for each image by itself.
+        share: largest shift to either side, as a share of the image's side.
+        p: probability, for each image independently.
     """
 
     def __init__(self, share: float = 0.125, p: float = 1.0):
         check_share("share", share)
-        # Nearest, because interpolated shifts blur, and a generator would learn to make up for the blur.
+        # Nearest, because interpolation blurs, and a generator would learn to compensate for the blur.
         part = K.RandomTranslate((-share, share), (-share, share), resample="nearest", p=check_share("p", p))
         super().__init__(part)
 
 
 @register("augmentation", "cutout", tags=("diffaugment",))
 class Cutout(Augmentation):
-    """Covers a square in a random place with mid-grey.
+    """Covers a square at a random position with mid-grey.
 
     Args:
         share: the square's side as a share of the image's.
-        p: the probability, for each image by itself.
+        p: probability, for each image independently.
     """
 
     def __init__(self, share: float = 0.5, p: float = 1.0):

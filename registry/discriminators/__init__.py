@@ -1,4 +1,4 @@
-"""Discriminators: (B, C, H, W) in [-1, 1] to a map of scores, one a patch, or to a list of such maps."""
+"""Discriminators: images (B, C, H, W) in [-1, 1] to a map with a score per patch, or to a list of such maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, initialise, normalisation
-from qsattn_plugin.registry.layers.lean import in_a_row
+from qsattn_plugin.registry.layers.memory_saving import FusedSequential
 
 
 @register("discriminator", "patchgan", tags=("cut", "cyclegan", "pix2pix"))
@@ -17,15 +17,15 @@ class PatchGAN(nn.Module):
     ``state_dict`` keys are those of CUT's and CycleGAN's ``NLayerDiscriminator``.
 
     Args:
-        layers: steps down, each doubling the patch's size and the channels (up to eight times ``width``).
+        layers: downsampling steps; each doubles the patch size and the channels (up to eight times ``width``).
         width: channels of the first layer.
         norm: "instance" (the papers'), "batch" or "none".
-        antialias: blur on each step down, as CUT does; CycleGAN uses strides alone.
-        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: the scale of that draw.
+        antialias: blur when downsampling, as CUT does; CycleGAN uses strides only.
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
         in_channels: channels of the images; a recipe takes them from ``data.channels``.
-        shrink: look at the image so many times smaller (means over squares of pixels), which makes patches as many
-            times as large for a fraction of the arithmetic, and blind to what only single pixels tell.
+        shrink: factor by which images are downsampled first (means over squares of pixels): patches are larger by this
+            factor, the arithmetic is less, and the finest detail is not seen.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class PatchGAN(nn.Module):
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
         self.shrink = shrink
-        # The last two convolutions take a pixel each, and a score map must have one left.
+        # The last two convolutions remove a pixel each, and the score map needs at least one.
         self.smallest = 3 * 2**layers * shrink
         make_norm = normalisation(norm)
         bias = norm != "batch"
@@ -52,7 +52,7 @@ class PatchGAN(nn.Module):
         channels = in_channels
         for level in range(layers):
             out = width * min(2**level, 8)
-            first = level == 0  # the papers leave the first layer without normalisation, and so with a bias
+            first = level == 0  # without normalisation, as in the papers, and so with a bias
             model.append(nn.Conv2d(channels, out, 4, stride=1 if antialias else 2, padding=1, bias=bias or first))
             model += [] if first else [make_norm(out)]
             model.append(nn.LeakyReLU(0.2))
@@ -61,19 +61,17 @@ class PatchGAN(nn.Module):
         out = width * min(2**layers, 8)
         model += [nn.Conv2d(channels, out, 4, padding=1, bias=bias), make_norm(out), nn.LeakyReLU(0.2)]
         model.append(nn.Conv2d(out, 1, 4, padding=1))
-        self.model = nn.Sequential(*model)
+        self.model = FusedSequential(*model)
         initialise(self, init, init_gain)
 
     def forward(self, x: Tensor) -> Tensor:
         if min(x.shape[-2:]) < self.smallest:
             raise ValueError(
                 f"layers: this PatchGAN needs images of at least {self.smallest} pixels a side, "
-                f"got {tuple(x.shape[-2:])}; take fewer layers, or shrink less"
+                f"got {tuple(x.shape[-2:])}; set fewer layers, or a smaller shrink"
             )
         x = F.avg_pool2d(x, self.shrink) if self.shrink > 1 else x
-        for _, layer in in_a_row(self.model):
-            x = layer(x)
-        return x
+        return self.model(x)
 
 
 @register("discriminator", "pixel", tags=("pix2pix", "cyclegan", "cut"))
@@ -85,8 +83,8 @@ class PixelGAN(nn.Module):
     Args:
         width: channels of the first layer; the second has twice as many.
         norm: "instance" (the papers'), "batch" or "none".
-        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: the scale of that draw.
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
         in_channels: channels of the images; a recipe takes them from ``data.channels``.
     """
 
@@ -118,18 +116,18 @@ class PixelGAN(nn.Module):
 
 @register("discriminator", "multi_scale", tags=("pix2pixhd",))
 class MultiScale(nn.Module):
-    """Several patch discriminators, each on a copy of the image half as large as the last (Wang et al. 2018).
+    """Several patch discriminators, each on the image at half the size of the last (Wang et al. 2018).
 
     Returns a list of score maps, the finest first.
 
     Args:
-        scales: how many discriminators.
-        layers: steps down in each, as in ``patchgan``.
+        scales: number of discriminators.
+        layers: downsampling steps in each, as in ``patchgan``.
         width: channels of the first layer of each.
         norm: "instance" (the papers'), "batch" or "none".
-        antialias: blur on each step down, as in ``patchgan``.
-        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: the scale of that draw.
+        antialias: blur when downsampling, as in ``patchgan``.
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
         in_channels: channels of the images; a recipe takes them from ``data.channels``.
     """
 
@@ -150,7 +148,7 @@ class MultiScale(nn.Module):
         self.scales = nn.ModuleList(
             PatchGAN(layers, width, norm, antialias, init, init_gain, in_channels) for _ in range(scales)
         )
-        # The last two convolutions of a PatchGAN take a pixel each, and a score map must have one left.
+        # The last two convolutions of a PatchGAN remove a pixel each, and the score map needs at least one.
         self.smallest = 3 * 2 ** (layers + scales - 1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -162,7 +160,7 @@ class MultiScale(nn.Module):
         scores = []
         for index, patchgan in enumerate(self.scales):
             if index:
-                # Means over what lies inside alone: a padded border would darken edges.
+                # The padding is not part of the means: it would darken the border.
                 x = F.avg_pool2d(x, 3, stride=2, padding=1, count_include_pad=False)
             scores.append(patchgan(x))
         return scores

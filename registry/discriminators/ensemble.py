@@ -1,4 +1,4 @@
-"""Several discriminators that judge together."""
+"""An ensemble of discriminators."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qsattn_plugin.registry import Nested, create_nested, register
 class Ensemble(nn.Module):
     """Several discriminators, each with its own share of the adversarial loss and its own lines in the log.
 
-    Returns the score maps of all of them in one list; training asks each by itself.
+    Returns the score maps of all of them in one list; training uses each of them separately.
 
     Args:
-        of: the discriminators: a registered name each, or ``{type: name, ...}`` with its arguments.
-        weights: of each one's loss, its own and the generator's; 1 each without.
-        r1: weight of each one's own R1 penalty; the method's ``r1`` for each without.
+        of: the discriminators: for each a registered name, or ``{type: name, ...}`` with its arguments.
+        weights: weight of each one's adversarial loss, in its own loss and in the generator's; 1 each without it.
+        r1: weight of each one's R1 penalty; without it the method's ``r1`` for each.
         size: the side of the images in pixels; a recipe takes it from ``data.crop``.
         in_channels: channels of the images; a recipe takes them from ``data.channels``.
     """
@@ -38,11 +38,11 @@ class Ensemble(nn.Module):
             if values is not None and len(values) != len(of):
                 raise ValueError(f"{name}: needs a number for each of the {len(of)} discriminators, got {len(values)}")
         if weights is not None and min(weights) <= 0:
-            raise ValueError(f"weights: must be above 0, got {min(weights)}; leave out who has no say")
+            raise ValueError(f"weights: must be above 0, got {min(weights)}; leave out a discriminator without weight")
         if r1 is not None and min(r1) < 0:
             raise ValueError(f"r1: must be at least 0, got {min(r1)}")
         types = [spec if isinstance(spec, str) else str(spec.get("type")) for spec in of]
-        #: Its type, numbered where two have the same, to each discriminator.
+        #: The discriminators by their types, which are numbered where several have the same.
         self.judges = nn.ModuleDict()
         for index, (spec, name) in enumerate(zip(of, types, strict=True)):
             judge = create_nested("discriminator", spec, f"of.{index}", size=size, in_channels=in_channels)

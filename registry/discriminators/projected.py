@@ -1,4 +1,4 @@
-"""Discriminators that know pictures: small trained heads on the features of a frozen network."""
+"""Discriminators with a frozen pretrained network: small trained heads on its features."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ from qsattn_plugin.registry.timm_features import TimmFeatures
 
 @register("discriminator", "projected", tags=("frozen", "timm"))
 class Projected(nn.Module):
-    """Judges frozen timm features, mixed at random across channels and scales (Sauer et al. 2021, Projected GANs).
+    """Scores frozen timm features, mixed at random across channels and scales (Sauer et al. 2021, Projected GANs).
 
     Features of each level go through a fixed random 1 x 1 convolution; from coarse to fine, each level is then added
-    to the next one after a fixed random 3 x 3 convolution and bilinear enlargement. One small head with spectral norm
-    a level is all that learns. The random convolutions follow from the run's seed and lie in its checkpoints.
-    Returns a list of score maps, one a level, the finest first. The paper's loss is ``objective: {gan: hinge}``.
+    to the next one after a fixed random 3 x 3 convolution and bilinear enlargement. Only one small head with spectral
+    norm per level is trained. The random convolutions follow from the run's seed and are saved in its checkpoints.
+    Returns a list of score maps, one per level, the finest first. The paper's loss is ``objective: {gan: hinge}``.
 
     Args:
         model: a timm name such as "tf_efficientnet_lite0".
-        taps: levels of the model, as timm's ``out_indices``; its four coarsest without them.
-        pretrained: download the weights that timm names, or take them from its cache; ``false`` says that random ones
-            are wanted.
+        taps: levels of the model, as timm's ``out_indices``; without them its four coarsest.
+        pretrained: load timm's weights, downloaded or from its cache; ``false`` asks for random ones.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        width: channels inside each head, and of the finest level's mixture; coarser levels have up to four times as
-            many.
+        width: channels of each head, and of the finest mixed level; coarser levels have up to four times as many.
         size: the side of the images in pixels; a recipe takes it from ``data.crop``.
         in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
     """
@@ -50,8 +48,8 @@ class Projected(nn.Module):
             raise ValueError(f"width: must be at least 1, got {width}")
         if pretrained is None and weights is None:
             raise ValueError(
-                "pretrained: features have to be a trained network's: say pretrained: true to download timm's weights "
-                f"of {model}, or weights: FILE to take them from a file"
+                "pretrained: the features must be those of a trained network: set pretrained: true to download timm's "
+                f"weights of {model}, or weights: FILE to load them from a file"
             )
         self.features = TimmFeatures(model, taps, bool(pretrained), weights, False, size, in_channels, deepest=4)
         levels = [width * min(2**i, 4) for i in range(len(self.features.channels))]
@@ -80,7 +78,7 @@ class Projected(nn.Module):
         if min(x.shape[-2:]) < (least := max(self.features.strides)) and not self.features.fixed_size:
             raise ValueError(
                 f"taps: level {self.features.taps[-1]} of the network needs images of at least {least} pixels a side, "
-                f"got {tuple(x.shape[-2:])}; take finer levels"
+                f"got {tuple(x.shape[-2:])}; use finer levels"
             )
         mixed = [mix(level) for mix, level in zip(self.across_channels, self.features(x), strict=True)]
         for fine in range(len(mixed) - 2, -1, -1):
@@ -94,15 +92,15 @@ class Projected(nn.Module):
 class TimmDiscriminator(nn.Module):
     """Small trained heads on the frozen features of a timm model, after Sauer et al. 2021 (projected GANs).
 
-    Returns a list of score maps, one a tap. Heads have spectral norm; features are used as they are, without the
-    paper's random mixing across levels.
+    Returns a list of score maps, one per tap. Heads have spectral norm; features are used directly, without the paper's
+    random mixing across levels.
 
     Args:
         model: a timm name such as "efficientnet_lite0".
         taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: download the weights that timm names, or take them from its cache; else they are random.
+        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        width: channels inside each head.
+        width: channels of each head.
         size: the side of the images in pixels; a recipe takes it from ``data.crop``.
         in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
     """

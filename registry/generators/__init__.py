@@ -1,9 +1,9 @@
-"""Generators: an image of one domain in, the same picture in the other domain out.
+"""Generators: they translate an image of one domain to the other.
 
-Every generator offers its layers as *taps*, the places where a contrastive loss may look::
+The layers of a generator are its *taps*, whose features a contrastive loss may compare::
 
     image = generator(x)                                             # (B, 3, H, W), values in [-1, 1]
-    image, features = generator(x, taps=(0, 4, 8, 12, 16))           # and the features on the way, from the same pass
+    image, features = generator(x, taps=(0, 4, 8, 12, 16))           # and the features of these layers, in one pass
     features = generator(x, taps=(12, 16), encode_only=True)         # stops at the deepest tap
 """
 
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
-from qsattn_plugin.registry.layers.lean import ReflectionPad, in_a_row
+from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
 from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
 
 class Tap(NamedTuple):
-    """A place in a network: its index and name, the channels there, and how many pixels one position spans."""
+    """A layer of a network: its index and name, its channels, and the pixels that one position spans."""
 
     index: int
     name: str
@@ -31,14 +31,14 @@ class Tap(NamedTuple):
 
 
 class TappedGenerator(nn.Module):
-    """A generator that is one ``self.model`` of layers in a row, each of them a tap.
+    """A generator whose ``self.model`` is a sequence of layers, each of them a tap.
 
-    A subclass makes its layers in its constructor and hands them to :meth:`finish`.
+    A subclass builds its layers in its constructor and passes them to :meth:`finish`.
     """
 
-    #: The taps that the contrastive loss uses where a recipe names none.
+    #: The taps that the contrastive loss uses if a recipe names none.
     default_taps: tuple[int | str, ...] = ()
-    #: Sides that are not a multiple of this many pixels do not come back at their size.
+    #: Sides of images must be multiples of this many pixels.
     multiple: int = 4
 
     def finish(
@@ -49,16 +49,16 @@ class TappedGenerator(nn.Module):
         init: Init = "xavier",
         gain: float = 0.02,
     ) -> None:
-        """Take the layers, draw their weights, and find out the channels and the stride of each.
+        """Set the layers, draw their weights, and determine the channels and the stride of each.
 
         Args:
-            model: the layers in their order; each takes what the one before it gives, the first the image.
-            names: of layers that a recipe may name as taps, by index; all can be named by their index.
+            model: the layers in order; each takes the output of the one before it, the first the image.
+            names: names of layers as taps, by index; the other taps are named by their index.
             in_channels: channels of the image.
-            init: how convolutions are drawn: xavier, normal, kaiming or orthogonal.
-            gain: the draw's scale.
+            init: distribution of the weights: xavier, normal, kaiming or orthogonal.
+            gain: scale of that distribution.
         """
-        self.model = nn.Sequential(*model)
+        self.model = FusedSequential(*model)
         initialise(self, init, gain)
         self.taps: list[Tap] = []
         channels, stride = in_channels, 1
@@ -73,7 +73,7 @@ class TappedGenerator(nn.Module):
             self.taps.append(Tap(index, (names or {}).get(index, str(index)), channels, stride))
 
     def find_taps(self, taps: Sequence[int | str] | None = None) -> list[Tap]:
-        """Return the taps of these indices or names, in the order of the layers; without any, the default ones.
+        """Return the taps with these indices or names, in the order of the layers; the default ones for None.
 
         Raises:
             UserError: there is no such tap, or one is named twice.
@@ -97,7 +97,7 @@ class TappedGenerator(nn.Module):
 
         Args:
             x: the images; sides a multiple of ``self.multiple``.
-            taps: indices or names of layers whose outputs are wanted too.
+            taps: indices or names of layers whose outputs are returned too.
             encode_only: stop at the deepest tap and return the features alone.
 
         Returns:
@@ -117,16 +117,11 @@ class TappedGenerator(nn.Module):
         return (out, features) if wanted else out
 
     def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
-        """Yield the outputs of the layers in order, with the layers' indices; what nobody asks for is not computed.
-
-        Only those that are ``wanted`` and the last one have to be there.
-        """
-        for index, layer in in_a_row(self.model, wanted):
-            x = layer(x)
-            yield index, x
+        """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
+        return self.model.walk(x, wanted)
 
     def primitives(self) -> list[Primitive]:
-        """What :meth:`forward` runs, for :mod:`qsattn_plugin.registry.layers.primitives`."""
+        """Return the layers that :meth:`forward` runs, see :mod:`qsattn_plugin.registry.layers.primitives`."""
         return list(self.model)
 
 
@@ -137,7 +132,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         make_norm = normalisation(norm)
         bias = norm != "batch"
-        self.conv_block = nn.Sequential(
+        self.conv_block = FusedSequential(
             ReflectionPad(1),
             nn.Conv2d(channels, channels, 3, bias=bias),
             make_norm(channels),
@@ -148,13 +143,10 @@ class ResnetBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = x
-        for _, layer in in_a_row(self.conv_block):
-            inner = layer(inner)
-        return x + inner
+        return x + self.conv_block(x)
 
     def primitives(self) -> list[Primitive]:
-        """What :meth:`forward` runs."""
+        """Return the layers that :meth:`forward` runs."""
         return [Skip.FORK, *self.conv_block, Skip.ADD]
 
 
@@ -162,20 +154,20 @@ class ResnetGenerator(TappedGenerator):
     """The ResNet generator of CycleGAN and CUT: two steps down, ``blocks`` residual blocks, two steps up.
 
     Layer indices and ``state_dict`` keys are those of both projects' ``ResnetGenerator``. ReLUs are not in place, so a
-    tap holds what its layer gave.
+    tap holds the output of its layer.
 
     Args:
         width: channels of the stem; the blocks have four times as many.
         norm: "instance" (the papers'), "batch" or "none".
-        antialias: blur before each step down, as CUT does; CycleGAN does not.
-        antialias_up: blur on each step up, as CUT does; CycleGAN uses transposed convolutions.
-        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: the scale of that draw.
-        in_channels: channels of the images that come in; a recipe takes them from ``data.channels``.
-        out_channels: channels of the images that go out; likewise.
+        antialias: blur when downsampling, as CUT does; CycleGAN does not.
+        antialias_up: blur when upsampling, as CUT does; CycleGAN uses transposed convolutions.
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
+        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
+        out_channels: channels of the output images; likewise.
     """
 
-    #: How many residual blocks, and of which class.
+    #: The number of residual blocks, and their class.
     blocks: int = 9
     block_type: type[nn.Module] = ResnetBlock
 
@@ -233,7 +225,7 @@ class ResnetGenerator(TappedGenerator):
 
 
 def _for_blocks(count: str, use: str) -> str:
-    """The docstring of a ResNet generator with a fixed number of blocks: its own first line, the shared arguments."""
+    """Return the docstring of a ResNet generator with a fixed number of blocks: a first line, the shared arguments."""
     return f"ResNet generator with {count} blocks: {use}.\n" + (ResnetGenerator.__doc__ or "").split("\n", 1)[-1]
 
 

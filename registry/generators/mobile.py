@@ -1,7 +1,7 @@
 """A ResNet generator of depthwise separable convolutions, for processors without an accelerator.
 
-Most of its arithmetic is 1 x 1 convolutions at a quarter of the image's side, which are plain matrix products; nothing
-wide is ever computed at full size, where memory, not arithmetic, would set the pace.
+Most of its arithmetic is 1 x 1 convolutions at a quarter of the image's side, which are matrix products; at full size,
+where memory bandwidth limits the speed, it has only few channels.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import Tap, TappedGenerator
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
+from qsattn_plugin.registry.layers.memory_saving import FusedSequential
 from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
 
 def _depthwise(channels: int, stride: int = 1) -> list[nn.Module]:
-    """A 3 x 3 filter for each channel by itself; without a bias, which the norm that follows would take away again."""
+    """Return a depthwise 3 x 3 convolution with padding; no bias, because the norm after it would cancel it."""
     return [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, stride=stride, groups=channels, bias=False)]
 
 
@@ -41,7 +42,7 @@ class MobileBlock(nn.Module):
         return x + self.conv_block(x)
 
     def primitives(self) -> list[Primitive]:
-        """What :meth:`forward` runs."""
+        """Return the layers that :meth:`forward` runs."""
         return [Skip.FORK, *self.conv_block, Skip.ADD]
 
 
@@ -56,13 +57,13 @@ class MobileResnet9Blocks(TappedGenerator):
     Args:
         width: channels of the stem; the blocks have four times as many.
         norm: "instance" (the papers'), "batch" or "none".
-        antialias: step down by a fixed blur; without it by learned filters.
-        antialias_up: step up by interpolation; without it by pixel shuffling.
-        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal". Depthwise filters
-            keep their input's scale whatever this says: they are so small that the others' scale would silence them.
-        init_gain: the scale of that draw.
-        in_channels: channels of the images that come in; a recipe takes them from ``data.channels``.
-        out_channels: channels of the images that go out; likewise.
+        antialias: downsample by a fixed blur; without it by learned filters.
+        antialias_up: upsample by interpolation; without it by pixel shuffling.
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+            Depthwise filters always keep the scale of their input: with the others' scale their output would vanish.
+        init_gain: scale of that distribution.
+        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
+        out_channels: channels of the output images; likewise.
     """
 
     blocks: int = 9
@@ -95,7 +96,7 @@ class MobileResnet9Blocks(TappedGenerator):
             return nn.Conv2d(before, after, 1, bias=bias)
 
         def double(before: int, after: int) -> list[nn.Module]:
-            # The interpolation runs after the channels became fewer: it is then cheaper, and the result is the same.
+            # Interpolating after the convolution, with fewer channels, is cheaper and gives the same result.
             if antialias_up:
                 return [pointwise(before, after), Upsample(after)]
             return [pointwise(before, 4 * after), nn.PixelShuffle(2)]
@@ -113,10 +114,10 @@ class MobileResnet9Blocks(TappedGenerator):
         add(*double(width, thin), make_norm(thin), nn.ReLU(), name="up_2", channels=thin, stride=1)
         paint = nn.Conv2d(thin, out_channels, 5)
         add(nn.ReflectionPad2d(2), paint, nn.Tanh(), name="output", channels=out_channels, stride=1)
-        self.model = nn.Sequential(*model)
+        self.model = FusedSequential(*model)
 
         initialise(self, init, init_gain)
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d) and layer.groups > 1:
-                    layer.weight.normal_(0.0, 1 / 3)  # nine of them add up to the variance that came in
+                    layer.weight.normal_(0.0, 1 / 3)  # nine weights keep the variance of the input

@@ -1,8 +1,8 @@
-"""A ResNet generator that is quick to train without an accelerator: it thinks small and paints a change.
+"""A ResNet generator for fast training on CPUs: it works at an eighth of the side and predicts a residual.
 
-Everything but the first and last layers happens at an eighth of the image's side, where a few dense convolutions see a
-whole animal and a processor reaches its peak; pixels enter and leave by rearrangement (space to depth and back). What
-comes out is added to the picture, which therefore keeps its detail, and need not be learned again.
+All but the first and last layers run at an eighth of the image's side, where few dense convolutions have a large
+receptive field and a CPU is used well; pixels are rearranged to channels and back (space to depth). The output is added
+to the image, whose detail therefore need not be reproduced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
 
 class PlainBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip connection, the border padded by zeros."""
+    """Two 3 x 3 convolutions with zero padding and a skip connection."""
 
     def __init__(self, channels: int, norm: Norm):
         super().__init__()
@@ -37,27 +37,27 @@ class PlainBlock(nn.Module):
         return x + self.conv_block(x)
 
     def primitives(self) -> list[Primitive]:
-        """What :meth:`forward` runs."""
+        """Return the layers that :meth:`forward` runs."""
         return [Skip.FORK, *self.conv_block, Skip.ADD]
 
 
 @register("generator", "swift_resnet_6blocks", tags=("resnet", "residual", "small"))
 class SwiftResnet6Blocks(TappedGenerator):
-    """ResNet generator with six blocks at an eighth of the side, which paints a change onto the picture: for CPUs.
+    """ResNet generator with six blocks at an eighth of the side, which predicts a residual: for CPUs.
 
     Layer indices are the taps: 0 image (4 x 4 pixels as channels), 1 stem, 2 down_1, 3 to 8 block_1 to block_6, 9 up_1
     (joined by the stem), 10 output.
 
     Args:
         width: channels of the stem; the blocks have twice as many.
-        norm: "instance" (the papers'), "batch" or "none". Without one, colours are there to be seen, and a crop is
-            translated as the picture is that it was cut from.
-        residual: add what the last layer gives to the picture that came in; without, that is the translation. Left
-            out, it is added wherever as many channels go out as come in.
-        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: the scale of that draw. The last layer has a tenth of it, to begin with a small change.
-        in_channels: channels of the images that come in; a recipe takes them from ``data.channels``.
-        out_channels: channels of the images that go out; likewise.
+        norm: "instance" (the papers'), "batch" or "none". Without one, the network sees absolute colours,
+            and a crop is translated like the image it was cut from.
+        residual: add the output of the last layer to the input image; without, that output is the translation. By
+            default it is added if the images have as many output as input channels.
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution. The last layer has a tenth of it, so that the initial residual is small.
+        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
+        out_channels: channels of the output images; likewise.
     """
 
     blocks: int = 6
@@ -80,7 +80,7 @@ class SwiftResnet6Blocks(TappedGenerator):
         self.residual = in_channels == out_channels if residual is None else residual
         if self.residual and in_channels != out_channels:
             raise ValueError(
-                f"residual: {in_channels} channels come in and {out_channels} go out: they cannot be added"
+                f"residual: images of {in_channels} input and {out_channels} output channels cannot be added"
             )
         make_norm = normalisation(norm)
         bias = norm == "none"
@@ -102,12 +102,12 @@ class SwiftResnet6Blocks(TappedGenerator):
         for block in range(1, self.blocks + 1):
             add(PlainBlock(deep, norm), name=f"block_{block}", channels=deep, stride=8)
         add(*conv(deep, width, size=1), Upsample(width), name="up_1", channels=width, stride=4)
-        # Painted at half the side and interpolated: rearranged to the full one, it would show the grid it came from.
+        # Predicted at half the side and interpolated: rearranged to full size, it would show a grid pattern.
         paint = nn.Conv2d(width, 4 * out_channels, 3, padding=1)
         enlarge = [nn.PixelShuffle(2), Upsample(out_channels)]
         add(*conv(width, width), paint, *enlarge, name="output", channels=out_channels, stride=1)
         self.model = nn.Sequential(*model)
-        # A tanh would have to be undone where the picture is to stay as it is.
+        # A residual through tanh would have to invert it wherever the image is to stay unchanged.
         self.bound = nn.Hardtanh() if self.residual else nn.Tanh()
 
         initialise(self, init, init_gain)
@@ -133,7 +133,7 @@ class SwiftResnet6Blocks(TappedGenerator):
             yield index, x
 
     def primitives(self) -> list[Primitive]:
-        """What :meth:`forward` runs."""
+        """Return the layers that :meth:`forward` runs."""
         unshuffle, stem, *inner, output = self.model
         change = [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]
         return [*([Skip.FORK, *change, Skip.ADD] if self.residual else change), self.bound]

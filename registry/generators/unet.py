@@ -1,10 +1,10 @@
-"""The U-Net generators of pix2pix and CycleGAN: halve the picture down to one pixel, and back up with skip connections.
+"""The U-Net generators of pix2pix and CycleGAN: downsampling to one pixel, and upsampling with skip connections.
 
-Taps of a U-Net with n levels, from the picture inwards and out again:
+Taps of a U-Net with n levels, in order:
 
     0           image       the input itself
-    k = 1 .. n  down_k      the output of the k-th step down (before its activation): what the skip connection carries
-    n + j       up_j        the output of the j-th step up, at the size of down_(n - j), before it meets that skip
+    k = 1 .. n  down_k      the output of the k-th downsampling step, before its activation: the skip connection's value
+    n + j       up_j        the output of the j-th upsampling step, at the size of down_(n - j), before concatenation
     2 n         output      the translation
 """
 
@@ -22,10 +22,10 @@ from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
 
 class UnetBlock(nn.Module):
-    """One step down, the blocks below it, one step up.
+    """One downsampling step, the blocks below it, one upsampling step.
 
-    Blocks lie inside each other because that is how pix2pix's checkpoints name their layers
-    (``model.1.model.3.model. ...``); :meth:`down` and :meth:`up` let the generator walk through them in a row.
+    Blocks are nested as in the layer names of pix2pix's checkpoints (``model.1.model.3.model. ...``); by :meth:`down`
+    and :meth:`up` the generator runs them in sequence.
     """
 
     def __init__(self, down: list[nn.Module], inner: UnetBlock | None, up: list[nn.Module]):
@@ -40,15 +40,15 @@ class UnetBlock(nn.Module):
         return layer if isinstance(layer, UnetBlock) else None
 
     def down(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to half of both sides."""
+        """Return (B, C', H / 2, W / 2) for (B, C, H, W)."""
         return self.model[: self.steps_down](x)
 
     def up(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to double of both sides."""
+        """Return (B, C', 2 H, 2 W) for (B, C, H, W)."""
         return self.model[self.steps_down + (self.inner is not None) :](x)
 
     def primitives(self) -> list[Primitive]:
-        """What the generator's walk runs of this block and of those inside it."""
+        """Return the layers of this block and of those inside it, in the order in which the generator runs them."""
         layers = list(self.model)
         down, up = layers[: self.steps_down], layers[self.steps_down + (self.inner is not None) :]
         if self.inner is None:
@@ -64,14 +64,14 @@ class UnetGenerator(TappedGenerator):
     Args:
         width: channels of the first level; they double up to eight times as many.
         norm: "instance", "batch" (pix2pix's) or "none".
-        init: how weights are drawn: "xavier" (CUT), "normal" (CycleGAN, pix2pix), "kaiming" or "orthogonal".
-        init_gain: the scale of that draw.
-        in_channels: channels of the images that come in; a recipe takes them from ``data.channels``.
-        out_channels: channels of the images that go out; likewise.
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
+        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
+        out_channels: channels of the output images; likewise.
     """
 
     levels: int = 8
-    #: At 256 pixels: 256, 128, 64 and 32 places a side.
+    #: At 256 pixels: 256, 128, 64 and 32 positions a side.
     default_taps = (0, 1, 2, 3)
 
     def __init__(
@@ -95,9 +95,9 @@ class UnetGenerator(TappedGenerator):
             outside = in_channels if first else channels[level - 1]
             down: list[nn.Module] = [] if first else [nn.LeakyReLU(0.2)]
             down.append(nn.Conv2d(outside, channels[level], 4, stride=2, padding=1, bias=bias))
-            # One place has no variance: the innermost level, at the intended size, cannot be normalised.
+            # The innermost level has a single position at the intended size, and so no variance to normalise.
             down += [] if first or innermost else [make_norm(channels[level])]
-            gathered = channels[level] * (1 if innermost else 2)  # what comes up, beside what went down
+            gathered = channels[level] * (1 if innermost else 2)  # concatenated with the skip connection
             if first:
                 up = [nn.ReLU(), nn.ConvTranspose2d(gathered, out_channels, 4, stride=2, padding=1), nn.Tanh()]
             else:
@@ -141,12 +141,12 @@ class UnetGenerator(TappedGenerator):
                 x = torch.cat([skips.pop(), x], 1)
 
     def primitives(self) -> list[Primitive]:
-        """What :meth:`forward` runs."""
+        """Return the layers that :meth:`forward` runs."""
         return self.model.primitives()
 
 
 def _at_size(use: str) -> str:
-    """The docstring of a U-Net with a fixed number of levels: its own first line, the shared arguments."""
+    """Return the docstring of a U-Net with a fixed number of levels: a first line, the shared arguments."""
     return f"U-Net {use}.\n" + (UnetGenerator.__doc__ or "").split("\n", 1)[-1]
 
 

@@ -1,6 +1,6 @@
 """Layers that the networks share: antialiased resampling, normalisation by name, initialisation.
 
-They are called and laid out as CUT's and CycleGAN's are, so that `state_dict` keys and shapes agree with checkpoints of
+Their names and structure are those of CUT and CycleGAN, so that `state_dict` keys and shapes agree with checkpoints of
 both.
 """
 
@@ -13,21 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.registry.layers.lean import blur_down
+from qsattn_plugin.registry.layers.memory_saving import blur_down
 
 Norm = Literal["instance", "batch", "none"]
 Init = Literal["xavier", "normal", "kaiming", "orthogonal"]
 
 
 def _blur_kernel(row: tuple[float, ...], gain: float, channels: int) -> Tensor:
-    """The outer product of ``row`` with itself, normalised to sum to ``gain``, once a channel: (C, 1, k, k)."""
+    """Return the outer product of ``row`` with itself, scaled to sum to ``gain``, once per channel: (C, 1, k, k)."""
     line = torch.tensor(row)
     kernel = line[:, None] * line[None, :]
     return (kernel * (gain / kernel.sum())).expand(channels, 1, -1, -1).contiguous()
 
 
 class Downsample(nn.Module):
-    """Blur with [1, 2, 1] and keep every second place (Zhang 2019, antialiased convolutional networks).
+    """Blur with [1, 2, 1] and keep every second position (Zhang 2019, antialiased convolutional networks).
 
     (B, C, H, W) to (B, C, ceil(H / 2), ceil(W / 2)).
     """
@@ -43,8 +43,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double the size with the [1, 3, 3, 1] filter: (B, C, H, W) to (B, C, 2H, 2W).
 
-    That filter with a repeated border *is* bilinear interpolation between pixel centres, which every backend has as one
-    fast kernel; CUT computes it as a grouped transposed convolution. The buffer stays because its checkpoints hold it.
+    That filter with a repeated border *is* bilinear interpolation between pixel centres, for which every backend has a
+    fast kernel; CUT computes it as a grouped transposed convolution. The buffer is kept for CUT's checkpoints, which
+    hold it.
     """
 
     def __init__(self, channels: int):
@@ -56,7 +57,7 @@ class Upsample(nn.Module):
 
 
 class _LayOutGradient(torch.autograd.Function):
-    """The identity, whose gradient lies in memory as its output does."""
+    """The identity, whose gradient has the memory layout of its output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -70,12 +71,12 @@ class _LayOutGradient(torch.autograd.Function):
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """Instance norm whose gradient is right however the gradient that comes in lies in memory.
+    """Instance norm whose gradient is right for every memory layout of the incoming gradient.
 
-    PyTorch's CPU kernel for the backward pass of batch norm, which instance norm is made of, reads a gradient with the
-    channels side by side (what a product of a transposed map leaves) as if it lay like the input. 2.15 is silently and
-    entirely wrong there, for instance norm at batch size 1. And on the CPU its forward pass is slow, see
-    :func:`~qsattn_plugin.registry.layers.lean.channel_norm`.
+    PyTorch's CPU kernel for the backward pass of batch norm, which instance norm uses, assumes that the incoming
+    gradient has the memory layout of the input. For one with channels side by side (from a product with a transposed
+    map) the result is silently wrong, in 2.15 for instance norm at batch size 1. The forward pass is also slow, see
+    :func:`~qsattn_plugin.registry.layers.memory_saving.channel_norm`.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,20 +88,20 @@ class InstanceNorm(nn.InstanceNorm2d):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm whose gradient is right however the gradient that comes in lies in memory (see InstanceNorm)."""
+    """Batch norm whose gradient is right for every memory layout of the incoming gradient (see InstanceNorm)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _laid_out(super().forward(x))
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    # torch.compile makes kernels of its own, which follow the layout; where there is no gradient, exports want plain
+    # torch.compile generates kernels of its own, which respect the layout; without gradients, exports need standard
     # operators.
     return _LayOutGradient.apply(x) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else x
 
 
 def normalisation(name: Norm) -> Callable[[int], nn.Module]:
-    """Return the constructor of a normalisation layer, from the number of channels."""
+    """Return the constructor of a normalisation layer; it takes the number of channels."""
     return {
         "instance": lambda channels: InstanceNorm(channels, affine=False, track_running_stats=False),
         "batch": lambda channels: BatchNorm(channels),
@@ -109,11 +110,11 @@ def normalisation(name: Norm) -> Callable[[int], nn.Module]:
 
 
 def initialise(network: nn.Module, init: Init = "xavier", gain: float = 0.02) -> None:
-    """Draw the weights of all convolutions and linear layers anew, from torch's CPU generator; biases become 0.
+    """Draw the weights of all convolutions and linear layers from torch's CPU generator; biases become 0.
 
     Args:
         network: changed in place.
-        init: "xavier" is CUT's default, "normal" CycleGAN's (with ``gain`` as the deviation).
+        init: "xavier" is CUT's default, "normal" CycleGAN's (with ``gain`` as the standard deviation).
         gain: the scale of the draw.
     """
     draw = {

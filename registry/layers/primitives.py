@@ -1,12 +1,12 @@
-"""A network as primitive layers in a row: what working in tiles needs to know about it.
+"""A network as a sequence of primitive layers, for translation in tiles.
 
-A module says what it is made of by a method ``primitives()``, which gives modules and marks (:class:`Skip`) in the
-order in which they run::
+A module lists its layers in a method ``primitives()``: modules and marks (:class:`Skip`) in the order in which they
+run::
 
     def primitives(self):
         return [Skip.FORK, *self.conv_block, Skip.ADD]          # x + self.conv_block(x)
 
-Whoever writes ``forward`` anew in a subclass writes ``primitives`` anew as well, or the subclass counts as one layer.
+A subclass that overrides ``forward`` must override ``primitives`` too; otherwise it counts as one layer.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ __all__ = ["Primitive", "Skip", "primitives"]
 
 
 class Skip(enum.Enum):
-    """The ends of a skip connection; they nest like brackets."""
+    """The start and the end of a skip connection; they nest like brackets."""
 
-    #: What comes in here is needed again.
+    #: The input here is kept.
     FORK = "fork"
-    #: It is added to what arrives here.
+    #: The kept input is added to the value here.
     ADD = "add"
-    #: It is put before what arrives here, channel-wise.
+    #: The kept input is concatenated before the value here, along the channels.
     CONCATENATE = "concatenate"
 
 
@@ -34,7 +34,7 @@ Primitive = nn.Module | Skip
 
 
 def primitives(layers: nn.Module | Iterable[Primitive]) -> list[Primitive]:
-    """Take a network, or layers in a row, apart into modules that do not say more about themselves, and marks."""
+    """Return the modules without ``primitives`` that a network, or a sequence of layers, consists of, and the marks."""
     if isinstance(layers, nn.Module):
         if type(layers) is nn.Sequential:
             return primitives(iter(layers))
@@ -45,7 +45,7 @@ def primitives(layers: nn.Module | Iterable[Primitive]) -> list[Primitive]:
 
 
 def _describes_itself(module: nn.Module) -> bool:
-    """Whether ``primitives`` was written by the class whose ``forward`` runs, or by one derived from it."""
+    """Return whether ``primitives`` belongs to the class whose ``forward`` runs, or to a subclass of it."""
 
     def writer(method: str) -> int:
         ancestors = type(module).__mro__

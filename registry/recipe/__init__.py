@@ -1,10 +1,10 @@
-"""Recipes: a YAML file in, a checked description of a whole training out.
+"""Recipes: YAML files that describe a training, checked while loading.
 
     recipe = load_recipe("horse2zebra", ["data.root=data/horses", "train.steps=1000"])
     generator = recipe.build("generator", in_channels=recipe.data.channels)
 
-Everything that a person can get wrong is found while loading, and said with file, line and key. The resolved recipe
-(:meth:`Recipe.to_yaml`) holds every value and loads as the same recipe.
+Mistakes are reported while loading, with file, line and key. The resolved recipe (:meth:`Recipe.to_yaml`) holds every
+value and loads as the same recipe.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         source: a path to a YAML file, or a shipped name.
-        overrides: ``key=value`` with dotted keys, over everything else; later ones win.
+        overrides: ``key=value`` with dotted keys, above everything else; later ones win.
 
     Raises:
-        RecipeError: anything in the recipe or the overrides that cannot be used, one line a problem.
+        RecipeError: the recipe or an override is not valid; one line per problem.
     """
     path = find_recipe(source)
     return _assemble(follow(read_file(path), path), overrides, shown(path), path.stem)
 
 
 def summary(path: Path) -> str:
-    """Return the first comment line of a recipe's file: what ``qsattn list recipes`` says about it."""
+    """Return the first comment line of a recipe's file, which ``qsattn list recipes`` shows."""
     with path.open(encoding="utf-8") as lines:
         return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. Equal recipes describe the same run; where they were read does not count.
+    """A checked recipe. Recipes are equal if they describe the same run, wherever they were read.
 
     ``data``, ``train``, ``checkpoint`` and ``evaluate`` have their keys as attributes; ``generator``,
     ``discriminator``, ``encoder``, ``sampler`` and each of the augmentations are a :class:`PartSpec`.
@@ -84,21 +84,21 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-        """Return the recipe that a YAML text is; relative paths start from the current directory."""
+        """Return the recipe of a YAML text; relative paths start from the current directory."""
         return _assemble(follow(read_text(text, Place(source), Path.cwd())), overrides, source, source)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
-        """Return the recipe that :meth:`to_dict` gave, as a checkpoint keeps it.
+        """Return the recipe of the result of :meth:`to_dict`, which checkpoints hold.
 
-        Its ``import`` is kept but not followed: a file of weights does not decide what code runs. Whoever loads a
-        model of parts from elsewhere imports them first.
+        Its ``import`` is kept but not executed: a file of weights must not decide what code runs. To load a model with
+        parts of your own, import them first.
         """
         layer = Layer(write_out(from_plain(dict(values), Place(source))), Path.cwd())
         return _assemble([layer], (), source, source, run_imports=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain data (what JSON can hold) in the recipe's own form, complete and in order."""
+        """Return the complete recipe as plain data (JSON-serialisable), in the form and order of a recipe."""
         found: dict[str, Any] = {}
         for key in KEYS:
             if key == "import" and self.imports:
@@ -108,10 +108,10 @@ class Recipe:
         return found
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML: complete, commented, and the same text for equal recipes."""
+        """Return the complete recipe as YAML with comments; equal recipes give equal text."""
         text = (
             f"# The recipe {self.name}, resolved by qsattn-plugin {qsattn_plugin.__version__}.\n"
-            "# An argument that a part is not given here has the part's own default, or comes from the method.\n"
+            "# Arguments of parts that are not given here have the part's default, or come from the method.\n"
         )
         for key, value in self.to_dict().items():
             text += f"\n# {KEYS[key]}\n"
@@ -123,12 +123,8 @@ class Recipe:
                 text += f"{key}: {write(value)}\n"
         return text
 
-    def locate(self, key: str) -> str:
-        """Return ``file:line`` of a dotted key, or of the nearest one above it that was written."""
-        return str(self._place(key))
-
     def error(self, key: str, text: str) -> RecipeError:
-        """Return the error that says ``text`` about a key, with its file and line."""
+        """Return an error about a dotted key, with the file and line of it or of the nearest given key above."""
         return RecipeError(Problem(self._place(key), key, text))
 
     def part(self, section: str) -> PartSpec:
@@ -145,11 +141,11 @@ class Recipe:
 
         Args:
             section: as for :meth:`part`.
-            injected: values from the surroundings, such as ``in_channels``. The part gets those that its signature
-                takes and the recipe does not set. A dataset gets the pipeline's values (``channels``, ...) this way.
+            injected: values such as ``in_channels``. The part gets those that its signature takes and the recipe does
+                not set. A dataset gets the pipeline's values (``channels``, ...) this way.
 
         Raises:
-            RecipeError: the part refuses an argument, at the argument's file and line.
+            RecipeError: the part does not accept an argument; with the argument's file and line.
         """
         spec = self.part(section)
         kind = "method" if section == "method" else PARTS[section.partition(".")[0]]
@@ -168,7 +164,7 @@ class Recipe:
                 raise self.error(section, text) from error
             key = f"{'objective' if section == 'method' else section}.{argument}"
             raise self.error(key, text.removeprefix(f"{argument}: ")) from error
-        except Exception as error:  # of PyTorch, say, about a width that no memory holds; or of somebody's own part
+        except Exception as error:  # such as PyTorch's about a width too large for memory, or that of a user's part
             last = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             text = f"{spec.type} cannot be built: {what} ({shown(Path(last.filename))}, line {last.lineno})"
@@ -187,7 +183,7 @@ class Recipe:
 def _assemble(
     layers: Sequence[Layer], overrides: Sequence[str], source: str, name: str, run_imports: bool = True
 ) -> Recipe:
-    """Return the recipe of some layers, the lowest first; ``name`` is its name if it gives itself none."""
+    """Return the recipe of some layers, the lowest first; ``name`` is its name if it sets none."""
     imports = [done for layer in layers for done in import_parts(layer, run_imports)]
     tree = stack(layers, overrides)
     problems: list[Problem] = []

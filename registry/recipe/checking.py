@@ -1,8 +1,8 @@
-"""Values against types, with messages for people.
+"""Check values against types, with readable messages.
 
-pydantic checks, strictly and as for JSON: a list may become a tuple, a whole number a float, but text never becomes a
-number and ``true`` never becomes 1. Two things that a person writes without thinking are put right and tried again:
-``1e5`` where an integer is due, and unquoted ``001`` where text is due.
+pydantic checks strictly and as for JSON: a list may become a tuple, an integer a float, but text never becomes a
+number and ``true`` never becomes 1. Two common spellings are corrected and checked again: ``1e5`` where an integer is
+expected, and unquoted ``001`` where text is expected.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _MUST = {
 
 
 def adapter(annotation: Any) -> TypeAdapter:
-    """Return pydantic's checker for an annotation; one that pydantic cannot check takes anything."""
-    if annotation is _EMPTY or isinstance(annotation, str):  # text: a name that exists for type checkers alone
+    """Return pydantic's checker for an annotation; it accepts anything if pydantic does not know the type."""
+    if annotation is _EMPTY or isinstance(annotation, str):  # text: a name that only type checkers import
         return TypeAdapter(Any)
     try:
         if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
@@ -66,13 +66,13 @@ def adapter(annotation: Any) -> TypeAdapter:
 def check(annotation: Any, node: Node, key: str, problems: list[Problem]) -> Any:
     """Return the node's value as the type that ``annotation`` names, or add to ``problems`` and return None.
 
-    Paths come back absolute, against the current directory.
+    Relative paths are made absolute against the current directory.
     """
     checker = adapter(annotation)
     corrections: dict[_Keys, Any] = {}
     while True:
         try:
-            text = json.dumps(_plain(node, corrections))
+            text = json.dumps(node.to_plain(corrections))
             return _absolute_paths(checker.validate_json(text, strict=True))
         except ValidationError as error:
             wrong = _by_place(node, error)
@@ -93,15 +93,15 @@ def check_arguments(
     problems: list[Problem],
     also: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return the values below ``node`` as arguments for ``parameters``; what does not fit is added to ``problems``.
+    """Return the values below ``node`` as arguments for ``parameters``; mistakes are added to ``problems``.
 
     Args:
-        parameters: Of the part's signature.
+        parameters: The parameters of the part's signature.
         node: A mapping of arguments.
         key: The section, for messages.
-        owner: What takes the arguments, for messages: ``sampler 'random'``.
-        problems: Is added to.
-        also: Other keys of the section, which a misspelt name may have meant.
+        owner: The owner of the arguments, for messages: ``sampler 'random'``.
+        problems: Mistakes are added here.
+        also: Other keys of the section, for suggestions where a name is misspelt.
     """
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -128,7 +128,7 @@ def check_arguments(
 def check_part(
     kind: str, node: Node, key: str, problems: list[Problem], without: Collection[str] = ()
 ) -> PartSpec | None:
-    """Return the part that a section names, or add to ``problems``; ``without`` are keys that are not the part's."""
+    """Return the part that a section names, or add to ``problems``; ``without`` are keys of the section itself."""
     if "type" not in node.value:
         problems.append(Problem(node.place, f"{key}.type", f"is missing; it names the {kind}"))
         return None
@@ -153,7 +153,7 @@ def nested(annotation: Any) -> tuple[str, bool] | None:
 
 
 def _check_nested(kind: str, node: Node, key: str, problems: list[Problem]) -> Any:
-    """Return a part inside another one's arguments, in the form in which it was written: its name, or a mapping."""
+    """Return a part inside the arguments of another, in the form in which it was written: its name, or a mapping."""
     alone = not isinstance(node.value, dict)
     spec = check_part(kind, replace(node, value={"type": node}) if alone else node, key, problems)
     if spec is None or alone:
@@ -162,18 +162,10 @@ def _check_nested(kind: str, node: Node, key: str, problems: list[Problem]) -> A
 
 
 def unknown_key(node: Node, key: str, known: Collection[str], takes: str) -> Problem:
-    """Return the problem of a key that does not exist: the nearest one, and all there are."""
+    """Return the problem of an unknown key, with the nearest known key and all of them."""
     name = key.rpartition(".")[2]
     every = ", ".join(known) or "no keys"
     return Problem(node.place, key, f"there is no such key{nearest(name, known)} ({takes} {every})")
-
-
-def _plain(node: Node, corrections: Mapping[_Keys, Any], path: _Keys = ()) -> Any:
-    if isinstance(node.value, dict):
-        return {k: _plain(n, corrections, (*path, k)) for k, n in node.value.items()}
-    if isinstance(node.value, list):
-        return [_plain(n, corrections, (*path, str(i))) for i, n in enumerate(node.value)]
-    return corrections.get(path, node.value)
 
 
 def _absolute_paths(value: Any) -> Any:
@@ -193,7 +185,7 @@ def _below(node: Node, path: _Keys) -> Node:
 
 
 def _by_place(node: Node, error: ValidationError) -> dict[_Keys, list[dict]]:
-    """Return pydantic's errors by the path of the node that each concerns, without the names of a union's branches."""
+    """Return pydantic's errors by the path of their node, without the names of a union's branches."""
     found: dict[_Keys, list[dict]] = {}
     for item in error.errors(include_url=False):
         path, at = [], node
@@ -201,7 +193,7 @@ def _by_place(node: Node, error: ValidationError) -> dict[_Keys, list[dict]]:
             if below := at.get(key):
                 path, at = [*path, key], below
         found.setdefault(tuple(path), []).append(item)
-    # When one branch of a union looked into a list and another wanted no list at all, the first is what was meant.
+    # Where one branch of a union fails inside a list and another one expects no list, the first was meant.
     deeper = {path[:n] for path in found for n in range(len(path))}
     return {
         path: errors
@@ -228,7 +220,7 @@ def _explain(root: Node, path: _Keys, errors: list[dict], key: str, known: Colle
         name = errors[0]["loc"][-1]
         if isinstance(name, int):
             return Problem(node.place, where, f"must have at least {name + 1} values, got {len(node.value)}")
-        return Problem(node.place, f"{where}.{name}", "is missing, and nothing gives it a default")
+        return Problem(node.place, f"{where}.{name}", "is missing, and has no default")
     wanted, choices = [], []
     for error in errors:
         context = error.get("ctx", {})

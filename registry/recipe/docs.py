@@ -1,4 +1,4 @@
-"""What the docstring of a part says about each argument."""
+"""The documentation of arguments in the docstrings of parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ITEM = re.compile(r"\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)")
 def argument_docs(target: Callable[..., Any]) -> dict[str, str]:
     """Return the text of each argument in the Google-style ``Args:`` blocks of a class or function.
 
-    A class's own docstring, its ``__init__``'s and those of the classes it inherits from count; the nearest one wins.
+    Docstrings of a class, of its ``__init__`` and of its base classes are read; the nearest one wins.
     Continuation lines are joined with spaces.
     """
     if not inspect.isclass(target):

@@ -1,4 +1,4 @@
-"""The Python files and modules that a recipe imports for the parts that they register."""
+"""Import the Python files and modules that register the parts of a recipe."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["import_file", "import_parts"]
 
 
 def import_parts(layer: Layer, run: bool = True) -> list[str]:
-    """Import what the layer asks for under ``import``, and return it as module names and absolute paths.
+    """Import what a layer lists under ``import``; return the module names and absolute paths.
 
     Without ``run`` nothing is imported. A name is a file beside the recipe if there is one, else an installed module.
 
     Raises:
-        RecipeError: there is no such file or module, or importing it failed.
+        RecipeError: there is no such file or module, or its import failed.
     """
     node = layer.tree.get("import")
     problems: list[Problem] = []

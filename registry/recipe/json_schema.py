@@ -1,7 +1,7 @@
-"""JSON Schema of recipes, from the sections' models and the signatures and docstrings of everything registered.
+"""JSON Schema of recipes, from the models of the sections and the signatures and docstrings of registered parts.
 
-Editors with a YAML language server complete and check recipes by it. It describes one file: what ``extends`` brings in
-is not seen, so nothing but a part's ``type`` in a list is required.
+Editors with a YAML language server use it to complete and check recipes. It describes a single file, without what
+``extends`` adds, so that only the ``type`` of a part in a list is required.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MODELS: dict[str, type[BaseModel]] = {"train": Train, "checkpoint": Checkpoint,
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of recipes made of the parts that are registered now."""
+    """Return the JSON Schema (draft 2020-12) of recipes with the parts that are registered now."""
     parts = {kind: registry.list_parts(kind) for kind in ("method", *PARTS.values())}
     defs: dict[str, Any] = {}
     methods = parts["method"]
@@ -55,7 +55,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _part(parts: list[registry.Part], shared: dict, defs: dict, required: bool = False) -> dict[str, Any]:
-    """A part's section: its name alone, or a mapping whose ``type`` decides which arguments there are."""
+    """Return the schema of a part's section: a name, or a mapping whose ``type`` determines the arguments."""
     names = {"type": "string", "oneOf": [{"const": part.name, "description": part.summary} for part in parts]}
     cases = []
     for part in parts:
@@ -72,7 +72,7 @@ def _settings(method: registry.Part, defs: dict) -> dict[str, Any]:
 
 
 def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict) -> dict[str, Any]:
-    """The schema of each parameter that YAML can give a value to; networks and the like come from the method."""
+    """Return the schema of each parameter that YAML can set; networks, for example, come from the method."""
     docs = argument_docs(part.target)
     found = {}
     for name, parameter in parameters.items():

@@ -1,9 +1,9 @@
-"""One mapping from the layers of a recipe, the command line's overrides and the defaults.
+"""Merge the layers of a recipe, the command line's overrides and the defaults into one mapping.
 
-From the ground up: the schema's defaults, the method's defaults, the recipe that is extended (and so on upwards), the
-recipe itself, the overrides. Mappings merge key by key, lists are replaced. What was said about a part that is then
-exchanged does not concern the new one: in a part's section a different ``type`` drops the arguments below it (``data``
-keeps the keys of its pipeline), and a different ``method`` drops the ``objective`` below it.
+From the lowest: the schema's defaults, the method's defaults, the recipes that are extended, the recipe itself, the
+overrides. Mappings merge key by key, lists are replaced. Arguments of a part do not apply to another part that replaces
+it: in a part's section a different ``type`` drops the arguments of lower layers (``data`` keeps the keys of its
+pipeline), and a different ``method`` drops their ``objective``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["stack"]
 
 
 def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
-    """Return one mapping of all layers (the lowest first), overrides and defaults, without ``extends`` and ``import``.
+    """Return the merged layers (the lowest first), overrides and defaults, without ``extends`` and ``import``.
 
     Raises:
-        RecipeError: an unknown method, an override that cannot be understood.
+        RecipeError: the method is unknown, or an override is not valid.
     """
     options = [(text, *_read_override(text)) for text in overrides]
     explicit = None
     for layer in layers:
         own = {key: node for key, node in layer.tree.value.items() if key not in ("extends", "import")}
         if layer is not layers[-1]:
-            own.pop("name", None)  # a recipe that extends another one is not that one
+            own.pop("name", None)  # the name of the extended recipe is not that of this one
         tree = replace(layer.tree, value=own)
         explicit = tree if explicit is None else _over(explicit, tree)
     late = []
@@ -49,8 +49,8 @@ def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
     return tree
 
 
-def _said(tree: Node, *path: str) -> str | None:
-    """Return what stands at a path as text, or None."""
+def _text_at(tree: Node, *path: str) -> str | None:
+    """Return the value at a path as text, or None."""
     node: Node | None = tree
     for key in path:
         node = node and node.get(key)
@@ -68,20 +68,24 @@ def _overlay(lower: Node, upper: Node) -> Node:
 
 
 def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
-    """Return ``lower`` without what it says about parts whose type differs between two states of the recipe."""
+    """Return ``lower`` without the arguments of parts whose type differs between two states of the recipe."""
     kept = dict(lower.value)
     for key, kind in PARTS.items():
         section = kept.get(key)
-        if section and isinstance(section.value, dict) and _said(before, key, "type") != _said(after, key, "type"):
+        if (
+            section
+            and isinstance(section.value, dict)
+            and _text_at(before, key, "type") != _text_at(after, key, "type")
+        ):
             stays = PIPELINE if kind == "dataset" else ()
             kept[key] = replace(section, value={k: n for k, n in section.value.items() if k in stays})
-    if _said(before, "method") != _said(after, "method"):
+    if _text_at(before, "method") != _text_at(after, "method"):
         kept["objective"] = Node({}, lower.place)
     return replace(lower, value=kept)
 
 
 def _over(lower: Node, upper: Node) -> Node:
-    """Return one explicit layer over the others; both may leave a part's type to the method's defaults."""
+    """Return an explicit layer over the lower ones; both may leave a part's type to the method's defaults."""
     before, after = _with_defaults(lower), _with_defaults(_overlay(lower, upper))
     return _overlay(_without_exchanged(lower, before, after), upper)
 
@@ -100,7 +104,7 @@ def _with_defaults(explicit: Node) -> Node:
         raise RecipeError(Problem(method.place, "method", str(error))) from None
     tree.value["method"] = method
     below = write_out(from_plain(defaults, Place(f"defaults of method {name!r}")))
-    # Sections lie in the recipe, even where all that they hold are defaults: what they lack is missing there.
+    # Sections have the place of the recipe even if they hold only defaults: missing keys are reported there.
     sections = {key: replace(node, place=explicit.place) for key, node in below.value.items()}
     for upper in (replace(below, value=sections), explicit):
         both = _overlay(tree, upper)
@@ -112,7 +116,7 @@ def _read_override(text: str) -> tuple[list[str], Node]:
     key, value = parse_assignment(text, "train.steps=100")
     path, place = key.split("."), value.place
     if path[0] in ("extends", "import"):
-        raise RecipeError(Problem(place, path[0], "this key can only stand in a recipe's file"))
+        raise RecipeError(Problem(place, path[0], "this key is only allowed in a recipe's file"))
     if path[0] not in KEYS:
         known = list(KEYS)[2:]
         what = f"there is no such key{nearest(path[0], known)} (a recipe takes {', '.join(known)})"
@@ -133,6 +137,6 @@ def _put(node: Node, path: Sequence[str], new: Node, at: Problem) -> Node:
         items[int(key)] = _put(items[int(key)], rest, new, at)
         return replace(node, value=items)
     children: Mapping[str, Node] = node.value if isinstance(node.value, dict) else {}
-    if key == "type" and not rest and _said(node, key) != _said(new):
+    if key == "type" and not rest and _text_at(node, key) != _text_at(new):
         children = {}
     return replace(node, value={**children, key: _put(children.get(key, Node({}, new.place)), rest, new, at)})

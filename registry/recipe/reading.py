@@ -1,4 +1,4 @@
-"""Recipes as they are written: found, read, and followed along ``extends``."""
+"""Find and read recipe files, and follow ``extends``."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError,
 
 __all__ = ["Layer", "find_recipe", "follow", "read_file", "read_text", "shipped_recipes", "shown", "write_out"]
 
-#: The largest file that is read as a recipe; weights and pictures are larger.
+#: Size limit of recipe files; weights and images are larger.
 MOST_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one file says, and the directory that its relative paths start from."""
+    """The content of one file, and the directory that its relative paths start from."""
 
     tree: Node
     directory: Path
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with the package: name -> file."""
+    """Return the recipes of the package: name -> file."""
     return {path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))}
 
 
@@ -34,8 +34,11 @@ def find_recipe(source: str | Path, directory: Path | None = None, at: Problem |
 
     Args:
         source: Path or name.
-        directory: What a relative path starts from.
-        at: Where the recipe was asked for; its text is replaced by what is wrong.
+        directory: Base of a relative path.
+        at: The place that names the recipe, for the error.
+
+    Raises:
+        RecipeError: there is no such file or shipped recipe.
     """
     at = at or Problem(Place(str(source)), "", "")
     text = str(source)
@@ -54,7 +57,7 @@ def find_recipe(source: str | Path, directory: Path | None = None, at: Problem |
 
 
 def shown(path: Path) -> str:
-    """Return the path as messages show it: relative where it lies below the current directory."""
+    """Return the path for messages: relative if it lies below the current directory."""
     try:
         return str(path.absolute().relative_to(Path.cwd()))
     except ValueError:
@@ -62,21 +65,21 @@ def shown(path: Path) -> str:
 
 
 def read_text(text: str, place: Place, directory: Path) -> Layer:
-    """Return the layer that a recipe's text is; shorthands are written out.
+    """Return the layer of a recipe's text, with its shorthands expanded.
 
     Raises:
-        RecipeError: not YAML, not a mapping, a section of the wrong shape.
+        RecipeError: not YAML, not a mapping, or a section of the wrong type.
     """
     tree = parse(text, place)
     if tree.value is None:
         raise RecipeError(Problem(place, "", "this recipe is empty"))
     if not isinstance(tree.value, dict):
-        raise RecipeError(Problem(tree.place, "", f"a recipe is made of 'key: value' lines, got {tree}"))
+        raise RecipeError(Problem(tree.place, "", f"a recipe consists of 'key: value' lines, got {tree}"))
     return Layer(write_out(replace(tree, place=Place(place.source, 1))), directory)
 
 
 def read_file(path: Path) -> Layer:
-    """Return the layer that a recipe's file is.
+    """Return the layer of a recipe's file.
 
     Raises:
         RecipeError: as :func:`read_text`, or the file cannot be read as text.
@@ -89,7 +92,7 @@ def read_file(path: Path) -> Layer:
     except OSError as error:
         raise RecipeError(Problem(place, "", f"cannot be read: {error.strerror}")) from None
     except UnicodeDecodeError:
-        raise RecipeError(Problem(place, "", "this is not a text file, so it is no recipe")) from None
+        raise RecipeError(Problem(place, "", "this is not a text file, and so not a recipe")) from None
     if len(content) > MOST_BYTES:
         raise RecipeError(Problem(place, "", "this file is too large for a recipe"))
     return read_text(text, place, path.parent)
@@ -99,8 +102,11 @@ def follow(layer: Layer, path: Path | None = None) -> list[Layer]:
     """Return a layer and those of the recipes that it extends, the lowest first.
 
     Args:
-        layer: The recipe's own.
+        layer: The layer of the recipe itself.
         path: Its file, if it has one.
+
+    Raises:
+        RecipeError: a recipe cannot be read, or recipes extend each other in a circle.
     """
     chain, paths = [layer], [path] if path else []
     while above := chain[0].tree.get("extends"):

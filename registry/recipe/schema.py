@@ -1,7 +1,7 @@
-"""What a recipe may say: its sections, their keys, ranges and defaults.
+"""The schema of recipes: sections, their keys, ranges and defaults.
 
-Sections of parts (``generator``, ``sampler``, ...) have ``type`` and the arguments of the part that it names; those are
-checked against the part's signature, not here.
+Sections of parts (``generator``, ``sampler``, ...) have ``type`` and the arguments of that part, which are checked
+against its signature, not here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "Train",
 ]
 
-#: Section -> the kind of part that it names; those in :data:`LISTS` hold a list of parts.
+#: Section -> the kind of its part; those in :data:`LISTS` hold a list of parts.
 PARTS = {
     "data": "dataset",
     "generator": "generator",
@@ -43,7 +43,7 @@ PARTS = {
 
 LISTS = ("augmentations", "discriminator_augmentations")
 
-#: Every key of a recipe, in the order in which a resolved recipe shows them, and what it says.
+#: The keys of a recipe with a description, in the order of a resolved recipe.
 KEYS = {
     "extends": "one recipe to start from: a shipped name, or a path relative to this file",
     "import": "Python files beside the recipe, or modules, that register parts; imported before the recipe is checked",
@@ -62,7 +62,7 @@ KEYS = {
     "evaluate": "picture grids and scores during training",
 }
 
-#: What lies below everything else.
+#: The lowest layer of every recipe.
 DEFAULTS: dict[str, Any] = {
     "method": "qsattn",
     "data": {"type": "folders"},
@@ -79,7 +79,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-#: Arguments that a part gets from its surroundings where its recipe does not set them.
+#: Arguments that a part gets from the training if its recipe does not set them.
 INJECTED = {
     "generator": ("in_channels", "out_channels"),
     "discriminator": ("in_channels", "size"),

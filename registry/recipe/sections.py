@@ -1,4 +1,4 @@
-"""A recipe's merged mapping, section by section, as checked values; and those as plain data again."""
+"""Check the sections of a merged recipe, and convert their values to plain data."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from qsattn_plugin.registry.yaml_lines import Node, Problem, from_plain
 
 __all__ = ["NAME", "objective_parameters", "plain", "read_sections"]
 
-#: What a recipe's name may be made of: it becomes a folder's.
+#: The characters of a recipe's name, which becomes the name of a folder.
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, Any]:
-    """Return the value of every key of a complete tree; what is wrong is added to ``problems``.
+    """Return the value of every key of a complete tree; mistakes are added to ``problems``.
 
     Args:
-        tree: All layers and defaults, in which each section has its shape.
-        name: The recipe's name if it gives itself none.
-        problems: Is added to; the values count only if it stays empty.
+        tree: The merged layers and defaults, with sections of the right type.
+        name: The name of a recipe that sets none.
+        problems: Mistakes are added here; the values are valid only if there are none.
     """
     at = tree.value
     problems += [unknown_key(node, key, KEYS, "a recipe takes") for key, node in at.items() if key not in KEYS]
@@ -61,12 +61,12 @@ def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, A
 
 
 def objective_parameters(method: registry.Part) -> dict[str, inspect.Parameter]:
-    """Return what a recipe may set under ``objective``: the method's keyword-only parameters."""
+    """Return the keys of ``objective``: the method's keyword-only parameters."""
     return {name: p for name, p in method.signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
 
 
 def plain(value: Any) -> Any:
-    """Return a section's value in the form in which a recipe has it, as data that JSON can hold."""
+    """Return a section's value as plain data (JSON-serialisable), in the form of a recipe."""
     if isinstance(value, PartSpec):
         return {"type": value.type, **plain(value.arguments)}
     if isinstance(value, Data):
@@ -103,7 +103,7 @@ def _data(node: Node, problems: list[Problem]) -> Data | None:
 
 
 def _objective(tree: Node, problems: list[Problem]) -> dict[str, Any]:
-    """Return the method's settings, those that nobody set with the default of its signature."""
+    """Return the method's settings; those that are not set have the default of its signature."""
     name = tree.value["method"]
     method = registry.find("method", str(name.value if name.text is None else name.text))
     takes = objective_parameters(method)
@@ -112,6 +112,6 @@ def _objective(tree: Node, problems: list[Problem]) -> dict[str, Any]:
         if key not in values and isinstance(parameter.default, bool | int | float | str | list | tuple | dict | None):
             ignored: list[Problem] = []
             default = check(parameter.annotation, from_plain(parameter.default, tree.place), key, ignored)
-            if not ignored:  # else the default is nothing that a recipe could say
+            if not ignored:  # else a recipe cannot express the default
                 values[key] = default
     return values

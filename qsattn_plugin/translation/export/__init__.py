@@ -10,8 +10,9 @@ import torch
 
 import qsattn_plugin
 from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.registry.interfaces import side_multiple
 from qsattn_plugin.storage import replacing
-from qsattn_plugin.translation.apply import side_multiple, smallest_side
+from qsattn_plugin.translation.apply import smallest_side
 from qsattn_plugin.translation.export.formats import FORMATS, Runner, Subject
 from qsattn_plugin.translation.files import check_output, file_below
 from qsattn_plugin.translation.load import Translator, main_generator

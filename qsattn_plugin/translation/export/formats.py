@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
-from qsattn_plugin.registry.foreign import load_foreign, recognise
+from qsattn_plugin.registry.cut_weights import load_cut_weights, recognise
 
 #: The document's key in an ONNX file's metadata, and its name among the extra files of TorchScript and pt2.
 DOCUMENT = "qsattn.json"
@@ -199,7 +199,7 @@ def _read_cut(path: Path, subject: Subject) -> Runner:
     name, arguments = recognise(weights)
     with torch.random.fork_rng(devices=[]):
         generator = create("generator", name, **arguments)
-    load_foreign(generator, weights)
+    load_cut_weights(generator, weights)
     return generator.eval()
 
 

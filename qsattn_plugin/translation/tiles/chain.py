@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from qsattn_plugin.registry.layers import BatchNorm, Downsample, InstanceNorm, Upsample
-from qsattn_plugin.registry.layers.lean import ReflectionPad
+from qsattn_plugin.registry.layers.memory_saving import ReflectionPad
 from qsattn_plugin.registry.layers.primitives import Skip, primitives
 from qsattn_plugin.translation.apply import padding_for
 from qsattn_plugin.translation.tiles.steps import (

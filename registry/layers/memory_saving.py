@@ -1,29 +1,30 @@
-"""The same layers, keeping less in memory for the backward pass.
+"""Layers that compute what PyTorch's do and save fewer tensors for the backward pass.
 
-PyTorch keeps the input of a reflection padding and of a fixed blur, though the gradients of both hang on sizes alone,
-and the output of a ReLU that follows a norm, though the norm's input tells where it was positive. The plain operators
-are used where nothing is kept, and under torch.compile, which decides by itself what to keep.
+PyTorch saves the input of a reflection padding and of a fixed blur, though the gradients of both depend only on the
+shapes, and the output of a ReLU that follows a norm, though the norm's input tells where it was positive. PyTorch's own
+operators are used without gradients, and under torch.compile, which decides by itself what to save.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+import itertools
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ReflectionPad", "blur_down", "channel_norm", "in_a_row", "norm_act"]
+__all__ = ["FusedSequential", "ReflectionPad", "blur_down", "channel_norm", "norm_act"]
 
 
-def _plain() -> bool:
+def builtin_operators() -> bool:
+    """Return whether PyTorch's own operators are used now."""
     return torch.compiler.is_compiling() or not torch.is_grad_enabled()
 
 
 def _pad_backward(grad: Tensor, shape: torch.Size, padding: tuple[int, int, int, int]) -> Tensor:
-    # The operator asks the padded image for nothing but its shape.
+    # The operator reads only the shape of the padded image.
     return torch.ops.aten.reflection_pad2d_backward(grad, grad.new_empty(1).expand(shape), list(padding))
 
 
@@ -39,10 +40,10 @@ class _Pad(torch.autograd.Function):
 
 
 class ReflectionPad(nn.ReflectionPad2d):
-    """Reflection padding that keeps nothing for the backward pass."""
+    """Reflection padding that saves nothing for the backward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if _plain() or x.ndim != 4 else _Pad.apply(x, tuple(self.padding))
+        return super().forward(x) if builtin_operators() or x.ndim != 4 else _Pad.apply(x, tuple(self.padding))
 
 
 class _Blur(torch.autograd.Function):
@@ -59,13 +60,13 @@ class _Blur(torch.autograd.Function):
 
 
 class _BlurBack(torch.autograd.Function):
-    """The blur's gradient; being linear, its own gradient is the blur."""
+    """The gradient of the blur. It is linear, and its own gradient is the blur."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, filt: Tensor, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(filt)
         filt = filt.to(grad.dtype)
-        if grad.device.type != "cpu":  # whose kernels were not measured: PyTorch's own way
+        if grad.device.type != "cpu":  # PyTorch's own way: other devices' kernels were not measured
             padded = (*shape[:2], shape[2] + 2, shape[3] + 2)
             padded = torch.nn.grad.conv2d_input(padded, filt, grad, stride=2, groups=shape[1])
             return _pad_backward(padded, shape, (1, 1, 1, 1))
@@ -83,16 +84,16 @@ class _BlurBack(torch.autograd.Function):
 
 
 def _spread(grad: Tensor, filt: Tensor, shape: torch.Size) -> Tensor:
-    """The blur's gradient in half precision on a CPU, for images of ``shape``.
+    """Return the gradient of the blur in half precision on a CPU, for images of ``shape``.
 
-    A blur of the gradient with zeros between its places: PyTorch's transposed convolutions, a channel at a time, take
-    about ten times as long in half precision.
+    It is computed as a blur of the gradient with zeros between its positions: PyTorch's depthwise transposed
+    convolution takes about ten times as long in half precision.
     """
     b, c, h, w = shape
     apart = grad.new_zeros(b, c, h + 4, w + 4)
     apart[..., 2 : 2 + 2 * grad.shape[2] : 2, 2 : 2 + 2 * grad.shape[3] : 2] = grad
     padded = F.conv2d(apart, filt.flip(2, 3), groups=c)
-    # What lies on the border was mirrored there.
+    # The padded border mirrors the inside: its gradient is added to the mirrored positions.
     padded[..., 2, :] += padded[..., 0, :]
     padded[..., h - 1, :] += padded[..., h + 1, :]
     padded[..., 2] += padded[..., 0]
@@ -105,15 +106,15 @@ def _blur(x: Tensor, filt: Tensor) -> Tensor:
 
 
 def blur_down(x: Tensor, filt: Tensor) -> Tensor:
-    """Blur (B, C, H, W) with a fixed filter (C, 1, 3, 3), borders reflected, and keep every second place."""
-    return _blur(x, filt) if _plain() else _Blur.apply(x, filt)
+    """Blur (B, C, H, W) with a fixed filter (C, 1, 3, 3), borders reflected, and keep every second position."""
+    return _blur(x, filt) if builtin_operators() else _Blur.apply(x, filt)
 
 
 def channel_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the instance norm of (B, C, H, W), with each channel's mean and 1 / deviation, both (B * C,).
 
-    By group norm's kernel with one channel a group: on the CPU it sums in vectors, where batch norm's takes four to six
-    times as long for the same numbers, up to rounding.
+    It uses group norm's kernel with one channel per group, which is vectorised on the CPU; batch norm's kernel takes
+    four to six times as long and gives the same numbers up to rounding.
     """
     b, c, h, w = x.shape
     out, mean, inverse = torch.native_group_norm(x, None, None, b, c, h * w, c, eps)
@@ -121,9 +122,12 @@ def channel_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _act_backward(grad: Tensor, centred: Tensor, slope: float) -> Tensor:
-    """The gradient of a ReLU, plain or leaky, of what ``centred`` has the sign of; overwrites it if it may."""
+    """Return the gradient of a ReLU (leaky with a ``slope``) whose input has the signs of ``centred``.
+
+    ``centred`` is overwritten where no second derivative is needed.
+    """
     ops = torch.ops.aten
-    if torch.is_grad_enabled():  # for the slope of a slope
+    if torch.is_grad_enabled():  # for a second derivative
         return ops.leaky_relu_backward(grad, centred, slope, False)
     if slope:
         return ops.leaky_relu_backward.grad_input(grad, centred, slope, False, grad_input=centred)
@@ -147,7 +151,7 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, mean, inverse = ctx.saved_tensors
         maps = x.reshape(1, -1, *x.shape[2:])
-        # Laid out as the norm's input: on the CPU, batch norm's backward pass takes that for granted.
+        # In the memory layout of the norm's input, which batch norm's backward pass on the CPU assumes.
         inner = _act_backward(grad.reshape(maps.shape).contiguous(), maps - mean[:, None, None], ctx.slope)
         wanted = [True, False, False]
         found = torch.ops.aten.native_batch_norm_backward(
@@ -157,26 +161,48 @@ class _NormAct(torch.autograd.Function):
 
 
 def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm and a ReLU, plain or leaky, to (B, C, H, W); an instance norm keeps its input for both."""
-    # In half precision the mean is rounded too far to tell where the output was positive.
+    """Apply a norm and a ReLU or leaky ReLU to (B, C, H, W); an instance norm saves only its input for both."""
+    # In half precision the mean is rounded too coarsely to tell where the output was positive.
     fits = isinstance(norm, nn.InstanceNorm2d) and not norm.affine and not norm.track_running_stats
-    if _plain() or not fits or x.dtype not in (torch.float32, torch.float64) or x.shape[-2:].numel() == 1:
+    if builtin_operators() or not fits or x.dtype not in (torch.float32, torch.float64) or x.shape[-2:].numel() == 1:
         return act(norm(x))
     return _NormAct.apply(x, norm.eps, getattr(act, "negative_slope", 0.0))
 
 
-def in_a_row(layers: Iterable[nn.Module], wanted: Iterable[int] = ()) -> list[tuple[int, Any]]:
-    """Return callables for layers in a row, each with the index of the last layer that it stands for.
+class FusedSequential(nn.Sequential):
+    """An ``nn.Sequential`` that runs an instance norm and the ReLU after it as one step (:func:`norm_act`).
 
-    A norm and the ReLU after it become one, unless the norm's index is ``wanted``, because its own output is.
+    The pairs are found once, when it is built; ``state_dict`` keys are those of ``nn.Sequential``.
     """
-    layers, wanted = list(layers), set(wanted)
-    steps: list[tuple[int, Any]] = []
-    for index, layer in enumerate(layers):
-        if type(layer) in (nn.ReLU, nn.LeakyReLU) and index and index - 1 not in wanted:
-            before = layers[index - 1]
-            if isinstance(before, nn.InstanceNorm2d):
-                steps[-1] = (index, partial(norm_act, before, layer))
+
+    def __init__(self, *layers: Any):
+        super().__init__(*layers)
+        self._fused_norms = frozenset(
+            index
+            for index, (norm, act) in enumerate(itertools.pairwise(self))
+            if isinstance(norm, nn.InstanceNorm2d) and type(act) in (nn.ReLU, nn.LeakyReLU)
+        )
+
+    def walk(self, x: Tensor, taps: Collection[int] = ()) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index and the output of each layer in order.
+
+        A norm that is fused with its ReLU has no output of its own, unless its index is among ``taps``.
+        """
+        norm = None
+        for index, layer in enumerate(self):
+            if index in self._fused_norms and index not in taps:
+                norm = layer
                 continue
-        steps.append((index, layer))
-    return steps
+            x = layer(x) if norm is None else norm_act(norm, layer, x)
+            norm = None
+            yield index, x
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x
+        for _, out in self.walk(x):  # noqa: B007 - only the last output is used
+            pass
+        return out
+
+    def primitives(self) -> list[nn.Module]:
+        """Return the layers that :meth:`forward` runs."""
+        return list(self)

@@ -1,11 +1,11 @@
-"""Weights that other projects trained.
+"""Weights in the layout of CUT, CycleGAN, pix2pix and QS-Attn: recognised, checked and loaded.
 
-``latest_net_G.pth`` of CUT, CycleGAN, pix2pix and QS-Attn goes into this package's ResNets and U-Nets::
+``latest_net_G.pth`` of these projects is loaded into this package's ResNets and U-Nets::
 
     weights = torch.load("latest_net_G.pth", map_location="cpu", weights_only=True)
     name, arguments = recognise(weights)
     generator = create("generator", name, **arguments)
-    load_foreign(generator, weights)
+    load_cut_weights(generator, weights)
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError
 
-#: Buffers that instance norm had in old versions of torch; nothing reads them, an image's own statistics are taken.
+#: Buffers that instance norm had in old versions of torch; they are not used: each image has its own statistics.
 _OLD_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-#: What a parallel or compiled wrapper puts before every key.
+#: Prefixes that parallel and compiled wrappers add to every key.
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-class Report(NamedTuple):
-    """What :func:`load_foreign` did: how many tensors it took, which keys it left out and which it filled in."""
+class LoadReport(NamedTuple):
+    """What :func:`load_cut_weights` did: the number of tensors loaded, the keys left out, the keys filled in."""
 
     loaded: int
     left_out: list[str]
     filled_in: list[str]
 
 
-def clean(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return tensors by key, without a wrapper's prefix, and numbered as if there were no dropout.
+def normalise_keys(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return tensors by key, without the prefix of a wrapper, and numbered as if there were no dropout.
 
-    A residual block that was trained with dropout has it as its fifth layer: what follows counts one more.
+    Dropout is the fifth layer of a residual block: the layers after it have numbers larger by one.
 
     Raises:
-        UserError: this is not a mapping of names to tensors.
+        UserError: not a mapping of names to tensors.
     """
     if not isinstance(state_dict, Mapping) or not state_dict:
-        raise UserError("not a state_dict: expected names with a tensor each, as in CUT's latest_net_G.pth")
+        raise UserError("not a state_dict: expected a mapping of names to tensors, as in CUT's latest_net_G.pth")
     odd = [str(key) for key, value in state_dict.items() if not isinstance(value, Tensor)]
     if odd:
-        raise UserError(f"not a state_dict: {', '.join(odd[:5])} hold no tensor; is this a whole checkpoint of a run?")
+        raise UserError(f"not a state_dict: {', '.join(odd[:5])} hold no tensor; is it the checkpoint of a whole run?")
     found = dict(state_dict)
     while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in found)), None):
         found = {key.removeprefix(prefix): value for key, value in found.items()}
@@ -63,21 +63,21 @@ def _shape(value: Tensor) -> str:
     return " x ".join(map(str, value.shape)) or "scalar"
 
 
-def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Report:
-    """Load weights laid out as CUT and CycleGAN write them into a generator, in place, all of them or none.
+def load_cut_weights(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
+    """Load weights in the layout of CUT and CycleGAN into a generator, in place, all of them or none.
 
-    A wrapper's prefix (``module.``) is taken off; buffers that instance norm had in old versions of torch are left out;
-    fixed blur filters that are not in the file, being constants, are filled in. CUT's networks without a norm have
-    convolutions without biases: ours get biases of 0.
+    The prefix of a wrapper (``module.``) is removed; buffers that instance norm had in old versions of torch are left
+    out; fixed blur filters that are not in the file are filled in, as they are constants. CUT's networks without a norm
+    have convolutions without biases: ours get biases of 0.
 
     Args:
         generator: built with the arguments that the file was trained with, see :func:`recognise`.
-        state_dict: names and tensors.
+        state_dict: tensors by name.
 
     Raises:
-        UserError: something does not fit; every key that does not is listed with its shape, and nothing was loaded.
+        UserError: some weights do not fit. Each such key is listed with its shape; nothing was loaded.
     """
-    given, own = clean(state_dict), generator.state_dict()
+    given, own = normalise_keys(state_dict), generator.state_dict()
     norms = {name for name, m in generator.named_modules() if isinstance(m, nn.InstanceNorm2d)}
     left_out = [
         key
@@ -100,7 +100,7 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
         elif given[key].shape != own[key].shape:
             problems.append(f"{key}: {_shape(given[key])}, the generator has {_shape(own[key])}")
         elif key in fixed and not torch.allclose(given[key].to(own[key]), own[key], rtol=0, atol=1e-3):
-            problems.append(f"{key}: {_shape(given[key])}, another blur filter than the generator's")
+            problems.append(f"{key}: {_shape(given[key])}, not the generator's blur filter")
     if problems:
         hint = ""
         try:
@@ -112,11 +112,11 @@ def load_foreign(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> Repo
         raise UserError(f"{len(problems)} of the weights do not fit this generator{hint}:\n  {listing}")
     constants = {key: torch.zeros_like(own[key]) if key in unbiased else own[key] for key in filled_in}
     generator.load_state_dict({**given, **constants})
-    return Report(len(given), left_out, filled_in)
+    return LoadReport(len(given), left_out, filled_in)
 
 
 def _unbiased(generator: nn.Module, given: Mapping[str, Tensor]) -> set[str]:
-    """Biases that a file lacks because its network, which has no norm, was built without."""
+    """Return the biases that a file lacks because its network, which has no norm, was built without biases."""
     if any(isinstance(m, (nn.InstanceNorm2d, nn.BatchNorm2d)) for m in generator.modules()):
         return set()
     convolutions = [name for name, m in generator.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
@@ -126,20 +126,20 @@ def _unbiased(generator: nn.Module, given: Mapping[str, Tensor]) -> set[str]:
 
 
 def _optional(own: Iterable[str]) -> set[str]:
-    """Keys that a file may lack: constants, and counts that old torch did not write."""
+    """Return the keys that a file may lack: constants, and counters that old versions of torch did not save."""
     return {key for key in own if key.endswith((".filt", ".num_batches_tracked"))}
 
 
 def recognise(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Return the name and the arguments of the generator that weights were written by.
+    """Return the name and the arguments of the generator that weights belong to.
 
-    Read from keys and shapes: blocks or levels, width, norm, channels, and whether a ResNet's steps down and up blur.
+    They follow from keys and shapes: blocks or levels, width, norm, channels, antialiasing of a ResNet's resampling.
 
     Raises:
-        UserError: the weights are not those of CUT's or CycleGAN's ResNet with 9, 6 or 4 blocks, nor of their U-Net
-            for images of 256, 128 or 64 pixels.
+        UserError: neither CUT's or CycleGAN's ResNet with 9, 6 or 4 blocks, nor their U-Net for images of 256, 128 or
+            64 pixels.
     """
-    given = clean(state_dict)
+    given = normalise_keys(state_dict)
     return _recognise_unet(given) if "model.model.0.weight" in given else _recognise_resnet(given)
 
 
@@ -157,8 +157,8 @@ def _recognise_resnet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
             f"of them {next(iter(given))}"
         )
     stem, last = convs[0][1], convs[-1][1]
-    # With a blur after each, the two convolutions on the way down lie four layers apart, else three. On the way up a
-    # blur goes before the convolution; a transposed one does both, and has its channels the other way round.
+    # With a blur after each, the two downsampling convolutions lie four layers apart, else three. When upsampling, the
+    # blur precedes the convolution; a transposed convolution does both.
     arguments: dict[str, Any] = {
         "width": stem.shape[0],
         "antialias": convs[2][0] - convs[1][0] == 4,
@@ -168,14 +168,14 @@ def _recognise_resnet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]
     }
     if f"model.{convs[0][0] + 1}.weight" in given:  # instance norm has no weights
         arguments["norm"] = "batch"
-    elif f"model.{convs[0][0]}.bias" not in given:  # only beside instance norm have these convolutions biases
+    elif f"model.{convs[0][0]}.bias" not in given:  # these convolutions have biases with instance norm only
         arguments["norm"] = "none"
     return f"resnet_{len(blocks)}blocks", arguments
 
 
 def _recognise_unet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     convs = [key for key, value in given.items() if key.endswith(".weight") and value.dim() == 4]
-    sides = {16: 256, 14: 128, 12: 64}  # a convolution down and one up on each level
+    sides = {16: 256, 14: 128, 12: 64}  # by convolutions: one down and one up per level
     outer = given.get("model.model.3.weight")
     if len(convs) not in sides or outer is None or outer.dim() != 4:
         raise UserError(
@@ -188,7 +188,7 @@ def _recognise_unet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
         "in_channels": first.shape[1],
         "out_channels": outer.shape[1],
     }
-    inner = "model.model.1.model."  # a convolution, its norm; only beside instance norm has the convolution a bias
+    inner = "model.model.1.model."  # a convolution and its norm; the convolution has a bias with instance norm only
     if f"{inner}2.weight" in given:
         arguments["norm"] = "batch"
     elif f"{inner}1.bias" not in given:
@@ -196,23 +196,23 @@ def _recognise_unet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
     return f"unet_{sides[len(convs)]}", arguments
 
 
-def fits(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state_dict has every tensor of a generator, in its shape; it may have others."""
-    given, own = clean(state_dict), generator.state_dict()
+def matches(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Return whether a state_dict has every tensor of a generator, in its shape; it may have others."""
+    given, own = normalise_keys(state_dict), generator.state_dict()
     needed = set(own) - _optional(own)
     return all(key in given and given[key].shape == own[key].shape for key in needed)
 
 
-def find_networks(content: Any, wanted: Callable[[dict[str, Tensor]], bool], name: str = "") -> dict[str, Any]:
-    """Return the state_dicts inside a checkpoint that are ``wanted``, by their dotted place in it.
+def find_state_dicts(content: Any, wanted: Callable[[dict[str, Tensor]], bool], name: str = "") -> dict[str, Any]:
+    """Return the state_dicts inside a checkpoint that are ``wanted``, by their dotted path in it.
 
-    A state_dict may be the whole content (its place is ""), lie below a key (``netG``, ``state_dict``, ...), or share
-    one mapping with others, told apart by what their keys begin with (``state_dict.netG``).
+    A state_dict may be the whole content (its path is ""), lie below a key (``netG``, ``state_dict``, ...), or share
+    one mapping with others, distinguished by the prefix of their keys (``state_dict.netG``).
 
     Args:
-        content: what a file holds: nested mappings, tensors and anything else.
-        wanted: is asked about each mapping of names to tensors.
-        name: the place of ``content`` itself.
+        content: the content of a file: nested mappings, tensors and anything else.
+        wanted: returns whether a mapping of names to tensors is to be returned.
+        name: the path of ``content`` itself.
     """
     if not isinstance(content, Mapping):
         return {}
@@ -227,8 +227,8 @@ def find_networks(content: Any, wanted: Callable[[dict[str, Tensor]], bool], nam
             if dot:
                 groups.setdefault(head, {})[rest] = value
         for head, group in groups.items():
-            found |= find_networks(group, wanted, f"{name}.{head}".lstrip("."))
+            found |= find_state_dicts(group, wanted, f"{name}.{head}".lstrip("."))
     for key, value in content.items():
         if isinstance(value, Mapping):
-            found |= find_networks(value, wanted, f"{name}.{key}".lstrip("."))
+            found |= find_state_dicts(value, wanted, f"{name}.{key}".lstrip("."))
     return found

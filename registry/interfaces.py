@@ -1,0 +1,32 @@
+"""What the package uses of parts that need not derive from its base classes, with defaults for what they leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Attentive", "attentive_layers", "side_multiple"]
+
+
+class Attentive(Protocol):
+    """A sampler that says on which layers it uses attention."""
+
+    def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]: ...
+
+
+def side_multiple(generator: nn.Module | None, default: int = 4) -> int:
+    """Return the number of pixels of which the sides of a generator's images must be multiples."""
+    return getattr(generator, "multiple", default)
+
+
+def attentive_layers(sampler: Attentive | object, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
+    """Return for each layer whether the sampler chooses its route; True without ``attentive``.
+
+    Raises:
+        UserError: the sampler names a tap that is not among ``taps``.
+    """
+    attentive = getattr(sampler, "attentive", None)
+    return [True] * len(features) if attentive is None else attentive(features, taps)
