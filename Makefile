@@ -1,4 +1,5 @@
-# make demo: the toy model, from nothing to translated pictures.    make test: all tests.    make soak: kills.
+# make demo: the toy model, from nothing to translated pictures.    make test: all tests.    make lint: ruff and mypy.
+# make soak: kills.
 # Needs python3 >= 3.11 with venv, and git. Everything is installed into .venv.
 
 PYTHON ?= python3
@@ -32,9 +33,15 @@ test: install
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --kills 100
 
+# mypy looks at a copy laid out as it installs: registry/ and cli/ below the package.
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf $(VENV)/typed
+	mkdir -p $(VENV)/typed
+	cp -r qsattn_plugin $(VENV)/typed
+	cp -r registry cli $(VENV)/typed/qsattn_plugin
+	cd $(VENV)/typed && ../bin/mypy --config-file ../../pyproject.toml -p qsattn_plugin
 
 clean:
 	rm -rf $(VENV) build *.egg-info

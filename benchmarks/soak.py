@@ -58,7 +58,7 @@ def train(run: Run) -> int:
         return process
     try:
         fit(Run.open(run.folder))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a forked child prints it and ends
         traceback.print_exc()
         os._exit(1)
     os._exit(0)

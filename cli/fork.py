@@ -70,7 +70,7 @@ def command(
     except SystemExit as end:
         if end.code or {"-h", "--help"} & set(arguments):
             raise
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - whatever the script raises is shown as Python shows it
         at_end.show(error, script)
     if check:
         raise UserError(f"the script ended after {watch.done} of {steps} calls of its sampler; set --steps lower")

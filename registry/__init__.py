@@ -195,7 +195,7 @@ class Registry:
             self._importing_others = True
             try:
                 entry.load()
-            except (Exception, SystemExit) as error:
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's module may raise anything
                 # Only its own parts: it may have imported built-in ones, or those of another package.
                 package = entry.value.split(":")[0].split(".")[0]
                 for key in self._parts.keys() - before:

@@ -204,7 +204,7 @@ def _hub() -> Iterator[None]:
     was = constants.HF_HUB_OFFLINE
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # the client would fail for the same reason
+    except Exception:  # noqa: BLE001 - the client would fail for the same reason
         constants.HF_HUB_OFFLINE = True
     try:
         yield

@@ -183,9 +183,9 @@ PAGE = (Path(__file__).parents[1] / "docs/export.md").read_text(encoding="utf-8"
 def test_the_page_s_programs_read_exports_without_this_package(tmp_path, formats, modules, also):
     """Run the page's programs in a fresh process; a TorchScript file may also change its precision."""
     subject = subject_of(load(weights_file(tmp_path / "m.safetensors", "resnet_4blocks")))
-    for format in formats:
-        needs(format)
-        export(subject, format, tmp_path)
+    for wanted in formats:
+        needs(wanted)
+        export(subject, wanted, tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (program,) = [block for block in blocks if f"mine{FORMATS[formats[0]]}" in block]
     program += (
@@ -249,9 +249,9 @@ def test_a_generator_that_gives_no_numbers_is_refused(tmp_path):
     subject = subject_of(load(weights_file(tmp_path / "m.safetensors", "resnet_4blocks")))
     with torch.no_grad():
         next(subject.generator.parameters()).fill_(torch.nan)
-    for format in ("torchscript", "cut"):
+    for wanted in ("torchscript", "cut"):
         with pytest.raises(Exception, match="differs from the original by nan") as caught:
-            export(subject, format, tmp_path / "out")
+            export(subject, wanted, tmp_path / "out")
         assert type(caught.value).__name__ == "UserError"
         assert not list((tmp_path / "out").iterdir())
 

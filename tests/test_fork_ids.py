@@ -117,27 +117,29 @@ def test_mistakes_are_said_in_one_line():
 
 
 def test_calls_that_cannot_be_met_are_said_in_one_line():
-    netF = clients.PatchSampleF()
-    swap_sampler(netF)
+    sampler = clients.PatchSampleF()
+    swap_sampler(sampler)
     source = features(1)
-    _, ids = netF(source, N, None)
+    _, ids = sampler(source, N, None)
     small = features(1, sizes=((8, 5, 5), (12, 6, 6)))
-    wrong("chosen on 1 image(s) of 10 x 10 positions and cannot be applied", lambda: netF(small, N, ids))
-    wrong("cannot be applied to features of shape (2, 8, 10, 10)", lambda: netF(features(2), N, ids))
-    wrong("features of the same size in both calls", lambda: netF(small, N, [i.clone() for i in ids]))
-    wrong("2 feature maps with the ids of 1", lambda: netF(source, N, ids[:1]))
-    wrong("1 feature maps with the ids of 2", lambda: netF(source[:1], N, ids))
-    wrong("has no mlp_2, but was called with 3 feature maps", lambda: netF([*source, source[0]], N, None))
+    wrong("chosen on 1 image(s) of 10 x 10 positions and cannot be applied", lambda: sampler(small, N, ids))
+    wrong("cannot be applied to features of shape (2, 8, 10, 10)", lambda: sampler(features(2), N, ids))
+    wrong("features of the same size in both calls", lambda: sampler(small, N, [i.clone() for i in ids]))
+    wrong("2 feature maps with the ids of 1", lambda: sampler(source, N, ids[:1]))
+    wrong("1 feature maps with the ids of 2", lambda: sampler(source[:1], N, ids))
+    wrong("has no mlp_2, but was called with 3 feature maps", lambda: sampler([*source, source[0]], N, None))
     wrong(
         "takes feature maps (B, C, H, W), but feature map 1 is (1, 12)",
-        lambda: netF([source[0], source[1][..., 0, 0]], N),
+        lambda: sampler([source[0], source[1][..., 0, 0]], N),
     )
-    wrong("patch ids must be integers", lambda: netF(source, N, [None, None]))
-    swap_sampler(netF, queries=N)
-    netF(source, N, None)
-    wrong("give the fork --num_patches 24", lambda: netF(source, 64, None))
-    swap_sampler(netF, "grid")
-    wrong("chose 20 positions of feature map 0, but the fork's loss needs exactly 23", lambda: netF(source, 23, None))
+    wrong("patch ids must be integers", lambda: sampler(source, N, [None, None]))
+    swap_sampler(sampler, queries=N)
+    sampler(source, N, None)
+    wrong("give the fork --num_patches 24", lambda: sampler(source, 64, None))
+    swap_sampler(sampler, "grid")
+    wrong(
+        "chose 20 positions of feature map 0, but the fork's loss needs exactly 23", lambda: sampler(source, 23, None)
+    )
 
 
 def test_an_argument_that_only_the_forks_own_sampler_understands_is_refused():

@@ -177,7 +177,7 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:
+    except Exception:  # noqa: BLE001 - EXIF that cannot be read: the picture as it is stored
         return image.copy()
 
 

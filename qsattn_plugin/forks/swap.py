@@ -168,7 +168,7 @@ def make_heads(module: nn.Module, features: list[Tensor]) -> None:
             except (TypeError, AttributeError) as error:
                 try:  # it may take the numbers of channels
                     make([f.shape[1] for f in features])
-                except Exception:
+                except Exception:  # noqa: BLE001 - the first error is the one to show
                     raise error from None
     module.to(features[0].device)
 

@@ -98,7 +98,7 @@ class RecipeParts:
                 ghost(torch.empty(shape, device="meta"))
             except ValueError as error:
                 raise self.recipe.error(self._shape_key(shape, *sections), str(error)) from error
-            except Exception:
+            except Exception:  # noqa: BLE001
                 pass  # a custom part that cannot run on the meta device; its errors show at the first step
         return network
 

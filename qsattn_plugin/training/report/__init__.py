@@ -30,7 +30,7 @@ def refresh_report(run: Run, session: Session | None = None, images: Sequence[Te
         if session is not None:
             write_maps(session, images, run.maps)
         write_report(run)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a report must not end a training
         text = f"the report of {run.folder} could not be written ({type(error).__name__}: {error}); training continues"
         warnings.warn(text, ReportWarning, stacklevel=2)
 
