@@ -137,9 +137,8 @@ def test_calls_that_cannot_be_met_are_said_in_one_line():
     sampler(source, N, None)
     wrong("give the fork --num_patches 24", lambda: sampler(source, 64, None))
     swap_sampler(sampler, "grid")
-    wrong(
-        "chose 20 positions of feature map 0, but the fork's loss needs exactly 23", lambda: sampler(source, 23, None)
-    )
+    exactly = "chose 20 positions of feature map 0, but the fork's loss needs exactly 23"
+    wrong(exactly, lambda: sampler(source, 23, None))
 
 
 def test_an_argument_that_only_the_forks_own_sampler_understands_is_refused():
