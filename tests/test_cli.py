@@ -222,7 +222,7 @@ def test_unreadable_pictures_among_good_ones_are_named_and_counted(workplace):
 def test_a_run_folder_that_cannot_be_written(workplace):
     # Root may write anywhere, so permissions alone would not do: a file stands where a folder should be.
     (workplace / "file").write_text("")
-    assert "cannot be made" in refused("build", "toy", *SETTINGS, "--run", "file/run")
+    assert "cannot be created" in refused("build", "toy", *SETTINGS, "--run", "file/run")
 
 
 @pytest.mark.skipif(os.geteuid() != 0 and not hasattr(os, "seteuid"), reason="needs permissions that bind")

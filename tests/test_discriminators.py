@@ -204,7 +204,7 @@ def test_without_r1_of_its_own_an_ensemble_has_the_method_s():
         ("of: []", r"my.yaml:4: discriminator\.of: must name at least one"),
         ("of: patchgan", r"my.yaml:4: discriminator\.of: must be a list, got 'patchgan'"),
         ("weights: [1]", r"my.yaml:3: discriminator\.of: is missing; discriminator 'ensemble' needs it"),
-        ("of: [patchgun]", r"my.yaml:4: discriminator\.of\.0\.type: .* did you mean 'patchgan'"),
+        ("of: [patchgun]", r"my.yaml:4: discriminator\.of\.0: .* did you mean 'patchgan'"),
         ("of: [pixel, {width: 3}]", r"my.yaml:4: discriminator\.of\.1\.type: is missing; it names the discriminator"),
         ("of: [{type: pixel, widht: 3}]", r"my.yaml:4: discriminator\.of\.0\.widht: .* did you mean 'width'"),
         ("of: [{type: pixel, width: x}]", r"my.yaml:4: discriminator\.of\.0\.width: must be an integer"),

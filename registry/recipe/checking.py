@@ -154,11 +154,14 @@ def nested(annotation: Any) -> tuple[str, bool] | None:
 
 def _check_nested(kind: str, node: Node, key: str, problems: list[Problem]) -> Any:
     """Return a part inside the arguments of another, in the form in which it was written: its name, or a mapping."""
-    alone = not isinstance(node.value, dict)
-    spec = check_part(kind, replace(node, value={"type": node}) if alone else node, key, problems)
-    if spec is None or alone:
-        return spec and spec.type
-    return {"type": spec.type, **spec.arguments}
+    if isinstance(node.value, dict):
+        spec = check_part(kind, node, key, problems)
+        return spec and {"type": spec.type, **spec.arguments}
+    found: list[Problem] = []
+    spec = check_part(kind, replace(node, value={"type": node}), key, found)
+    # What is wrong with a name that stands alone is said of the key that holds it.
+    problems += [problem._replace(key=problem.key.removesuffix(".type")) for problem in found]
+    return spec and spec.type
 
 
 def unknown_key(node: Node, key: str, known: Collection[str], takes: str) -> Problem:
