@@ -10,6 +10,9 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 __version__ = "0.1.0"
 
@@ -40,20 +43,22 @@ class _Moved:
     """An import hook: a module's earlier name gives the module, with a warning."""
 
     @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> object:
+    def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in _MOVED:
             return None
         warnings.warn(f"{name} is now {_MOVED[name]}; the old name will go", DeprecationWarning, stacklevel=2)
-        return importlib.util.spec_from_loader(name, _Moved)
+        # The type asked for has `load_module`, which loaders no longer need.
+        return importlib.util.spec_from_loader(name, _Moved)  # type: ignore[arg-type]
 
     @staticmethod
-    def create_module(spec: object) -> object:
+    def create_module(spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(_MOVED[spec.name])
         spec.loader_state = module.__spec__
         return module
 
     @staticmethod
-    def exec_module(module: object) -> None:
+    def exec_module(module: ModuleType) -> None:
+        assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state  # it keeps its own: the import system has just set the other
 
 

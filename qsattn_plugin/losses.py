@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -100,12 +100,13 @@ class AdversarialLoss(nn.Module, abc.ABC):
     def discriminator(self, real: Tensor | list[Tensor], fake: Tensor | list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the discriminator's losses on real and on translated images, averaged over the score maps."""
         real, fake = self._maps(real), self._maps(fake)
-        return sum(map(self.real, real)) / len(real), sum(map(self.fake, fake)) / len(fake)
+        on_real, on_fake = sum(map(self.real, real)) / len(real), sum(map(self.fake, fake)) / len(fake)
+        return cast(Tensor, on_real), cast(Tensor, on_fake)
 
     def generator(self, fake: Tensor | list[Tensor]) -> Tensor:
         """Return the generator's loss, averaged over the score maps."""
         fake = self._maps(fake)
-        return sum(map(self.fool, fake)) / len(fake)
+        return cast(Tensor, sum(map(self.fool, fake)) / len(fake))
 
     def gradient_penalty(
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None = None

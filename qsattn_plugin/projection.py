@@ -29,11 +29,11 @@ class ProjectionHeads(nn.Module):
             raise ValueError(f"init_gain: must be at least 0, got {init_gain}")
         self.count = len(channels)
         for index, c in enumerate(channels):
-            mlp = nn.Sequential(nn.Linear(c, width), nn.ReLU(), nn.Linear(width, width))
-            for layer in (mlp[0], mlp[2]):
+            first, second = nn.Linear(c, width), nn.Linear(width, width)
+            for layer in (first, second):
                 nn.init.xavier_normal_(layer.weight, gain=init_gain)
                 nn.init.zeros_(layer.bias)
-            self.add_module(f"mlp_{index}", mlp)
+            self.add_module(f"mlp_{index}", nn.Sequential(first, nn.ReLU(), second))
 
     def forward(self, routed: Sequence[Tensor]) -> list[Tensor]:
         """Return the projections (B, N, width), unit vectors in float32, of features (B, N, C), one tensor per tap.

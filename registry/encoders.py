@@ -26,12 +26,13 @@ class GeneratorEncoder(nn.Module):
         super().__init__()
         if taps is not None and not taps:
             raise ValueError("taps: must name at least one layer")
-        if generator is not None and not hasattr(generator, "find_taps"):
+        find_taps = getattr(generator, "find_taps", None)
+        if generator is not None and find_taps is None:
             raise UserError(
                 f"{type(generator).__name__} has no taps: derive it from TappedGenerator "
                 "(qsattn_plugin.registry.generators), or use another encoder, such as timm"
             )
-        found = generator.find_taps(taps) if generator is not None else []
+        found = find_taps(taps) if find_taps else []
         #: Tap indices, shallow to deep: the names that a sampler's ``taps`` refer to.
         self.taps: list[int] = [tap.index for tap in found]
         #: Channels at each tap: the heads are built from them.

@@ -35,6 +35,9 @@ class TimmFeatures(nn.Module):
         deepest: without named taps, the number of coarsest levels to use.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         model: str,
@@ -64,8 +67,8 @@ class TimmFeatures(nn.Module):
         if not taps or min(taps) < 0 or len(set(taps)) < len(taps):
             raise ValueError(f"taps: must be distinct levels, numbered from 0, got {list(taps)}")
         self.taps: list[int] = sorted(taps)
-        self.model = _create(model, size, self.taps, pretrained, file, weights)
-        if file is not None:
+        self.model: Any = _create(model, size, self.taps, pretrained, file, weights)
+        if file and weights:
             _check_taken(self.model, file, model, weights)
         self.channels: list[int] = self.model.feature_info.channels()
         self.strides: list[int] = self.model.feature_info.reduction()
@@ -87,7 +90,7 @@ class TimmFeatures(nn.Module):
         """Set the mode; a frozen model stays in evaluation mode."""
         return super().train(mode and self.trained)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the weights if they are trained or random, else nothing."""
         if self.saved:
             return super().state_dict(*args, **kwargs)
@@ -115,7 +118,7 @@ def _keep_frozen(module: TimmFeatures, state_dict: dict[str, Tensor], prefix: st
             state_dict.setdefault(key, value)
 
 
-def _dynamic(model: nn.Module) -> bool:
+def _dynamic(model: Any) -> bool:
     return bool(model._model_args.get("dynamic_img_size"))
 
 
@@ -133,14 +136,14 @@ def _create(
     pretrained: bool = False,
     file: Mapping[str, Tensor] | None = None,
     path: Path | None = None,
-) -> nn.Module:
+) -> Any:
     """Build a features-only model, with the most flexible of the size arguments that it accepts."""
     import timm
 
     arguments: dict[str, Any] = {"features_only": True, "out_indices": taps, "pretrained": pretrained}
     if file is not None:
         arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": dict(file)}}
-    free = {"img_size": size, "dynamic_img_size": True}
+    free: dict[str, Any] = {"img_size": size, "dynamic_img_size": True}
     # Padding is for vision transformers whose patch size (14 pixels, say) does not divide the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
     # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
@@ -166,7 +169,8 @@ def _explain(
     said = (str(problem).strip() or type(problem).__name__).splitlines()[0][:300].rstrip(".")
     if taps is not None:
         with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
-            count = len(timm.create_model(model, features_only=True).feature_info.info)
+            built: Any = timm.create_model(model, features_only=True)
+            count = len(built.feature_info.info)
             if max(taps) >= count:
                 return f"{model} has the levels 0 to {count - 1}, but taps are {taps}"
     if pretrained:

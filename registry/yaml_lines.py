@@ -238,5 +238,7 @@ _Dumper.add_representer(str, _represent_text)
 
 def write(value: Any) -> str:
     """Return plain data as YAML on one line: mappings as ``{key: value}``, lists as ``[value]``."""
-    options = {"default_flow_style": True, "allow_unicode": True, "width": float("inf"), "sort_keys": False}
-    return yaml.dump([value], Dumper=_Dumper, **options).strip()[1:-1]  # a document of text alone would get an end mark
+    text = yaml.dump(
+        [value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
+    )
+    return text.strip()[1:-1]  # a document of text alone would get an end mark

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def at_least_float32(features: Tensor) -> Tensor:
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute matrix products in full float32, without autocast, TF32 or bf16, whatever the process allows."""
-    cuda, cpu = torch.backends.cuda.matmul, torch.backends.mkldnn
+    cuda = torch.backends.cuda.matmul
+    cpu: Any = torch.backends.mkldnn  # torch puts an object in the place of this module
     with contextlib.ExitStack() as stack:
         if torch.amp.is_autocast_available(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -68,7 +68,7 @@ def take_over(target: nn.Module | type, instead: Callable | None) -> None:
     Raises:
         UserError: the class does not have the call interface of CUT's sampler.
     """
-    owner = target if isinstance(target, type) else type(target)
+    owner: type[Any] = target if isinstance(target, type) else type(target)
     own = owner.forward
     if not hasattr(own, "_qsattn_form"):
         form = CallForm(own, owner.__name__)
@@ -78,8 +78,8 @@ def take_over(target: nn.Module | type, instead: Callable | None) -> None:
             other = getattr(self, OVERRIDE, None)
             return own(self, *args, **kwargs) if other is None else other(self, form.read(own, self, *args, **kwargs))
 
-        forward._qsattn_form = form
         owner.forward = forward
+        owner.forward._qsattn_form = form
     setattr(target, OVERRIDE, instead)
 
 
@@ -96,7 +96,7 @@ def looks_like_sampler(kind: type) -> bool:
 
 def _find(target: Any) -> dict[str, Any]:
     if isinstance(target, type):
-        CallForm(target.forward, target.__name__)
+        CallForm(cast(Any, target).forward, target.__name__)
         return {"": target}
     if isinstance(target, nn.Module):
         inner = _unwrapped(target)

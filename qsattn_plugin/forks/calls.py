@@ -83,13 +83,13 @@ class CallForm:
         self._reads = _names_read(forward)
         self.owner = owner
         taken = list(self.signature.parameters.values())[1:]
-        self._features = taken[0].name if taken else None
-        self._count = next((p.name for p in taken if p.name.startswith("num_p")), None)
-        self._ids = next((p.name for p in taken if p.name.startswith(("patch_id", "sample_id", "ids"))), None)
+        self._features = taken[0].name if taken else ""
+        self._count = next((p.name for p in taken if p.name.startswith("num_p")), "")
+        self._ids = next((p.name for p in taken if p.name.startswith(("patch_id", "sample_id", "ids"))), "")
         main = (self._features, self._count, self._ids)
         free = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         others = [p for p in taken if p.name not in main and p.default is p.empty and p.kind not in free]
-        if None in main or len(set(main)) < 3 or others:
+        if "" in main or len(set(main)) < 3 or others:
             arguments = ", ".join(str(p) for p in taken)
             raise UserError(
                 f"{owner} is not called as CUT's sampler is: its forward takes ({arguments}), "

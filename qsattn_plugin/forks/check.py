@@ -69,18 +69,16 @@ class Check:
         for index, feature in enumerate(call.features):
             layer = self.layers.setdefault(index, {"shape": tuple(feature.shape[1:]), "own": [], "ours": []})
             queries = min(call.count, feature.shape[-2:].numel())
-            chosen = _chosen(result, index, feature, call)
-            fixed = _chosen(again, index, feature, call)
-            layer["how"] = _how(chosen, fixed)
+            places, rows = _chosen(result, index, feature, call)
+            layer["how"] = _how(places, rows, _chosen(again, index, feature, call)[0])
             if layer["how"] == "random":
                 continue
             best = self._exact(feature, call.count)
-            ours = self._choose(feature, call.count)
-            layer["ours"].append(_hits(ours, best) / queries)
-            if layer["how"] == "attention":
-                layer["own"].append(self._rows_hit(chosen[1], feature, best, call.count) / queries)
-            else:
-                layer["own"].append(_hits(chosen[0], best) / queries)
+            layer["ours"].append(_hits(self._choose(feature, call.count), best) / queries)
+            if places is not None:
+                layer["own"].append(_hits(places, best) / queries)
+            elif rows is not None:
+                layer["own"].append(self._rows_hit(rows, feature, best, call.count) / queries)
         ours = self._like_own(call.count)
         for name, run in (("own", call.own), ("ours", lambda features: ours(module, _alone(call, features)))):
             self.costs[name].append(_cost(run, call.features))
@@ -114,7 +112,7 @@ class Check:
             raise UserError(f"sampler {self.swap.name!r} has no attention to compare the fork's with")
         batch, _, height, width = feature.shape
         exact, own = feature.detach().double(), rows.double().clamp(min=0).sqrt()
-        overlap = []
+        overlaps = []
         for some in torch.arange(height * width, device=feature.device).split(512):
             of_some = router.rows(exact, some.expand(batch, -1))
             if of_some.shape[-1] != own.shape[-1]:
@@ -122,15 +120,16 @@ class Check:
                     f"the fork's attention has rows of {own.shape[-1]} places, sampler {self.swap.name!r} of "
                     f"{of_some.shape[-1]}: name the sampler that it implements with --sampler"
                 )
-            overlap.append(own @ of_some.sqrt().transpose(1, 2))
-        overlap = torch.cat(overlap, dim=2)
+            overlaps.append(own @ of_some.sqrt().transpose(1, 2))
+        overlap = torch.cat(overlaps, dim=2)
         most = overlap.amax(2, keepdim=True)
         right = torch.zeros(batch, height * width, dtype=torch.bool, device=feature.device).scatter(1, best, True)
         return ((overlap >= most - TOLERANCE) & right.unsqueeze(1)).any(2).sum(1).double().mean().item()
 
     def table(self) -> str:
         """Return the results as a text table."""
-        rows = [("map", "size", "its own sampler", "of its queries right", f"{self.swap.name} in float32")]
+        head = ("map", "size", "its own sampler", "of its queries right", f"{self.swap.name} in float32")
+        rows: list[tuple[str, ...]] = [head]
         for index, layer in sorted(self.layers.items()):
             shape = " x ".join(map(str, layer["shape"]))
             own, ours = (_percent(layer[name]) for name in ("own", "ours"))
@@ -140,7 +139,7 @@ class Check:
         for title, which, unit in (("time", 0, "ms"), ("memory", 1, "MB")):
             values = []
             for name in ("own", "ours"):
-                known = [cost[which] for cost in self.costs[name] if cost[which] is not None]
+                known = [value for cost in self.costs[name] if (value := cost[which]) is not None]
                 values.append(f"{statistics.median(known):.1f} {unit}" if known else "not known")
             rows.append(("", title, *values, ""))
         return text_table(rows)
@@ -170,10 +169,10 @@ def _chosen(result: tuple, index: int, feature: Tensor, call: Call) -> tuple[Ten
     return places, rows.reshape(feature.shape[0], -1, rows.shape[-1])
 
 
-def _how(chosen: tuple[Tensor | None, Tensor | None], again: tuple[Tensor | None, Tensor | None]) -> str:
-    if chosen[0] is not None:
-        return "positions" if again[0].shape == chosen[0].shape and bool((again[0] == chosen[0]).all()) else "random"
-    if chosen[1] is None:
+def _how(places: Tensor | None, rows: Tensor | None, again: Tensor | None) -> str:
+    if places is not None:
+        return "positions" if again is not None and torch.equal(again, places) else "random"
+    if rows is None:
         raise UserError("the fork's sampler returns neither the positions that it chose nor the attention's rows")
     return "attention"
 

@@ -72,10 +72,11 @@ class PatchSampler(nn.Module):
         """Make one MLP for each feature map (B, C, H, W), on its device, or for each number of channels."""
         for index, feat in enumerate(feats):
             channels = feat.shape[1] if isinstance(feat, Tensor) else int(feat)
-            mlp = nn.Sequential(nn.Linear(channels, self.nc), nn.ReLU(), nn.Linear(self.nc, self.nc))
-            for layer in (mlp[0], mlp[2]):
+            first, second = nn.Linear(channels, self.nc), nn.Linear(self.nc, self.nc)
+            for layer in (first, second):
                 _DRAWS[self.init_type](layer.weight, self.init_gain)
                 nn.init.zeros_(layer.bias)
+            mlp = nn.Sequential(first, nn.ReLU(), second)
             self.add_module(f"mlp_{index}", mlp.to(feat.device) if isinstance(feat, Tensor) else mlp)
         self.mlp_init = True
 

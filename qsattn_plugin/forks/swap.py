@@ -10,7 +10,7 @@ import contextlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -86,10 +86,11 @@ class Swap:
         if call.count == 0 and own_head:
             return call.own(call.features)
         if call.count == 0:
-            routes: list[Route | None] = [None] * len(call.features)
-            pooled, ids = _maps(module, call), [[] for _ in routes]
+            routes: list[Any] = [None] * len(call.features)
+            ids: list[Any] = [[] for _ in routes]
+            pooled = _maps(module, call)
         else:
-            routes = self._choose(call) if call.ids is None else self._given(call)
+            routes = self._choose(call) if call.ids is None else self._given(call, call.ids)
             given = call.ids if call.ids is not None else routes
             ids = [with_route(r) if route_of(g) is None else g for r, g in zip(routes, given, strict=True)]
             routed = [route(f) for route, f in zip(routes, call.features, strict=True)]
@@ -126,11 +127,11 @@ class Swap:
             self.layers = [(tuple(f.shape[1:]), flag) for f, flag in zip(call.features, flags, strict=True)]
         return routes
 
-    def _given(self, call: Call) -> list[Route]:
-        """Return the routes that the ids carry; without one, a route made of the rows, or of the positions alone."""
+    def _given(self, call: Call, given: Sequence[Any]) -> list[Route]:
+        """Return the routes that ids carry; without one, a route made of the rows, or of the positions alone."""
         self.counts["given"] += 1
-        routes = []
-        for index, (ids, feature) in enumerate(zip(call.ids, call.features, strict=True)):
+        routes: list[Route] = []
+        for index, (ids, feature) in enumerate(zip(given, call.features, strict=True)):
             route = route_of(ids)
             rows = call.rows[index] if call.rows is not None else None
             shape = feature.shape[-2:]
@@ -177,11 +178,11 @@ def make_heads(module: nn.Module, features: list[Tensor]) -> None:
 def _redirect_cuda(device: torch.device) -> Iterator[None]:
     """Let ``module.cuda()``, which several forks call unconditionally, move modules to ``device``."""
     usual = nn.Module.cuda
-    nn.Module.cuda = lambda self, *_: self.to(device)
+    nn.Module.cuda = lambda self, *_: self.to(device)  # type: ignore[method-assign]  # what is meant here
     try:
         yield
     finally:
-        nn.Module.cuda = usual
+        nn.Module.cuda = usual  # type: ignore[method-assign]
 
 
 def _maps(module: nn.Module, call: Call) -> list[Tensor]:

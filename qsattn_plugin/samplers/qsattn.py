@@ -160,11 +160,12 @@ def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type
     shared = "".join(f"    {text}" for text in texts if text.partition(":")[0] not in fixed).rstrip()
 
     def complete(subclass: type[QSAttnSampler]) -> type[QSAttnSampler]:
-        own = inspect.signature(subclass.__init__, eval_str=True)
+        constructor: Any = subclass.__init__
+        own = inspect.signature(constructor, eval_str=True)
         base = inspect.signature(QSAttnSampler, eval_str=True)
         parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         parameters += [p for name, p in base.parameters.items() if name not in fixed]
-        subclass.__init__.__signature__ = own.replace(parameters=parameters)
+        constructor.__signature__ = own.replace(parameters=parameters)
         doc = inspect.cleandoc(subclass.__doc__ or "")
         subclass.__doc__ = f"{doc}\n{shared}" if "Args:" in doc else f"{doc}\n\nArgs:\n{shared}"
         return subclass

@@ -25,6 +25,8 @@ class Augmentation(nn.Module):
     one, and restores its state afterwards.
     """
 
+    kornia_part: K.AugmentationBase2D
+
     def __init__(self, kornia_part: K.AugmentationBase2D):
         super().__init__()
         # Not registered as a submodule: kornia would draw on a GPU, and its ranges would be in state_dict.
@@ -38,7 +40,7 @@ class Augmentation(nn.Module):
             generator: source of the random draws; exactly one number is drawn from it.
         """
         self._check(x)
-        seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would also seed accelerators, whose state is not restored.
             torch.random.default_generator.manual_seed(seed)

@@ -130,10 +130,9 @@ class TimmDiscriminator(nn.Module):
             for channels in self.features.channels
         )
         initialise(self.heads, gain=1.0)  # spectral norm sets the scale
-        for head in self.heads:
-            for layer in head:
-                if isinstance(layer, nn.Conv2d):
-                    spectral_norm(layer)
+        for layer in list(self.heads.modules()):
+            if isinstance(layer, nn.Conv2d):
+                spectral_norm(layer)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [head(features) for head, features in zip(self.heads, self.features(x), strict=True)]

@@ -10,7 +10,7 @@ The layers of a generator are its *taps*, whose features a contrastive loss may 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,7 +24,7 @@ from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 class Tap(NamedTuple):
     """A layer of a network: its index and name, its channels, and the pixels that one position spans."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of tuple.index
     name: str
     channels: int
     stride: int
@@ -40,6 +40,8 @@ class TappedGenerator(nn.Module):
     default_taps: tuple[int | str, ...] = ()
     #: Sides of images must be multiples of this many pixels.
     multiple: int = 4
+    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_walk`` and ``primitives``.
+    model: Any
 
     def finish(
         self,
@@ -63,7 +65,7 @@ class TappedGenerator(nn.Module):
         self.taps: list[Tap] = []
         channels, stride = in_channels, 1
         for index, layer in enumerate(model):
-            inner = list(layer.modules())
+            inner: list[Any] = list(layer.modules())
             channels = next((m.out_channels for m in reversed(inner) if hasattr(m, "out_channels")), channels)
             for m in inner:
                 if isinstance(m, Downsample) or (type(m) is nn.Conv2d and m.stride[0] == 2):

@@ -135,5 +135,5 @@ class SwiftResnet6Blocks(TappedGenerator):
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         unshuffle, stem, *inner, output = self.model
-        change = [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]
+        change: list[Primitive] = [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]
         return [*([Skip.FORK, *change, Skip.ADD] if self.residual else change), self.bound]

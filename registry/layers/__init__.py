@@ -32,6 +32,8 @@ class Downsample(nn.Module):
     (B, C, H, W) to (B, C, ceil(H / 2), ceil(W / 2)).
     """
 
+    filt: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("filt", _blur_kernel((1.0, 2.0, 1.0), 1.0, channels))

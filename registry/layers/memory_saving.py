@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 __all__ = ["FusedSequential", "ReflectionPad", "blur_down", "channel_norm", "norm_act"]
 
@@ -67,8 +68,8 @@ class _BlurBack(torch.autograd.Function):
         ctx.save_for_backward(filt)
         filt = filt.to(grad.dtype)
         if grad.device.type != "cpu":  # PyTorch's own way: other devices' kernels were not measured
-            padded = (*shape[:2], shape[2] + 2, shape[3] + 2)
-            padded = torch.nn.grad.conv2d_input(padded, filt, grad, stride=2, groups=shape[1])
+            size = (*shape[:2], shape[2] + 2, shape[3] + 2)
+            padded = conv2d_input(size, filt, grad, stride=2, groups=shape[1])
             return _pad_backward(padded, shape, (1, 1, 1, 1))
         if grad.dtype in (torch.bfloat16, torch.float16):
             return _spread(grad, filt, shape)

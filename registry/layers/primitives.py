@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from typing import Any, cast
 
 from torch import nn
 
@@ -39,7 +40,7 @@ def primitives(layers: nn.Module | Iterable[Primitive]) -> list[Primitive]:
         if type(layers) is nn.Sequential:
             return primitives(iter(layers))
         if _describes_itself(layers):
-            return primitives(layers.primitives())
+            return primitives(cast(Any, layers).primitives())
         return [layers]
     return [part for layer in layers for part in ([layer] if isinstance(layer, Skip) else primitives(layer))]
 

@@ -16,6 +16,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic_core import ErrorDetails
 
 from qsattn_plugin import registry
 from qsattn_plugin.errors import nearest
@@ -187,11 +188,12 @@ def _below(node: Node, path: _Keys) -> Node:
     return node
 
 
-def _by_place(node: Node, error: ValidationError) -> dict[_Keys, list[dict]]:
+def _by_place(node: Node, error: ValidationError) -> dict[_Keys, list[ErrorDetails]]:
     """Return pydantic's errors by the path of their node, without the names of a union's branches."""
-    found: dict[_Keys, list[dict]] = {}
+    found: dict[_Keys, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
-        path, at = [], node
+        path: list[str] = []
+        at = node
         for key in map(str, item["loc"]):
             if below := at.get(key):
                 path, at = [*path, key], below
@@ -205,7 +207,7 @@ def _by_place(node: Node, error: ValidationError) -> dict[_Keys, list[dict]]:
     }
 
 
-def _correction(node: Node, errors: list[dict]) -> Any:
+def _correction(node: Node, errors: list[ErrorDetails]) -> Any:
     types = {error["type"] for error in errors}
     whole = isinstance(node.value, float) and node.value.is_integer()
     if whole and types & {"int_type", "int_from_float"}:
@@ -213,7 +215,7 @@ def _correction(node: Node, errors: list[dict]) -> Any:
     return node.text if types & {"string_type", "path_type", "literal_error"} else None
 
 
-def _explain(root: Node, path: _Keys, errors: list[dict], key: str, known: Collection[str]) -> Problem:
+def _explain(root: Node, path: _Keys, errors: list[ErrorDetails], key: str, known: Collection[str]) -> Problem:
     node = _below(root, path)
     where = ".".join((key, *path))
     types = {error["type"] for error in errors}

@@ -27,8 +27,10 @@ def import_parts(layer: Layer, run: bool = True) -> list[str]:
         RecipeError: there is no such file or module, or its import failed.
     """
     node = layer.tree.get("import")
+    if node is None:
+        return []
     problems: list[Problem] = []
-    names = check(list[str], node, "import", problems) if node else []
+    names = check(list[str], node, "import", problems)
     if problems:
         raise RecipeError(*problems)
     if not run:
@@ -64,8 +66,10 @@ def import_file(path: Path) -> ModuleType:
     if known and known.__dict__.get("__content__") == content:
         return known
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError("the name of a file of Python code ends in .py")
     module = importlib.util.module_from_spec(spec)
-    module.__content__ = content
+    module.__dict__["__content__"] = content
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)

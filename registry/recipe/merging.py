@@ -28,13 +28,14 @@ def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
         RecipeError: the method is unknown, or an override is not valid.
     """
     options = [(text, *_read_override(text)) for text in overrides]
-    explicit = None
+    explicit: Node | None = None
     for layer in layers:
         own = {key: node for key, node in layer.tree.value.items() if key not in ("extends", "import")}
         if layer is not layers[-1]:
             own.pop("name", None)  # the name of the extended recipe is not that of this one
         tree = replace(layer.tree, value=own)
         explicit = tree if explicit is None else _over(explicit, tree)
+    assert explicit is not None, "there is at least one layer"
     late = []
     for text, path, value in options:
         if any(key.isdecimal() for key in path):
@@ -93,7 +94,7 @@ def _over(lower: Node, upper: Node) -> Node:
 def _with_defaults(explicit: Node) -> Node:
     """Return the explicit keys over the defaults of their method over those of the schema."""
     tree = from_plain(DEFAULTS, explicit.place)
-    method = explicit.get("method") or tree.get("method")
+    method = explicit.get("method") or tree.value["method"]
     problems: list[Problem] = []
     name = check(str, method, "method", problems)
     if problems:
