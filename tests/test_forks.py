@@ -321,3 +321,8 @@ def test_torch_is_all_that_a_fork_needs_and_a_little_more_the_command():
 
 def test_the_public_names_are_the_modules():
     assert qsattn_plugin.swap_sampler is swap_sampler and qsattn_plugin.PatchSampler is PatchSampler
+
+
+def test_a_class_that_is_no_module_is_refused_in_words():
+    with pytest.raises(UserError, match=r"dict is not a torch\.nn\.Module; pass the class of the fork's sampler"):
+        swap_sampler(dict)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -96,7 +96,9 @@ def looks_like_sampler(kind: type) -> bool:
 
 def _find(target: Any) -> dict[str, Any]:
     if isinstance(target, type):
-        CallForm(cast(Any, target).forward, target.__name__)
+        if not issubclass(target, nn.Module):
+            raise UserError(f"{target.__name__} is not a torch.nn.Module; pass the class of the fork's sampler")
+        CallForm(target.forward, target.__name__)
         return {"": target}
     if isinstance(target, nn.Module):
         inner = _unwrapped(target)
