@@ -81,14 +81,14 @@ class LazyGroup(click.Group):
 _default_showwarning = warnings.showwarning
 
 
-def _show_warning(message: Any, category: type[Warning], *where: Any) -> None:
+def _show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
     """Print this package's own warnings in one line, without the place in the code."""
     if category.__module__.partition(".")[0] == "qsattn_plugin":
         from tqdm import tqdm
 
         tqdm.write(f"Warning: {message}", file=sys.stderr)  # above a progress bar, if there is one
     else:
-        _default_showwarning(message, category, *where)
+        _default_showwarning(message, category, *where, **more)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

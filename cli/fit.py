@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -43,7 +44,9 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
     opened = Run.open(run)
     main = os.environ.get("RANK", "0") == "0"  # only this process writes
     display = TrainingDisplay()
-    listeners = [display, *([TensorBoard(opened.folder / "tensorboard")] if tensorboard and main else [])]
+    listeners: list[Callable[[TrainingEvent], None]] = [display]
+    if tensorboard and main:
+        listeners.append(TensorBoard(opened.folder / "tensorboard"))
     if is_launched():
         follow_launcher()
 

@@ -63,6 +63,7 @@ def command(
     try:
         run_script(script, arguments, hook, lambda: bool(check or swap.counts["chosen"]))
     except CheckFinished:
+        assert watch is not None  # it alone raises this
         click.echo(watch.table())
         return
     except UserError:
@@ -72,7 +73,7 @@ def command(
             raise
     except BaseException as error:  # noqa: BLE001 - whatever the script raises is shown as Python shows it
         at_end.show(error, script)
-    if check:
+    if watch is not None:
         raise UserError(f"the script ended after {watch.done} of {steps} calls of its sampler; set --steps lower")
     _tell(summarise(swap, hook))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -40,7 +41,7 @@ def command(
     sampler: str | None,
     queries: int | None,
     significance: str | None,
-    scale: str,
+    scale: Literal["rank", "log", "linear"],
     size: int | None,
     device: str,
 ) -> None:

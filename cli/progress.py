@@ -106,6 +106,7 @@ class TrainingDisplay:
 
     def _step(self, progress: TrainingEvent) -> None:
         self._bars("training", progress.step, progress.steps, bar_format="{bar:20} {n}/{total}  {desc}")
+        assert self._bars.bar is not None
         self._bars.bar.set_description_str(self._state(progress), refresh=False)
 
     def _done(self, progress: TrainingEvent) -> None:

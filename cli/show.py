@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from qsattn_plugin.registry import Part
 
 
 @click.command("show", short_help="Show one part's arguments and size, or a published model's card.")
@@ -74,7 +77,7 @@ def _echo_yaml(mapping: dict[str, Any], write: Callable[[Any], str], indent: str
             click.echo(line)
 
 
-def _network(part: object, size: int) -> None:
+def _network(part: Part, size: int) -> None:
     from qsattn_plugin.registry.describe import describe
     from qsattn_plugin.text import text_table
 

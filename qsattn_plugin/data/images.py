@@ -80,7 +80,8 @@ def find_images(folder: str | os.PathLike, recursive: bool = True) -> list[Path]
     def refuse(error: OSError) -> None:  # by default os.walk skips folders that it cannot read
         raise UserError(f"cannot read the folder {show(error.filename)}: {error.strerror}") from error
 
-    found, others, seen = [], Counter(), set()
+    found, seen = [], set()
+    others: Counter[str] = Counter()
     for top, below, files in os.walk(folder, followlinks=True, onerror=refuse):
         place = os.path.realpath(top)
         if place in seen:  # a link to a parent folder would recurse for ever

@@ -111,7 +111,8 @@ class Store:
             self._memory.clear()
 
     def _write(self, image: Tensor, offset: int, spill_to: str | os.PathLike | None) -> None:
-        left = memoryview(image.reshape(-1).numpy())
+        assert self._file is not None
+        left = image.reshape(-1).numpy().data
         try:
             while left:
                 written = os.pwrite(self._file, left, offset)

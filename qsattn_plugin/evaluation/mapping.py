@@ -71,6 +71,7 @@ def draw_maps(
             continue
         image = to_float(to_channels(picture, source.channels))
         padded = pad_for(source.generator, image[None].to(device))
+        height, width = padded.shape[-2:]
         features = source.features(padded)
         if not all(maps.isfinite().all() for maps, _ in features.values()):
             reason = f"{path}: the model gave numbers that are none (NaN) or infinite"
@@ -81,7 +82,7 @@ def draw_maps(
         for tap, place in zip(map(str, source.taps), places(target), strict=True):
             maps, stride = features[tap]
             draws = torch.Generator().manual_seed(0)
-            found = entropy_map(image, maps, chooser, stride, draws, tuple(padded.shape[-2:]))
+            found = entropy_map(image, maps, chooser, stride, draws, (height, width))
             write_image(found.draw(scale), place)
             numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **found.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")

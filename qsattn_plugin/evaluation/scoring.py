@@ -118,14 +118,14 @@ class Evaluation:
         for name, kind in (("labels", self.label_kind), ("predicted", self.predicted_kind)):
             if name in folders:
                 folders[name] = of_kind(folders[name], kind)
-        given = Pictures.find(self.source if translator else self.scored, self.size, self.first)
+        given = Pictures.find(self.source if translator and self.source else self.scored, self.size, self.first)
         others = [path for pictures in folders.values() for path in pictures.paths]
         folders |= self._match(given, folders, metrics)
         wanted = {name for part in metrics for name in self._taken(part)}
         extractor = self._extractor() if "features" in wanted else None
         if extractor is not None and self.extractor:  # what it has is known once it was called
             extract(extractor, replace(given, paths=given.paths[:1]), self.features)
-        lpips = Lpips(self.device) if "lpips_network" in wanted else None
+        lpips = Lpips(torch.device(self.device)) if "lpips_network" in wanted else None
         scores = Scores(self._about(translator))
         with contextlib.ExitStack() as stack:
             if translator is not None:
@@ -184,7 +184,7 @@ class Evaluation:
     def _taken(self, part: Part) -> list[str]:
         """Return the names of a metric's arguments that this evaluation has values for."""
         names = [name for name in part.signature.parameters if name in INPUTS]
-        return [name for name in names if INPUTS[name] is None or getattr(self, INPUTS[name])]
+        return [name for name in names if (folder := INPUTS[name]) is None or getattr(self, folder)]
 
     def _lacking(self, part: Part) -> list[str]:
         """Return the names of a metric's arguments that have no default and that this evaluation has no values for."""
@@ -208,11 +208,13 @@ class Evaluation:
         return matched
 
     def _extractor(self) -> Extractor:
+        device = torch.device(self.device)
         if self.extractor is not None:
-            return load_extractor(self.extractor, self.weights, self.device)
-        return Inception(self.features or (USUAL,), self.weights, self.device)
+            return load_extractor(self.extractor, self.weights, device)
+        return Inception(self.features or (USUAL,), self.weights, device)
 
-    def _features(self, extractor: Extractor, given: Pictures, real: Pictures, stage: Stage) -> FeatureSets:
+    def _features(self, extractor: Extractor | None, given: Pictures, real: Pictures, stage: Stage) -> FeatureSets:
+        assert extractor is not None  # made where features are wanted
         found = []
         for what, pictures in (("scored", given), ("real", real)):
             with stage(f"features of the {what} pictures", len(pictures)) as done:
@@ -221,7 +223,8 @@ class Evaluation:
         published = isinstance(extractor, Inception)
         formulas = f"torch-fidelity {library().__version__}" if published else "qsattn_plugin"
         settings = self._about_extractor(extractor) | {"formulas": formulas}
-        return FeatureSets(*found, {"scored": len(given), "real": len(real)}, resize, settings, published)
+        scored, of_real = found
+        return FeatureSets(scored, of_real, {"scored": len(given), "real": len(real)}, resize, settings, published)
 
     def _about_extractor(self, extractor: Extractor) -> dict[str, Any]:
         weights = extractor.weights if isinstance(extractor, Inception) else self.weights

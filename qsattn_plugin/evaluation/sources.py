@@ -25,14 +25,14 @@ class FeatureSource:
 
     Attributes:
         generator: the generator that the encoder belongs to, if there is one.
-        encoder: gives the features.
+        encoder: the module that gives the features.
         channels: channels of the images it takes.
         sampler: the sampler of the model's recipe (``{"type": ..., ...}``), or an empty mapping.
         taps: the taps that the recipe's sampler attends to, or else the deepest.
     """
 
     generator: nn.Module | None
-    encoder: nn.Module
+    encoder: Any
     channels: int
     sampler: dict[str, Any]
     taps: tuple[Any, ...]

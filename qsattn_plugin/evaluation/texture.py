@@ -8,7 +8,7 @@ projections, times 1000, and the mean over the levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,7 @@ def levels(size: int) -> list[int]:
 
 def descriptors(pictures: Pictures, seed: int, done: Callable[[int], None] = lambda count: None) -> list[Tensor]:
     """Return, for each level of the pyramid, the patches of all pictures as rows (N * 128, 3 * 7 * 7), normalised."""
+    assert pictures.size is not None
     draws = torch.Generator().manual_seed(seed)
     sizes = levels(pictures.size)
     found: list[list[Tensor]] = [[] for _ in sizes]
@@ -121,7 +122,7 @@ def _blurred(images: Tensor) -> Tensor:
     return F.conv2d(images, taps.view(1, 1, 5, 1).expand(channels, 1, 5, 1), groups=channels)
 
 
-def _enlarged(images: Tensor, size: tuple[int, int]) -> Tensor:
+def _enlarged(images: Tensor, size: Sequence[int]) -> Tensor:
     """Double the size: zeros between the pixels, then the blur, four times as strong."""
     spread = images.new_zeros(*images.shape[:2], *size)
     spread[..., ::2, ::2] = images

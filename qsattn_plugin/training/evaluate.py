@@ -108,4 +108,4 @@ def _distance(recipe: Recipe, loader: TrainingLoader) -> KernelDistance | None:
         vectors = TimmEmbedder(kid.model, kid.weights)
     except UserError as error:
         raise recipe.error("evaluate.kid", str(error)) from error
-    return KernelDistance(vectors, targets, loader.device)
+    return KernelDistance(vectors, (targets[i] for i in range(len(targets))), loader.device)

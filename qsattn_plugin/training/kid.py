@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,8 @@ class TimmEmbedder(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             self.features = TimmFeatures(model, pretrained=weights is None, weights=weights, deepest=1)
-        self.size: int = self.features.model.pretrained_cfg["input_size"][-1]
+        config: Any = self.features.model.pretrained_cfg
+        self.size: int = config["input_size"][-1]
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class TrainingLoader:
         # The preprocessing from each of these steps on.
         self._stages = {0: prepare}
         if data.random_crop == "until_decay" and data.preprocess.endswith("_and_crop"):
-            self._stages[recipe.train.decay_from] = replace(prepare, resize=data.crop)
+            self._stages[cast(int, recipe.train.decay_from)] = replace(prepare, resize=data.crop)
         # Images per step; the method divides them if gradients are accumulated.
         self._count = recipe.train.batch_size * recipe.train.accumulate
         self._progress = progress
@@ -113,6 +114,7 @@ class TrainingLoader:
     def batch(self, step: int) -> tuple[dict[str, Tensor], torch.Generator]:
         """Return a step's batch, "A" and "B", each (B, C, h, w) in [-1, 1], and the generator for its further draws."""
         self.prepare(step)
+        assert self.batches is not None  # ready now
         images = self.batches.batch(step)
         batch = {}
         for number, letter in enumerate("AB"):

@@ -63,7 +63,8 @@ def fit(
         Interrupted: SIGINT or SIGTERM arrived; the step was finished and saved.
     """
     with world() as here, contextlib.ExitStack() as held:
-        newest, damaged, last = None, [], {}
+        newest, last = None, {}
+        damaged: list[str] = []
         with here.sync_errors():
             if here.main:
                 held.enter_context(run.lock())
@@ -240,6 +241,7 @@ class _Loop:
 
     def _evaluate(self) -> None:
         session, step = self.session, self.session.step
+        assert self.evaluator is not None  # rank 0 has it
         found = self.evaluator(next(iter(session.translators().values())), lambda: bool(self.stop_signal))
         if found is None:
             return

@@ -8,7 +8,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,9 +75,10 @@ class Session:
     def rate_factor(self) -> float:
         """Return the factor on the learning rate at this step: 1 until ``decay_from``, then falling linearly to 0."""
         train = self.recipe.train
-        if self.step < train.decay_from:
+        start = cast(int, train.decay_from)  # a share of the steps, or null, until the recipe was checked
+        if self.step < start:
             return 1.0
-        return max(0.0, 1 - (self.step - train.decay_from) / max(1, train.steps - train.decay_from))
+        return max(0.0, 1 - (self.step - start) / max(1, train.steps - start))
 
     def state(self, memories: Sequence[Mapping[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the contents of a checkpoint: tensors by name, and a JSON-serialisable document.
@@ -177,7 +178,7 @@ class Session:
     def _published_in(self, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the tensors of a published file's generators under the names that they have in the method."""
         names = {id(module): name for name, module in self.method.named_modules()}
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, network in self.method.published().items():
             prefix = document.get("generators", {}).get(name, {}).get("prefix")
             if prefix is not None:

@@ -18,6 +18,9 @@ from qsattn_plugin.registry.interfaces import side_multiple
 #: The smallest side of a generator's input: below it, instance norm has too few positions at the deepest layers.
 LEAST_SIDE = 16
 
+#: A padding's (left, right, top, bottom) and its mode.
+Padding = tuple[tuple[int, int, int, int], Literal["reflect", "replicate"]]
+
 
 def smallest_side(generator: nn.Module | None, least: int = LEAST_SIDE) -> int:
     """Return the smallest side in pixels, from ``least`` on, that a generator takes."""
@@ -25,15 +28,13 @@ def smallest_side(generator: nn.Module | None, least: int = LEAST_SIDE) -> int:
     return -(-least // multiple) * multiple
 
 
-def padding_for(
-    generator: nn.Module | None, size: tuple[int, int]
-) -> list[tuple[tuple[int, int, int, int], Literal["reflect", "replicate"]]]:
-    """Return the paddings, (left, right, top, bottom) and mode, from (height, width) to a size that a generator takes.
+def padding_for(generator: nn.Module | None, size: tuple[int, int]) -> list[Padding]:
+    """Return the paddings from (height, width) to a size that a generator takes.
 
     Only the right and the bottom are padded, by reflection where the picture is large enough for that.
     """
     multiple, least = side_multiple(generator), smallest_side(generator)
-    found = []
+    found: list[Padding] = []
     for axis, side in ((1, size[1]), (0, size[0])):
         missing = max(-side % multiple, least - side)
         if missing:
@@ -52,7 +53,8 @@ def padded_size(generator: nn.Module | None, size: tuple[int, int]) -> tuple[int
 
 def pad_for(generator: nn.Module | None, images: Tensor) -> Tensor:
     """Pad (B, C, H, W) at the right and the bottom to a size that the generator takes."""
-    for sides, mode in padding_for(generator, images.shape[-2:]):
+    height, width = images.shape[-2:]
+    for sides, mode in padding_for(generator, (height, width)):
         images = F.pad(images, sides, mode=mode)
     return images
 
@@ -98,7 +100,8 @@ def resize_picture(picture: Image.Image, size: int | tuple[int, int]) -> Image.I
     """
     if isinstance(size, int):
         shorter = min(picture.size)
-        size = tuple(max(1, round(side * size / shorter)) for side in picture.size)
+        width, height = (max(1, round(side * size / shorter)) for side in picture.size)
+        size = width, height
     if size[0] * size[1] > MAX_PIXELS:
         raise UnreadableImage(f"{picture.width} x {picture.height} pixels would have to become {size[0]} x {size[1]}")
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)

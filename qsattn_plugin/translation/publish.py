@@ -55,7 +55,7 @@ def publish(model: str | Path, out: Path, generator: str | None = None, overwrit
     check_output(path, overwrite, source)
     state = translator.generator.state_dict()
     tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
-    kept = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
+    kept: dict[str, Any] = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
     kept["recipe"] = _without_folders(kept.get("recipe"))
     kind, arguments, channels = spec["type"], spec["arguments"], translator.channels
     described = {"forward": {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}}

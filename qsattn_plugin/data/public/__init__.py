@@ -74,7 +74,7 @@ def get_public_set(
     try:
         shutil.rmtree(stage, ignore_errors=True)
         sha256, published = None, False
-        if how:
+        if how and source is not None:
             total, done = sum(one.counts.values()), 0
 
             def count_resized(count: int) -> None:
@@ -89,7 +89,9 @@ def get_public_set(
         else:
             archive = source or root / one.file
             if source is None and not archive.exists():
-                _fetch(one, url or one.url, archive, progress)
+                address = url or one.url
+                assert address is not None  # a set without one says how to get it
+                _fetch(one, address, archive, progress)
                 downloaded = archive
             sha256 = checksum(archive)
             published = sha256 == one.sha256

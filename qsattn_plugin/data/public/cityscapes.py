@@ -12,6 +12,7 @@ import io
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -84,7 +85,7 @@ def _find(source: Path, kind: str, ending: str, opened: contextlib.ExitStack) ->
             file = opened.enter_context(zipfile.ZipFile(archive))
         except zipfile.BadZipFile as error:
             raise BadArchive(f"{archive} is broken or cut off: {error}") from error
-        listed = ((name, lambda name=name: _read_member(file, name)) for name in file.namelist())
+        listed = ((name, partial(_read_member, file, name)) for name in file.namelist())
     else:
         # The source may be the folder leftImg8bit itself, and the pattern needs that name.
         base = source.resolve().parent

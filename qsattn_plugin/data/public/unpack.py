@@ -143,12 +143,12 @@ def _members(archive: Path) -> Iterator[_Member]:
             yield from [_zip_member(file, info) for info in file.infolist()]
         return
     try:
-        file = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 - closed below; opening has its own errors
+        tar = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 - closed below; opening has its own errors
     except _BROKEN as error:
         raise BadArchive(f"{archive.name} is neither a zip nor a tar archive, or is cut off") from error
-    with file:
-        for info in file:
-            yield _tar_member(file, info)
+    with tar:
+        for member in tar:
+            yield _tar_member(tar, member)
 
 
 def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
@@ -165,7 +165,7 @@ class _TarInfo(tarfile.TarInfo):
     def _proc_member(self, archive: tarfile.TarFile) -> Any:  # called by tarfile for each header
         if self.size > _LONGEST_HEADER and not self.isreg():
             raise tarfile.ReadError("a header is too long")
-        return super()._proc_member(archive)
+        return super()._proc_member(archive)  # type: ignore[misc]  # private, so not declared
 
 
 def _tar_member(file: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:

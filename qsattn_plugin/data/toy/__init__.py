@@ -106,7 +106,10 @@ class ToyHorses:
     def _test_set(self) -> tuple[dict[str, Tensor], Tensor]:
         """Return the test images by domain, float (N, C, H, W) in [-1, 1], and their silhouettes; drawn once."""
         if self._truth is None:
-            both = {d: to_float(torch.stack(list(self.split(f"test{d}")))) for d in "AB"}
+            both = {}
+            for domain in "AB":
+                images = self.split(f"test{domain}")
+                both[domain] = to_float(torch.stack([images[i] for i in range(len(images))]))
             self._truth = both, self.silhouettes("testA")
         return self._truth
 

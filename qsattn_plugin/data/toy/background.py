@@ -72,7 +72,9 @@ class Scene:
         """Draw a palette with some jitter, the horizon and the sun's place."""
         palette = [rgb(c) for c in random.choose(SCENES)]
         palette[:5] = [c * (1 + (random.array(3).reshape(3, 1, 1) - 0.5) * 0.1) for c in palette[:5]]
-        return cls(*palette, random.uniform(0.42, 0.56), (random.uniform(-0.1, 1.1), random.uniform(-0.05, 0.25)))
+        sky, haze, hills, far, near, tint = palette
+        horizon, sun = random.uniform(0.42, 0.56), (random.uniform(-0.1, 1.1), random.uniform(-0.05, 0.25))
+        return cls(sky, haze, hills, far, near, tint, horizon, sun)
 
 
 def _trees(random: RandomSource, canvas: Canvas, ground: ndarray, cells: int = 7) -> tuple[ndarray, ndarray]:
@@ -122,9 +124,9 @@ def landscape(random: RandomSource, canvas: Canvas, scene: Scene) -> ndarray:
         picture = composite(picture, tone, canvas.coverage(ridge - y))
 
     # The ground's noise is looked up in perspective: wide and flat at the horizon, open in front.
-    depth = np.maximum(y - horizon, 0.0) + 0.06
-    u = (x - 0.5) * 0.11 / depth
-    v = 0.066 / depth
+    below = np.maximum(y - horizon, 0.0) + 0.06
+    u = (x - 0.5) * 0.11 / below
+    v = 0.066 / below
     places = np.linspace(0, 1, 128, dtype=np.float32)
     patches = sample_bilinear(random.noise(10, 10, 4)(places, places), v, u)
     blades = canvas.look(random.noise(24, 48, 2))

@@ -8,10 +8,13 @@ the processor time, measured on two busy cores.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from numpy import ndarray
+
+_Values = TypeVar("_Values", ndarray, np.floating)
 
 
 class RandomSource:
@@ -56,7 +59,7 @@ class Noise:
     def __call__(self, y: ndarray, x: ndarray) -> ndarray:
         """Return the values (H, W) on the grid of ``y`` (H,) and ``x`` (W,), which are clipped to [0, 1]."""
         octaves = (0.5**o * _between(_between(lattice, y).T, x).T for o, lattice in enumerate(self._lattices))
-        return sum(octaves)
+        return cast(ndarray, sum(octaves))
 
 
 def _between(lattice: ndarray, at: ndarray) -> ndarray:
@@ -86,13 +89,13 @@ def sample_bilinear(sheet: ndarray, v: ndarray, u: ndarray) -> ndarray:
     return above * (1 - down) + below * down
 
 
-def smoothstep(low: float, high: float, x: ndarray | float) -> ndarray | float:
+def smoothstep(low: float, high: float, x: _Values) -> _Values:
     """Return 0 at ``low`` and beyond, 1 at ``high`` and beyond, a cubic between; either may be the larger one."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def composite(under: ndarray, over: ndarray, alpha: ndarray | float) -> ndarray:
+def composite(under: ndarray, over: ndarray, alpha: ndarray | np.floating | float) -> ndarray:
     """Composite ``over`` on ``under``; colours are (3, H, W) or (3, 1, 1), ``alpha`` (H, W).
 
     Exactly ``under`` where ``alpha`` is 0 and exactly ``over`` where it is 1.

@@ -16,7 +16,7 @@ import importlib
 import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -91,7 +91,7 @@ class World:
         if self.size == 1:
             return
         if device.type == "cuda":
-            self._gradient_group, self.on_device = dist.new_group(backend="nccl", timeout=TIMEOUT), True
+            self._gradient_group, self.on_device = _new_group("nccl"), True
         for tensors in _by_dtype([*method.parameters(), *method.buffers()]):
             flat = _flatten(tensors)
             dist.broadcast(flat, 0, group=self._gradient_group)
@@ -218,9 +218,7 @@ def world() -> Iterator[World]:
             # exists at that time. Importing it earlier lets the group be released at the end.
             importlib.import_module("torch.distributed.nn.functional")
             dist.init_process_group("gloo", timeout=TIMEOUT)
-        here = World(
-            dist.get_rank(), size, dist.group.WORLD if made else dist.new_group(backend="gloo", timeout=TIMEOUT)
-        )
+        here = World(dist.get_rank(), size, dist.group.WORLD if made else _new_group("gloo"))
         yield here
         ended_well = True
     except RuntimeError as error:
@@ -255,6 +253,11 @@ def check_distributable(method: nn.Module, here: World) -> None:
                 f"{name} is a batch norm, which would see the images of one process only; use norm: instance, or one "
                 "process"
             )
+
+
+def _new_group(backend: str) -> dist.ProcessGroup:
+    # Without named ranks every process is in it: then torch returns no number.
+    return cast("dist.ProcessGroup", dist.new_group(backend=backend, timeout=TIMEOUT))
 
 
 def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:

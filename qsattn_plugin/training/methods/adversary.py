@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,9 @@ class Adversary:
         on_real, on_fake = self.loss.discriminator(scores, judge.network(fake))
         log[f"D_real{suffix}"], log[f"D_fake{suffix}"] = on_real.detach(), on_fake.detach()
         total = 0.5 * (on_real + on_fake)
-        if self.loss.penalised:
-            penalty = self.loss.gradient_penalty(judge.network, real, fake, generator=draws)
+        penalised = self.loss.penalised
+        penalty = self.loss.gradient_penalty(judge.network, real, fake, generator=draws) if penalised else None
+        if penalty is not None:
             log[f"D_penalty{suffix}"] = penalty.detach()
             total = total + penalty
         if judge.r1:
@@ -117,8 +118,9 @@ def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | S
         # Norms' second derivatives leave float16's range; bfloat16 has float32's.
         with torch.autocast(device, enabled=False), sdpa_kernel(SDPBackend.MATH):
             scores = discriminator(real.float())
-    maps = scores if isinstance(scores, (list, tuple)) else [scores]
-    (slope,) = torch.autograd.grad(sum(m.float().sum() for m in maps), real, create_graph=True)
+    maps = [scores] if isinstance(scores, Tensor) else scores
+    total = cast(Tensor, sum(m.float().sum() for m in maps))
+    (slope,) = torch.autograd.grad(total, real, create_graph=True)
     return slope.float().square().flatten(1).sum(dim=1).mean()
 
 

@@ -24,7 +24,7 @@ class Parts(Protocol):
     def discriminator(self) -> nn.Module:
         """Return a new discriminator."""
 
-    def encoder(self, generator: nn.Module) -> nn.Module:
+    def encoder(self, generator: nn.Module) -> Any:
         """Return a new encoder; one that has no network of its own takes its features from ``generator``."""
 
     def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor]:
@@ -90,7 +90,8 @@ class Method(nn.Module, abc.ABC):
             UserError: a setting is not available on this machine.
         """
         self.memory_format = memory_format(train.channels_last, device)
-        self.to(device, memory_format=self.memory_format)
+        # torch takes both at once, and declares each alone.
+        self.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         if train.compile:
             compile_networks(self.compilable(), device)
         self.device = device

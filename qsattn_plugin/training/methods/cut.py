@@ -111,9 +111,10 @@ class CUT(Method):
             ],
             len(parts),
         )
-        terms = [
+        translations: list[Callable[[], tuple[Tensor, list[Tensor]]]] = [kept.pop, *others]
+        terms: list[Callable[[], Tensor]] = [
             partial(self._translation_loss, translate, m, draws, log, observe)
-            for translate, m, log in zip((kept.pop, *others), mirrored, logs, strict=True)
+            for translate, m, log in zip(translations, mirrored, logs, strict=True)
         ]
         if (self.identity and self.nce_weight) or self.identity_l1:
             terms += [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -34,8 +34,8 @@ class ImagePool:
                 self.images.append(image.clone())
                 shown.append(image)
                 continue
-            swap, place = torch.rand((), generator=draws) < 0.5, torch.randint(2**31, (), generator=draws)
-            place = int(place) % max(self.size, 1)
+            swap = torch.rand((), generator=draws) < 0.5
+            place = int(torch.randint(2**31, (), generator=draws)) % max(self.size, 1)
             if self.size and swap and self.images[place].shape == image.shape:
                 shown.append(self.images[place])
                 self.images[place] = image.clone()
@@ -115,7 +115,7 @@ class CycleGAN(Method):
         logs: list[dict[str, Tensor]] = [{} for _ in parts]
         fakes: dict[str, list[Tensor]] = {"forward": [], "backward": []}
         there, back = self.generator, self.generator_back
-        terms = []
+        terms: list[Callable[[], Tensor]] = []
         for part, log in zip(parts, logs, strict=True):
             a, b = part["A"], part["B"]
             # Four terms that share no activations: each is differentiated before the next is computed.

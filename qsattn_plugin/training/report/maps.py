@@ -34,7 +34,7 @@ def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list
     """
     method = session.method
     sampler, encoder = getattr(method, "sampler", None), getattr(method, "encoder", None)
-    if getattr(sampler, "selector", None) is None or encoder is None or not images:
+    if sampler is None or getattr(sampler, "selector", None) is None or encoder is None or not images:
         return []
     generator = next(iter(session.translators().values()))
     spec = session.recipe.to_dict()["sampler"]
@@ -45,13 +45,14 @@ def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list
         for image in images[:IMAGES]:
             image = to_float(image)
             padded = pad_for(generator, image[None].to(session.device))
+            height, width = padded.shape[-2:]
             features = source.features(padded)
             flags = sampler.attentive([f for f, _ in features.values()], list(features))
             for attends, (tap, (found, stride)) in zip(flags, features.items(), strict=True):
                 if attends:
                     # A generator of their own: drawing maps must not change the training.
                     draws = torch.Generator().manual_seed(0)
-                    seen = entropy_map(image, found, chooser, stride, draws, tuple(padded.shape[-2:]))
+                    seen = entropy_map(image, found, chooser, stride, draws, (height, width))
                     sheets.setdefault(tap, []).append(seen.draw())
     return [_write(rows, folder / _name(session.step, tap)) for tap, rows in sheets.items()]
 

@@ -92,7 +92,7 @@ def _chart_data(history: History) -> dict[str, Any]:
 def _figures(recipe: Recipe, history: History) -> Iterator[tuple[str, str, str]]:
     """Yield title, value and note of each key figure."""
     best, name = history.best, history.leading
-    if best is not None:
+    if best is not None and name is not None:
         last, count = history.scored[-1], len(history.scored)
         picked = f"at step {_number(best.step)}, the best of {count} evaluation{'s' if count > 1 else ''}"
         yield f"Best {name}", _score(best.scores[name]), picked
@@ -110,12 +110,12 @@ def _figures(recipe: Recipe, history: History) -> Iterator[tuple[str, str, str]]
 
 def _film(history: History, frames: list[Frame]) -> list[_FilmFrame]:
     """Return the frames with their captions."""
-    scored = {e.step: e for e in history.scored}
+    scored, name = {e.step: e for e in history.scored}, history.leading
     film = []
     for step, pictures in ((frame.step, frame.pictures) for frame in frames):
         caption, best = f"Step {_number(step)}", history.best is not None and step == history.best.step
-        if step in scored:
-            caption += f" · {history.leading} {_score(scored[step].scores[history.leading])}{' · best' if best else ''}"
+        if name is not None and step in scored:
+            caption += f" · {name} {_score(scored[step].scores[name])}{' · best' if best else ''}"
         film.append(_FilmFrame(step, caption, best, pictures))
     return film
 
@@ -151,7 +151,8 @@ def _score(value: float) -> str:
 
 def _duration(seconds: float) -> str:
     """Format a duration by its two largest units."""
-    left, parts = round(seconds), []
+    left = round(seconds)
+    parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size)
         if count or (unit == "s" and not parts):

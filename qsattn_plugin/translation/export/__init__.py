@@ -125,7 +125,8 @@ def _compare(subject: Subject, format: str, path: Path) -> tuple[float, list[tup
     except Exception as error:
         raise UserError(f"{refused}: the file cannot be read: {_first_line(error)}") from error
     draws = torch.Generator().manual_seed(1)
-    largest, shapes = 0.0, shapes_for(subject)
+    largest = 0.0
+    shapes: list[tuple[int, ...]] = [*shapes_for(subject)]
     for shape in shapes:
         images = torch.rand(shape, generator=draws) * 2 - 1
         size = " x ".join(map(str, shape))
@@ -135,8 +136,8 @@ def _compare(subject: Subject, format: str, path: Path) -> tuple[float, list[tup
         except Exception as error:
             raise UserError(f"{refused}: it does not take images of {size}: {_first_line(error)}") from error
         if found.shape != expected.shape:
-            shapes = " x ".join(map(str, found.shape))
-            raise UserError(f"{refused}: it makes {shapes} of {size}")
+            made = " x ".join(map(str, found.shape))
+            raise UserError(f"{refused}: it makes {made} of {size}")
         difference = (found - expected).abs().max().item()
         if math.isnan(difference) or difference > TOLERANCE:
             raise UserError(

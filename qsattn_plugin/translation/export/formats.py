@@ -131,6 +131,7 @@ def _write_onnx(subject: Subject, path: Path) -> None:
             output_names=["translations"],
             verbose=False,
         )
+    assert program is not None  # with dynamo
     model = program.model
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with the folders of this machine
@@ -165,7 +166,7 @@ def _write_pt2(subject: Subject, path: Path) -> None:
 
     example, free = _exported(subject)
     # Otherwise a U-Net's program would refuse images of its own size, which have one position at the bottom.
-    with _quiet(), _config.patch(backed_size_oblivious=True):
+    with _quiet(), _config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]  # torch adds it at run time
         program = torch.export.export(subject.generator, example, dynamic_shapes=free)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # the folders of this machine

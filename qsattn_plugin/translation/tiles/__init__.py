@@ -107,11 +107,13 @@ class TiledTranslation:
         return self.out
 
     def _set_affine(self, position: int, *values: Tensor) -> None:
-        self.affine[position] = tuple(v.to(self.dtype).to(self.device)[None, :, None, None] for v in values)
+        scale, shift = (v.to(self.dtype).to(self.device)[None, :, None, None] for v in values)
+        self.affine[position] = scale, shift
 
     def _check_room(self) -> None:
         """Raise before the first sweep if the disk is too small."""
-        chain, kept, most = self.chain, frozenset(), 0
+        chain, most = self.chain, 0
+        kept: frozenset[int] = frozenset()
         for sweep in self.sweeps:
             after = chain.needed_at(sweep.keep)
             most = max(most, sum(chain.elements(p) for p in kept | after) * self.dtype.itemsize)
@@ -127,24 +129,26 @@ class TiledTranslation:
     def _sweep(self, sweep: Sweep) -> None:
         """Compute all tiles of a sweep."""
         chain, stop = self.chain, sweep.stop
-        measures = stop < chain.end and isinstance(chain.steps[stop], Norm) and stop not in self.affine
+        step = chain.steps[stop] if stop < chain.end and stop not in self.affine else None
         kept = chain.needed_at(sweep.keep)
         new = kept - self.spill.maps.keys()
         for position in new:
             self.spill.make(position, chain.channels[position], chain.sizes[position], self.dtype)
         moments = Moments(chain.channels[stop])
-        grid = tuple(-(-length // sweep.tile) for length in chain.sizes[stop])
+        height, width = chain.sizes[stop]
+        grid = -(-height // sweep.tile), -(-width // sweep.tile)
         share = sweep.seconds / sum(s.seconds for s in self.sweeps) / (grid[0] * grid[1])
         for tile in itertools.product(range(grid[0]), range(grid[1])):
             boxes = {position: tile_box(chain.sizes[position], grid, tile) for position in (stop, *new)}
-            x = self._compute(sweep.start, stop, {p: box for p, box in boxes.items() if box is not None}, new)
+            cores = {position: box for position, box in boxes.items() if box is not None}
+            x = self._compute(sweep.start, stop, cores, new)
             if stop == chain.end:
-                self._put(x, boxes[stop])
-            elif measures:
+                self._put(x, cores[stop])
+            elif isinstance(step, Norm):
                 moments.add(x)
             self.progress(share)
-        if measures:
-            self._set_affine(stop, *chain.steps[stop].scale_and_shift(moments.mean, moments.variance))
+        if isinstance(step, Norm):
+            self._set_affine(stop, *step.scale_and_shift(moments.mean, moments.variance))
         self.spill.keep(kept)
 
     def _compute(self, start: int, stop: int, cores: dict[int, Box], keep: frozenset[int]) -> Tensor:
@@ -162,7 +166,7 @@ class TiledTranslation:
             if position in forks:
                 skips[position], owned = x, False
             step, size, want = chain.steps[position], chain.sizes[position], boxes[position + 1]
-            need = tuple(step.need(span, size[axis], axis) for axis, span in enumerate(want))
+            need = step.need(want[0], size[0], 0), step.need(want[1], size[1], 1)
             x = crop(x, boxes[position], need)
             if isinstance(step, Join):
                 skip = skips.pop(step.fork, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -29,8 +30,8 @@ class UnknownLayer(TypeError):
     """A layer for which it is not defined how it works on a part of a picture."""
 
 
-def steps_of(layer: nn.Module) -> list[Step]:
-    """Return the steps that a layer consists of.
+def steps_of(layer: Any) -> list[Step]:
+    """Return the steps that a layer, any module, consists of.
 
     Raises:
         UnknownLayer: there are no steps for this kind of layer.
@@ -92,7 +93,8 @@ class Chain:
 
     def whole(self, position: int) -> Box:
         """Return the box of the whole map at a position."""
-        return tuple(Span(0, length) for length in self.sizes[position])
+        height, width = self.sizes[position]
+        return Span(0, height), Span(0, width)
 
     def elements(self, position: int) -> int:
         """Return the number of elements of the map at a position."""

@@ -35,7 +35,7 @@ class Spill:
         folder: where the files lie; the system's folder for temporary files (``TMPDIR``) without it.
     """
 
-    def __init__(self, folder: str | os.PathLike | None = None):
+    def __init__(self, folder: str | os.PathLike[str] | None = None):
         self.folder = folder or tempfile.gettempdir()
         self.maps: dict[int, SpilledMap] = {}
         self.peak = 0
@@ -69,7 +69,7 @@ class Spill:
 class SpilledMap:
     """One map (1, C, H, W) on disk."""
 
-    def __init__(self, folder: str | os.PathLike, channels: int, size: tuple[int, int], dtype: torch.dtype):
+    def __init__(self, folder: str | os.PathLike[str], channels: int, size: tuple[int, int], dtype: torch.dtype):
         self.folder, self.channels, self.size, self.dtype = folder, channels, size, dtype
         self.stride = channels * dtype.itemsize
         self.bytes = size[0] * size[1] * self.stride

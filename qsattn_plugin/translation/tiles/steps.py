@@ -41,7 +41,7 @@ def crop(x: Tensor, have: Box, want: Box) -> Tensor:
 
 def pad(x: Tensor, have: Box, want: Box) -> Tensor:
     """Return the box ``want`` of a map, of which ``x`` is the box ``have``: zero outside ``have``."""
-    both = tuple(a.hull(b) for a, b in zip(have, want, strict=True))
+    both = have[0].hull(want[0]), have[1].hull(want[1])
     sides = [n for h, b in zip(have[::-1], both[::-1], strict=True) for n in (h.start - b.start, b.stop - h.stop)]
     return crop(F.pad(x, sides) if any(sides) else x, both, want)
 
@@ -99,14 +99,16 @@ class Activation(Step):
 class Norm(Step):
     """A norm: with running statistics, or with those of the whole map, which have to be measured first."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.InstanceNorm2d | nn.BatchNorm2d):
         self.measured = layer.training or layer.running_mean is None
         self.layer = layer
 
     def scale_and_shift(self, mean: Tensor | None = None, variance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the factors and the offsets added after them: float64 on the CPU, each (C,)."""
         if not self.measured:
+            assert self.layer.running_mean is not None and self.layer.running_var is not None
             mean, variance = self.layer.running_mean.cpu().double(), self.layer.running_var.cpu().double()
+        assert mean is not None and variance is not None  # given where they are measured
         scale = (variance + self.layer.eps).rsqrt()
         if self.layer.weight is not None:
             scale = scale * self.layer.weight.detach().cpu().double()
@@ -201,7 +203,8 @@ class TransposedConvolution(Step):
         return self.layer.weight.numel() / (self.layer.stride[0] * self.layer.stride[1])
 
     def _sources(self, want: Span, axis: int) -> Span:
-        stride, padding = self.layer.stride[axis], self.layer.padding[axis]
+        # int: its type allows names as well, which convolutions alone have.
+        stride, padding = self.layer.stride[axis], int(self.layer.padding[axis])
         first = -((self.reach[axis] - want.start - padding) // stride)
         return Span(first, (want.stop - 1 + padding) // stride + 1)
 

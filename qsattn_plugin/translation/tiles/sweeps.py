@@ -54,11 +54,11 @@ def needed_boxes(chain: Chain, start: int, stop: int, wanted: dict[int, Box]) ->
 
     def want(position: int, box: Box) -> None:
         known = boxes.get(position, box)
-        boxes[position] = tuple(a.hull(b) for a, b in zip(known, box, strict=True))
+        boxes[position] = known[0].hull(box[0]), known[1].hull(box[1])
 
     for position in range(stop, start, -1):
         step, size, box = chain.steps[position - 1], chain.sizes[position - 1], boxes[position]
-        want(position - 1, tuple(step.need(span, size[axis], axis) for axis, span in enumerate(box)))
+        want(position - 1, (step.need(box[0], size[0], 0), step.need(box[1], size[1], 1)))
         if isinstance(step, Join):
             want(step.fork, box)
     return boxes
@@ -67,8 +67,8 @@ def needed_boxes(chain: Chain, start: int, stop: int, wanted: dict[int, Box]) ->
 def tile_box(size: tuple[int, int], grid: tuple[int, int], tile: tuple[int, int]) -> Box | None:
     """Return a tile's box of a map that a grid divides evenly; None if it is empty."""
     axes = zip(size, grid, tile, strict=True)
-    box = tuple(Span(i * length // count, (i + 1) * length // count) for length, count, i in axes)
-    return box if all(span.stop > span.start for span in box) else None
+    rows, columns = (Span(i * length // count, (i + 1) * length // count) for length, count, i in axes)
+    return (rows, columns) if rows.stop > rows.start and columns.stop > columns.start else None
 
 
 def _area(box: Box) -> int:
@@ -89,7 +89,7 @@ class _CostModel:
         if stop not in self._cache:
             size, picture = self.chain.sizes[stop], self.chain.sizes[0]
             tile = max(-(-self.tile * max(size) // max(picture)), _LEAST_TILE)
-            self._cache[stop] = found = {}
+            found = self._cache.setdefault(stop, {})
             # Smaller tiles hold less but overlap more: take the largest that fits, for each start.
             while tile and len(found) <= stop:
                 for start, seconds in self._with_tiles(stop, tile).items():
@@ -99,9 +99,11 @@ class _CostModel:
 
     def _with_tiles(self, stop: int, tile: int) -> dict[int, float]:
         chain = self.chain
-        grid = tuple(-(-length // tile) for length in chain.sizes[stop])
+        height, width = chain.sizes[stop]
+        grid = -(-height // tile), -(-width // tile)
         tiles = grid[0] * grid[1]
         middle = tile_box(chain.sizes[stop], grid, (grid[0] // 2, grid[1] // 2))
+        assert middle is not None  # there are at most as many tiles as positions
         boxes = needed_boxes(chain, 0, stop, {stop: middle})
         seconds, found = 0.0, {}
         for start in range(stop, -1, -1):
