@@ -6,7 +6,8 @@
 
 ``speed`` times whole training steps of ``horse2zebra_mobile`` at 256 pixels, batch 1, with each discriminator in turn,
 round after round in one process, and prints medians. ``curve`` scores every checkpoint of each run by FID-1280 of
-translated *training* pictures, and draws it over the minutes that training took, without saving and evaluating.
+translated *training* pictures, and draws it over the minutes that so many steps take, by a step of each run timed as
+``speed`` does it: runs that shared a machine with other work cannot be compared by the clock that they saw.
 """
 
 from __future__ import annotations
@@ -45,39 +46,33 @@ COLOURS = ("#c0392b", "#1f6feb", "#2e8b57", "#8e44ad")
 def speed(weights: Path, threads: int, rounds: int, device: torch.device) -> None:
     """Print a markdown table of seconds a step."""
     torch.set_num_threads(threads)
-    base = ("data.root=.", "train.precision=fp32", f"train.device={device}")
-    batch = {name: torch.rand(1, 3, 256, 256, device=device) * 2 - 1 for name in "AB"}
+    base = ("data.root=.", "train.precision=fp32", f"train.device={device}", "discriminator_augmentations=[]")
     sessions = {
         name: Session(load_recipe("horse2zebra_mobile", (*base, *(s.format(weights) for s in settings))))
         for name, settings in DISCRIMINATORS.items()
     }
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for number in range(rounds + 1):
-        for name, session in sessions.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            began = time.perf_counter()
-            session.method.step(batch, torch.Generator().manual_seed(number))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if number:  # the first warms up
-                times[name].append(time.perf_counter() - began)
+    seconds = time_steps(sessions, rounds)
     print("| discriminator | learns (parameters) | seconds a step | images/s |\n|---|---|---|---|")
     for name, session in sessions.items():
         learns = sum(p.numel() for p in session.method.discriminator.parameters() if p.requires_grad)
-        median = statistics.median(times[name])
-        print(f"| {name} | {learns:,} | {median:.3f} | {1 / median:.2f} |")
+        print(f"| {name} | {learns:,} | {seconds[name]:.3f} | {1 / seconds[name]:.2f} |")
 
 
-def minutes(run: Run) -> dict[int, float]:
-    """Return the minutes of training at which each logged step was reached."""
-    found, spent, before = {0: 0.0}, 0.0, 0
-    train = run.recipe.train
-    for line in run.events("train"):
-        spent += (line["step"] - before) * train.batch_size * train.accumulate / line["images_per_second"]
-        before = line["step"]
-        found[before] = spent / 60
-    return found
+def time_steps(sessions: dict[str, Session], rounds: int) -> dict[str, float]:
+    """Return the median seconds of a step at 256 pixels, batch 1, of each session; all take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for number in range(rounds + 1):
+        for name, session in sessions.items():
+            batch = {letter: torch.rand(1, 3, 256, 256, device=session.device) * 2 - 1 for letter in "AB"}
+            if session.device.type == "cuda":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            session.method.step(batch, torch.Generator().manual_seed(number))
+            if session.device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first warms up
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def curve(runs: list[str], root: Path, count: int, weights: Path, output: Path, threads: int) -> None:
@@ -89,18 +84,19 @@ def curve(runs: list[str], root: Path, count: int, weights: Path, output: Path, 
         return torch.cat([inception(chunk)["1280"] for chunk in images.split(16)])
 
     source, real = pictures(root / "trainA", count), features(pictures(root / "trainB", count))
+    opened = [Run.open(folder) for folder in runs]
+    seconds = time_steps({run.recipe.name: Session(run.recipe, warm=False) for run in opened}, rounds=5)
     starts: dict[Path, float] = {}
     lines = {}
-    for folder in runs:
-        run = Run.open(folder)
-        clock, start = minutes(run), run.recipe.train.init_from
+    for run in opened:
+        start, minute = run.recipe.train.init_from, seconds[run.recipe.name] / 60
         if start not in starts:
             starts[start] = frechet_distance(features(translate(str(start), source)), real)
         lines[run.recipe.name] = [(0.0, starts[start])]
         for step in run.checkpoints.steps():
             made = features(translate(str(run.checkpoints.path(step)), source))
-            lines[run.recipe.name].append((clock[step], frechet_distance(made, real)))
-            print(f"{run.recipe.name}  step {step}  {clock[step]:.1f} minutes  {lines[run.recipe.name][-1][1]:.2f}")
+            lines[run.recipe.name].append((step * minute, frechet_distance(made, real)))
+            print(f"{run.recipe.name}  step {step}  {step * minute:.1f} minutes  {lines[run.recipe.name][-1][1]:.2f}")
     draw(lines, f"FID-1280 of {count} training pictures").save(output)
 
 

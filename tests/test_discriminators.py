@@ -117,6 +117,11 @@ def test_any_levels_and_grey_images(file, taps, channels):
     assert [s.shape[-1] for s in scores] == [64 // stride for stride in discriminator.features.strides]
 
 
+def test_a_file_comes_before_a_download(file):
+    """So that a recipe that downloads takes a file by one override."""
+    assert torch.equal(build(file, pretrained=True)(images())[0], build(file)(images())[0])
+
+
 def test_transformers_whose_levels_are_of_one_size():
     discriminator = create("discriminator", "projected", model="test_vit", pretrained=False, width=4, size=64)
     assert len({s.shape for s in discriminator(images())}) == 1

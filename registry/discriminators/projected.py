@@ -27,7 +27,8 @@ class Projected(nn.Module):
         model: a timm name such as "tf_efficientnet_lite0".
         taps: levels of the model, as timm's ``out_indices``; without them its four coarsest.
         pretrained: load timm's weights, downloaded or from its cache; ``false`` asks for random ones.
-        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
+        weights: a file with weights instead, whatever ``pretrained`` says: ``.safetensors``, or a state_dict that
+            ``torch.save`` wrote.
         width: channels of each head, and of the finest mixed level; coarser levels have up to four times as many.
         size: the side of the images in pixels; a recipe takes it from ``data.crop``.
         in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
@@ -51,7 +52,9 @@ class Projected(nn.Module):
                 "pretrained: the features must be those of a trained network: set pretrained: true to download timm's "
                 f"weights of {model}, or weights: FILE to load them from a file"
             )
-        self.features = TimmFeatures(model, taps, bool(pretrained), weights, False, size, in_channels, deepest=4)
+        # A recipe that downloads is extended where there is no network: the file alone has to be said there.
+        download = bool(pretrained) and weights is None
+        self.features = TimmFeatures(model, taps, download, weights, False, size, in_channels, deepest=4)
         levels = [width * min(2**i, 4) for i in range(len(self.features.channels))]
         self.across_channels = nn.ModuleList(
             nn.Conv2d(before, after, 1) for before, after in zip(self.features.channels, levels, strict=True)
