@@ -287,7 +287,7 @@ def test_processes_are_not_started_by_one_of_several(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = CliRunner().invoke(main, ["fit", "--nproc", "2"])
     assert done.exit_code == 1
-    assert "was started as one of several" in done.output
+    assert "is one of several already" in done.output
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(UserError, match="WORLD_SIZE is 2, but RANK is not set"), world():
         pass
