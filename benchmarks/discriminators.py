@@ -29,15 +29,16 @@ from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
 
 PATCHGAN = "{type: patchgan, layers: 4, width: 32, shrink: 2, norm: none, init: orthogonal, init_gain: 1.0}"
-#: Row -> settings; ``{}`` is the file of weights.
+#: The file of weights goes where FILE stands.
+PROJECTED = "{type: projected, model: tf_efficientnet_lite0, weights: FILE}"
+#: Row -> settings.
 DISCRIMINATORS = {
-    "patchgan, the papers'": ("discriminator={{type: patchgan, layers: 3}}", "objective={{gan: lsgan, r1: 0}}"),
-    "patchgan, half the side, R1": (f"discriminator={{{PATCHGAN}}}", "objective={{gan: lsgan, r1: 0.3}}"),
-    "projected": ("discriminator={{type: projected, weights: {}}}", "objective={{gan: hinge, r1: 0}}"),
+    "patchgan, the papers'": ("discriminator={type: patchgan, layers: 3}", "objective={gan: lsgan, r1: 0}"),
+    "patchgan, half the side, R1": (f"discriminator={PATCHGAN}", "objective={gan: lsgan, r1: 0.3}"),
+    "projected": (f"discriminator={PROJECTED}", "objective={gan: hinge, r1: 0}"),
     "ensemble of the last two": (
-        f"discriminator={{{{type: ensemble, of: [{{{{type: projected, weights: {{}}}}}}, {{{PATCHGAN}}}],"
-        " weights: [1, 0.5], r1: [0, 0.3]}}",
-        "objective={{gan: hinge}}",
+        f"discriminator={{type: ensemble, of: [{PROJECTED}, {PATCHGAN}], weights: [1, 0.5], r1: [0, 0.3]}}",
+        "objective={gan: hinge}",
     ),
 }
 COLOURS = ("#c0392b", "#1f6feb", "#2e8b57", "#8e44ad")
@@ -48,7 +49,7 @@ def speed(weights: Path, threads: int, rounds: int, device: torch.device) -> Non
     torch.set_num_threads(threads)
     base = ("data.root=.", "train.precision=fp32", f"train.device={device}", "discriminator_augmentations=[]")
     sessions = {
-        name: Session(load_recipe("horse2zebra_mobile", (*base, *(s.format(weights) for s in settings))))
+        name: Session(load_recipe("horse2zebra_mobile", (*base, *(s.replace("FILE", str(weights)) for s in settings))))
         for name, settings in DISCRIMINATORS.items()
     }
     seconds = time_steps(sessions, rounds)
