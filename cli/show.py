@@ -97,8 +97,13 @@ def _network(part: Part, size: int) -> None:
 
 
 def _type(annotation: object) -> str:
+    from qsattn_plugin.registry.recipe.checking import nested
+
     if annotation is inspect.Parameter.empty:
         return "anything"
+    if inner := nested(annotation):
+        kind, several = inner
+        return f"list of {kind}s" if several else kind
     if typing.get_origin(annotation) is typing.Literal:
         return " | ".join(map(_as_yaml, typing.get_args(annotation)))
     if isinstance(annotation, type) and not typing.get_args(annotation):

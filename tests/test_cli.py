@@ -357,3 +357,8 @@ def test_a_shipped_recipe_can_be_shown():
     said = qsattn("show", "recipe/horse2zebra_mobile").output
     assert "name: horse2zebra_mobile" in said and "swift_resnet_6blocks" in said
     assert "there is no recipe" in refused("show", "recipe/horse")
+
+
+def test_arguments_that_name_parts_are_shown_as_such():
+    assert "of: list of discriminators" in qsattn("show", "discriminator/ensemble").output
+    assert "gan: objective = lsgan" in qsattn("show", "method/cut").output
