@@ -239,7 +239,7 @@ def test_a_model_that_gives_no_numbers_is_not_scored(workplace, sets):
     spec = {"type": "resnet_4blocks", "arguments": {"width": 4, "in_channels": 3}, "prefix": ""}
     save_tensors(Path("nan.safetensors"), broken.generator.state_dict(), {"generators": {"forward": spec}})
     said = refused("evaluate", "nan.safetensors", "--source", "a", "--real", "b", "--metrics", "swd", "--device", "cpu")
-    assert "a/00.png: the model gave numbers that are none (NaN)" in said
+    assert "a/00.png: the model produced NaN" in said
     done = qsattn("map", "a", "-m", "nan.safetensors", "-o", "maps")
     assert done.exit_code == 1 and "not drawn: a/00.png: the model gave numbers that are none" in done.output
     assert not Path("maps").exists()

@@ -74,7 +74,7 @@ def draw_maps(
         height, width = padded.shape[-2:]
         features = source.features(padded)
         if not all(maps.isfinite().all() for maps, _ in features.values()):
-            reason = f"{path}: the model gave numbers that are none (NaN) or infinite"
+            reason = f"{path}: the model produced NaN or infinite values"
             if failed is None:
                 raise UserError(reason)
             failed.append((path, reason))

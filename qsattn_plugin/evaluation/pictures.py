@@ -184,7 +184,7 @@ def translate_pictures(
             results = translator.translate(pictures)
         except NaNImageError as error:
             first = show(source.paths[len(written)])
-            raise UserError(f"{first}: the model gave numbers that are none (NaN); nothing can be scored") from error
+            raise UserError(f"{first}: the model produced NaN; nothing can be scored") from error
         for result in results:
             target = out / f"{names[len(written)]}.png"
             write_image(result, target)
