@@ -241,7 +241,7 @@ def test_a_model_that_gives_no_numbers_is_not_scored(workplace, sets):
     said = refused("evaluate", "nan.safetensors", "--source", "a", "--real", "b", "--metrics", "swd", "--device", "cpu")
     assert "a/00.png: the model produced NaN" in said
     done = qsattn("map", "a", "-m", "nan.safetensors", "-o", "maps")
-    assert done.exit_code == 1 and "not drawn: a/00.png: the model gave numbers that are none" in done.output
+    assert done.exit_code == 1 and "not drawn: a/00.png: the model produced NaN" in done.output
     assert not Path("maps").exists()
 
 

@@ -156,7 +156,9 @@ def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type
 
     They take the place of ``**arguments`` in its signature, and their texts go to the end of its docstring.
     """
-    texts = re.split(r"^    (?=\w+: )", inspect.cleandoc(QSAttnSampler.__doc__ or "").split("\n\n")[1], flags=re.M)[1:]
+    # Without docstrings (`python -OO`) there are no texts to share.
+    arguments = inspect.cleandoc(QSAttnSampler.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    texts = re.split(r"^    (?=\w+: )", arguments, flags=re.M)[1:]
     shared = "".join(f"    {text}" for text in texts if text.partition(":")[0] not in fixed).rstrip()
 
     def complete(subclass: type[QSAttnSampler]) -> type[QSAttnSampler]:
