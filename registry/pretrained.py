@@ -9,15 +9,13 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.yaml_lines import Place, parse
-from qsattn_plugin.storage.download import DownloadFailed, checksum, download
+from qsattn_plugin.storage.download import DownloadFailed, checksum, download, download_bar
 
 __all__ = ["INDEX", "Entry", "entries", "published_model", "weights_file"]
 
@@ -113,7 +111,10 @@ def weights_file(entry: Entry, progress: bool = True, folder: Path | None = None
         if not path.is_file():
             raise UserError(f"{path} is missing from this installation of qsattn-plugin; install the package again")
     else:
-        path = (folder or _hub_folder()) / f"qsattn_{entry.name}-{entry.sha256[:8]}.safetensors"
+        import torch
+
+        folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
+        path = folder / f"qsattn_{entry.name}-{entry.sha256[:8]}.safetensors"
         if not path.is_file():
             _fetch(entry, path, progress)
     if checksum(path) != entry.sha256:
@@ -122,16 +123,11 @@ def weights_file(entry: Entry, progress: bool = True, folder: Path | None = None
     return path
 
 
-def _hub_folder() -> Path:
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
 def _fetch(entry: Entry, path: Path, progress: bool) -> None:
     assert entry.url is not None
     try:
-        download(entry.url, path, entry.sha256, _bar(entry.name) if progress else lambda done, total: None)
+        with download_bar(entry.name, disable=not progress) as show:
+            download(entry.url, path, entry.sha256, show)
     except DownloadFailed as error:
         raise DownloadFailed(
             f"the weights of {entry.name} are not on this machine: {error}. Without a network, copy {entry.url} "
@@ -139,19 +135,3 @@ def _fetch(entry: Entry, path: Path, progress: bool) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _bar(name: str) -> Callable[[int, int | None], None]:
-    """Return a progress callback that rewrites one line of stderr."""
-    shown = -1
-
-    def show(done: int, total: int | None) -> None:
-        nonlocal shown
-        share = 100 * done // total if total else done >> 20
-        if share != shown:
-            shown = share
-            end = "\n" if done == total else ""
-            sys.stderr.write(f"\rdownloading {name}: {share}{' %' if total else ' MiB'}{end}")
-            sys.stderr.flush()
-
-    return show

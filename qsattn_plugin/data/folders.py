@@ -110,10 +110,8 @@ class Folders:
             return f"the data folder {show(self.root)} {what}{near} (it should hold {', '.join(SPLITS)})"
         there = _folders(self.root)
         near = nearest(name, [other for other in there if other not in SPLITS])
-        return (
-            f"there is no folder {show(self.root / name)}{near} "
-            f"({show(self.root)} holds {'the folders ' + ', '.join(there) if there else 'no folders'})"
-        )
+        holds = f"{show(self.root)} holds {'the folders ' + ', '.join(there) if there else 'no folders'}"
+        return f"there is no folder {show(self.root / name)}{near} ({holds})"
 
 
 def _folders(place: Path) -> list[str]:

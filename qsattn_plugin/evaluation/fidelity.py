@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from qsattn_plugin.data.images import show
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.storage.download import DownloadFailed, download
+from qsattn_plugin.storage.download import DownloadFailed, download, download_bar
 
 #: The widths that its Inception has features of, and the one that FIDs are published with.
 WIDTHS = ("64", "192", "768", "2048")
@@ -134,16 +133,11 @@ def fetched(url: str, otherwise: str) -> Path:
     """
     place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not place.is_file():
-        with tqdm(desc=f"downloading {place.name}", unit="B", unit_scale=True, disable=None) as bar:
-
-            def progress(done: int, total: int | None) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            try:
+        try:
+            with download_bar(place.name) as progress:
                 download(url, place, progress=progress)
-            except DownloadFailed as error:
-                raise UserError(f"{error}: get the file elsewhere and put it at {show(place)}, {otherwise}") from error
+        except DownloadFailed as error:
+            raise UserError(f"{error}: get the file elsewhere and put it at {show(place)}, {otherwise}") from error
     return place
 
 

@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from qsattn_plugin.errors import UserError
 
-__all__ = ["DownloadFailed", "ProgressCallback", "checksum", "download"]
+__all__ = ["DownloadFailed", "ProgressCallback", "checksum", "download", "download_bar"]
 
 #: Called with the bytes that have arrived and the size of the file, or None where the server does not tell it.
 ProgressCallback = Callable[[int, int | None], None]
@@ -48,6 +48,20 @@ class _Interrupted(Exception):
     def __init__(self, reason: str, connected: bool = True):
         super().__init__(reason)
         self.connected = connected
+
+
+@contextmanager
+def download_bar(name: str, disable: bool | None = None) -> Iterator[ProgressCallback]:
+    """Yield the progress callback of a bar on stderr; where ``disable`` is None, it is drawn on a terminal only."""
+    from torch.hub import tqdm  # a simple one where tqdm is not installed
+
+    with tqdm(desc=f"downloading {name}", unit="B", unit_scale=True, disable=disable) as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def checksum(path: Path) -> str:

@@ -151,12 +151,12 @@ class Recipe:
         except RecipeError:
             raise
         except (UserError, ValueError) as error:
-            text = str(error)
+            key, text = section, str(error)
             argument = getattr(error, "argument", None) or text.partition(":")[0]
-            if argument.partition(".")[0] not in spec.arguments:
-                raise self.error(section, text) from error
-            key = f"{'objective' if section == 'method' else section}.{argument}"
-            raise self.error(key, text.removeprefix(f"{argument}: ")) from error
+            if argument.partition(".")[0] in spec.arguments:
+                key = f"{'objective' if section == 'method' else section}.{argument}"
+                text = text.removeprefix(f"{argument}: ")
+            raise self.error(key, text) from error
         except Exception as error:  # such as PyTorch's about a width too large for memory, or that of a user's part
             last = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -19,13 +19,9 @@ _GROUPS = {"trainA": 0, "trainB": 1, "testA": 2, "testB": 2}
 
 
 class ToyImages:
-    """Drawn pictures as an :class:`~qsattn_plugin.data.ImageSet`; a picture is drawn at each access.
+    """Drawn horses, or zebras (``striped``), one a seed, as an :class:`~qsattn_plugin.data.ImageSet`.
 
-    Args:
-        seeds: one for each picture.
-        size: height and width in pixels.
-        striped: zebras instead of horses.
-        channels: 1 to 4.
+    A picture (``channels``, ``size``, ``size``) is drawn at each access.
     """
 
     def __init__(self, seeds: list[int], size: int, striped: bool, channels: int = 3):
