@@ -193,12 +193,8 @@ def find_state_dicts(content: Any, wanted: Callable[[dict[str, Tensor]], bool], 
     """Return the state_dicts inside a checkpoint that are ``wanted``, by their dotted path in it.
 
     A state_dict may be the whole content (its path is ""), lie below a key (``netG``, ``state_dict``, ...), or share
-    one mapping with others, distinguished by the prefix of their keys (``state_dict.netG``).
-
-    Args:
-        content: the content of a file: nested mappings, tensors and anything else.
-        wanted: returns whether a mapping of names to tensors is to be returned.
-        name: the path of ``content`` itself.
+    one mapping with others, distinguished by the prefix of their keys (``state_dict.netG``). ``name`` is the path of
+    ``content`` itself.
     """
     if not isinstance(content, Mapping):
         return {}

@@ -25,27 +25,16 @@ INDEX = Path(__file__).parent / "pretrained.yaml"
 
 @dataclass(frozen=True)
 class Entry:
-    """One published model.
-
-    Attributes:
-        name: its name in the index.
-        summary: one line.
-        generator: registered name of its generator.
-        arguments: the generator's arguments that differ from its defaults.
-        sha256: of the weights, in hexadecimal; None while there are none.
-        file: name below ``registry/weights/``, if the file is part of the package.
-        url: address of the weights otherwise.
-        card: everything else: recipe, licence, data, training, scores and how they were computed.
-    """
+    """One published model, as the index describes it."""
 
     name: str
     summary: str
-    generator: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    sha256: str | None = None
-    file: str | None = None
-    url: str | None = None
-    card: dict[str, Any] = field(default_factory=dict)
+    generator: str  # registered name
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the generator, that differ from its defaults
+    sha256: str | None = None  # of the weights, in hexadecimal; None while there are none
+    file: str | None = None  # name below registry/weights/, if the file is part of the package
+    url: str | None = None  # address of the weights otherwise
+    card: dict[str, Any] = field(default_factory=dict)  # everything else: recipe, licence, data, training, scores
 
     @property
     def has_weights(self) -> bool:
@@ -89,23 +78,17 @@ def published_model(name: str, index: Path = INDEX) -> Entry:
 def weights_file(entry: Entry, progress: bool = True, folder: Path | None = None) -> Path:
     """Return the file with a model's weights, after its checksum was compared.
 
-    A file that is not in the package is downloaded once, into torch.hub's cache; an interrupted download is resumed,
-    and is never taken for a whole file.
-
-    Args:
-        entry: what :func:`published_model` returned.
-        progress: show the progress of a download on stderr.
-        folder: target of downloads; ``torch.hub.get_dir()/checkpoints`` without it.
+    A file that is not in the package is downloaded once, with ``progress`` shown on stderr, into ``folder`` or else
+    torch.hub's cache; an interrupted download is resumed, and is never taken for a whole file.
 
     Raises:
         UserError: there are no weights yet, the file is missing, or its checksum is wrong.
         DownloadFailed: the download failed; the message says where to put the file by hand.
     """
     if entry.sha256 is None:
-        raise UserError(
-            f"the weights of {entry.name} are not published yet; pretrained=False gives its generator untrained, and "
-            f"`qsattn build {entry.card.get('recipe', entry.name)}` trains one"
-        )
+        trains = f"`qsattn build {entry.card.get('recipe', entry.name)}` trains one"
+        what = f"the weights of {entry.name} are not published yet; pretrained=False gives its generator untrained"
+        raise UserError(f"{what}, and {trains}")
     if entry.file is not None:
         path = INDEX.parent / "weights" / entry.file
         if not path.is_file():

@@ -17,18 +17,6 @@ from qsattn_plugin.data.pixels import memory_of
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
 
-__all__ = [
-    "EXTENSIONS",
-    "NoPictures",
-    "UnreadableImage",
-    "find_images",
-    "normalise_mode",
-    "open_image",
-    "read_image",
-    "show",
-    "write_image",
-]
-
 #: File name endings of pictures, in lower case: those of CUT and its forks, and others that Pillow reads.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),

@@ -90,8 +90,7 @@ def download(
         path: target; folders are created, an existing file is replaced at the end.
         sha256: the expected checksum; None accepts any file.
         progress: called as bytes arrive.
-        attempts: maximum number of requests.
-        wait: seconds before the second attempt; each further wait is twice as long, at most 30 seconds.
+        attempts: maximum number of requests; ``wait`` seconds before the second, then each time twice as long.
         timeout: seconds without a byte after which a connection counts as interrupted.
 
     Raises:
@@ -124,10 +123,9 @@ def download(
         if sha256 is not None and found != sha256:
             _Note(part).forget()
             part.unlink()  # nothing to resume from
-            raise DownloadFailed(
-                f"{url} has the wrong checksum: its SHA-256 should be {sha256} and is {found}. Either the file there "
-                "has changed, or it was changed on the way; the download was deleted"
-            )
+            what = f"{url} has the wrong checksum: its SHA-256 should be {sha256} and is {found}"
+            why = "the file there has changed, or it was changed on the way"
+            raise DownloadFailed(f"{what}. Either {why}; the download was deleted")
         os.fsync(file.fileno())
         os.replace(part, path)
         _Note(part).forget()
@@ -253,9 +251,8 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
             return error  # handled by the caller
         if error.code in _TRANSIENT:
             raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
-        raise DownloadFailed(
-            f"{url} could not be downloaded: the server answers {error.code} {error.reason}"
-        ) from error
+        what = f"the server answers {error.code} {error.reason}"
+        raise DownloadFailed(f"{url} could not be downloaded: {what}") from error
     except urllib.error.URLError as error:
         reason = error.reason
         if isinstance(reason, ssl.SSLError):

@@ -110,16 +110,11 @@ class ToyHorses:
         return self._truth
 
     def score(self, images: Tensor, direction: str) -> dict[str, float]:
-        """Score translations of the first N test images against the ground truth.
+        """Score translations (N, C, H, W) in [-1, 1] of the first N test images against the ground truth.
 
-        Args:
-            images: float (N, C, H, W) in [-1, 1], in the order of the test set; alpha is ignored.
-            direction: ``"AtoB"`` or ``"BtoA"``.
-
-        Returns:
-            ``coat_distance``: 0 for the ground truth, 1 for the untranslated images
-            (:func:`~qsattn_plugin.data.toy.score.coat_distance`); ``background_change``: mean absolute change of
-            pixels outside the animals, in [-1, 1] units. Smaller is better for both.
+        ``coat_distance`` is 0 for the ground truth, 1 for the untranslated images
+        (:func:`~qsattn_plugin.data.toy.score.coat_distance`); ``background_change`` the mean absolute change of pixels
+        outside the animals, in [-1, 1] units. Smaller is better for both; alpha is ignored.
 
         Raises:
             ValueError: ``direction`` is neither.
