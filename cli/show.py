@@ -59,7 +59,7 @@ def _published(name: str) -> None:
     from qsattn_plugin.registry.yaml_lines import write
 
     entry = published_model(name)
-    card = {"summary": entry.summary, "generator": {"type": entry.generator, **entry.arguments}}
+    card: dict[str, Any] = {"summary": entry.summary, "generator": {"type": entry.generator, **entry.arguments}}
     card |= {"weights": entry.file or entry.url or "not published yet", "sha256": entry.sha256, **entry.card}
     click.echo(f"pretrained/{name}")
     _echo_yaml(card, write)

@@ -79,7 +79,8 @@ class TimmFeatures(nn.Module):
 
         settings = self.model.pretrained_cfg
         # Images are resized for models that are built for one size.
-        fixed = settings.get("fixed_input_size", False) and not _dynamic(self.model)
+        dynamic = self.model._model_args.get("dynamic_img_size")
+        fixed = settings.get("fixed_input_size", False) and not dynamic
         self.fixed_size: int | None = (size or settings["input_size"][-1]) if fixed else None
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
@@ -117,10 +118,6 @@ def _keep_frozen(module: TimmFeatures, state_dict: dict[str, Tensor], prefix: st
     if not module.saved:
         for key, value in nn.Module.state_dict(module, prefix=prefix).items():
             state_dict.setdefault(key, value)
-
-
-def _dynamic(model: Any) -> bool:
-    return bool(model._model_args.get("dynamic_img_size"))
 
 
 def _levels(model: str, size: int | None) -> dict[int, int]:
@@ -249,6 +246,5 @@ def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: 
     taken = [mark(parameter) in marks for parameter in model.parameters()]
     # Not all, because timm resamples what depends on the image's size.
     if sum(taken) < 0.8 * len(taken):
-        raise UserError(
-            f"{path}: holds {sum(taken)} of the {len(taken)} weights of {name}; is it another model's file?"
-        )
+        what = f"holds {sum(taken)} of the {len(taken)} weights of {name}"
+        raise UserError(f"{path}: {what}; is it another model's file?")

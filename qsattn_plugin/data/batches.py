@@ -32,8 +32,7 @@ class UnpairedBatches:
         batch_size: images of each domain per step and rank.
         crop: side of the random square crop in pixels, or ``None`` for whole images.
         seed: the run's seed.
-        rank: this process's rank, 0 to world - 1.
-        world: the number of processes that share a step.
+        rank: this process's rank, among the ``world`` that share a step.
 
     Raises:
         UserError: images are smaller than the crop; or, without a crop, a batch would hold images of different sizes.

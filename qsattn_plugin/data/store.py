@@ -42,9 +42,7 @@ class Store:
         UserError: no image could be read, or the file could not be written.
 
     Attributes:
-        names: the images' names, in order.
-        sizes: their (height, width).
-        skipped: (name, reason) of the images that could not be read.
+        sizes: the (height, width) of the images.
         nbytes: the bytes of all images.
         channels: the number of channels of every image.
     """

@@ -26,11 +26,7 @@ _VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 def library() -> Any:
-    """Import torch-fidelity.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Return torch-fidelity; raise UserError if it is not installed."""
     try:
         import torch_fidelity
     except ImportError as error:

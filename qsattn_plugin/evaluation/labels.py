@@ -85,12 +85,9 @@ class LabelMaps:
     """A folder of label maps as numbers of classes.
 
     Files of one channel hold numbers, those of three (or a palette) colours: a pixel is of the class with the nearest
-    colour, so that JPEG's noise does not matter; the colours of what is not scored count among them.
-
-    Args:
-        pictures: the files.
-        kind: what they hold; "auto" takes colours for colours, and numbers for ``labelIds`` if any of them in the first
-            20 files is over 18 and below 255 (``trainIds`` have none such), or if files are called ``*_labelIds``.
+    colour, so that JPEG's noise does not matter; the colours of what is not scored count among them. The kind "auto"
+    takes colours for colours, and numbers for ``labelIds`` if any of them in the first 20 files is over 18 and below
+    255 (``trainIds`` have none such), or if files are called ``*_labelIds``.
     """
 
     def __init__(self, pictures: Pictures, kind: Kind = "auto"):

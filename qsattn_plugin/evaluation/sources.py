@@ -42,11 +42,9 @@ def feature_source(
 ) -> FeatureSource:
     """Open a model for a look at its features.
 
-    Args:
-        model: as for :func:`qsattn_plugin.translation.load.load`, or ``timm:NAME`` for a pretrained timm network.
-        taps: the layers wanted, by index or name; without any, those that the model was trained with.
-        device: where to put it.
-        weights: for a timm network: a file with its weights, instead of those that timm names.
+    The model is as for :func:`qsattn_plugin.translation.load.load`, or ``timm:NAME`` for a pretrained timm network, if
+    need be with a file of weights. ``taps`` are the layers wanted, by index or name; without any, those that the model
+    was trained with.
 
     Raises:
         UserError: no such model, tap or file.

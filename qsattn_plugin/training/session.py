@@ -34,10 +34,8 @@ class GeneratorMismatchWarning(UserWarning):
 class Session:
     """A recipe's method with its optimizers and averages, at some step.
 
-    Args:
-        recipe: the recipe to build.
-        device: None uses ``train.device``.
-        warm: whether to load the weights of ``train.init_from``; not needed before :meth:`restore`.
+    Without a device it is on ``train.device``; ``warm`` loads the weights of ``train.init_from``, which is not needed
+    before :meth:`restore`.
 
     Raises:
         UserError: the recipe cannot be built, or the device or the weights are not available.

@@ -135,10 +135,8 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     except DamagedFile as error:
         if path.suffix.lower() not in _FOREIGN_SUFFIXES:
             raise
-        raise UserError(
-            f"{path} is not a weights file of this package; convert it with "
-            f"`qsattn import {path} -o {path.with_suffix('.safetensors')}` first"
-        ) from error
+        convert = f"qsattn import {path} -o {path.with_suffix('.safetensors')}"
+        raise UserError(f"{path} is not a weights file of this package; convert it with `{convert}` first") from error
     generators = _generators(path, document)
     name = name or main_generator(generators)
     if name not in generators:

@@ -27,13 +27,10 @@ class Published(NamedTuple):
 
 
 def publish(model: str | Path, out: Path, generator: str | None = None, overwrite: bool = False) -> Published:
-    """Write a model's generator in float16, with the recipe that trained it.
+    """Write a model's generator in float16, with the recipe that trained it, into a safetensors file.
 
-    Args:
-        model: as for :func:`qsattn_plugin.translation.load.load`.
-        out: a safetensors file, or a folder, in which the file is named after the model's recipe.
-        generator: which one, where a method trains several.
-        overwrite: replace the file if it exists; never if it is the model itself.
+    The model is as for :func:`qsattn_plugin.translation.load.load`; in a folder the file is named after its recipe. An
+    existing file is replaced with ``overwrite``, but never the model itself.
 
     Raises:
         UserError: there is no such model, or the file exists already.

@@ -110,11 +110,7 @@ def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | S
 
 
 def adversarial_loss(spec: str | dict[str, Any]) -> AdversarialLoss:
-    """Build an adversarial loss from its registered name, or from ``{"type": name, argument: value}``.
-
-    Raises:
-        PartError: the objective is unknown, takes other arguments, or is not adversarial.
-    """
+    """Return an adversarial loss by its registered name, or ``{"type": name, argument: value}``; or raise PartError."""
     loss = create_nested("objective", spec, "gan")
     if not isinstance(loss, AdversarialLoss):
         raise PartError(f"gan: the objective {spec!r} is not an adversarial loss", "gan")
