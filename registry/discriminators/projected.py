@@ -41,7 +41,9 @@ class OnTimmFeatures(Discriminator):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
-        self.features = TimmFeatures(model, taps, pretrained, weights, False, size, in_channels, deepest)
+        self.features = TimmFeatures(
+            model, taps, pretrained, weights, size=size, in_channels=in_channels, deepest=deepest
+        )
 
 
 @register("discriminator", "projected", tags=("frozen", "timm"))
