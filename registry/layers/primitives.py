@@ -39,10 +39,10 @@ Primitive = nn.Module | Skip
 def blend(kept: Tensor, change: Tensor) -> Tensor:
     """Return ``kept`` (B, C, H, W) with a content (B, C, H, W) over it, as far as a mask (B, 1, H, W) lets it.
 
-    The change (B, C + 1, H, W) is the content, and the mask's logit in its last channel.
+    The change (B, C + 1, H, W) is the content before its tanh, and the mask's logit in its last channel.
     """
     content, mask = change.split([kept.shape[1], 1], 1)
-    return kept + mask.sigmoid() * (content - kept)
+    return kept + mask.sigmoid() * (content.tanh() - kept)
 
 
 def primitives(layers: nn.Module | Iterable[Primitive]) -> list[Primitive]:
