@@ -82,8 +82,7 @@ def _public(one: PublicSet, root: Path, source: Path | None, url: str | None) ->
     if got.existed:
         click.echo(f"{one.name} exists already, nothing was done")
     if got.sha256:
-        agrees = (
-            "as published" if got.sha256 == one.sha256 else "differs from the published one; all pictures can be read"
-        )
+        differs = "differs from the published one; all pictures can be read"
+        agrees = "as published" if got.sha256 == one.sha256 else differs
         click.echo(f"SHA-256 of the archive: {got.sha256} ({agrees})")
     click.echo(f"domains: {one.domains}\nlicence: {one.licence}")

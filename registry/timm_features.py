@@ -25,13 +25,14 @@ class TimmFeatures(nn.Module):
     from timm or from a file, they are not in ``state_dict``: the same arguments build it again.
 
     Args:
-        model: a timm name.
+        model: a timm name such as "convnext_tiny" or "swin_tiny_patch4_window7_224".
         taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: load timm's weights, downloaded or from its cache.
+        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        trained: train the model too.
-        size: the side of the images in pixels, for models that are built for one size.
-        in_channels: channels of the images: 3, or 1 (grey, repeated).
+        trained: train the model together with the generator; otherwise it is frozen.
+        size: the side of the images in pixels, for models that are built for one size; a recipe takes it from
+            ``data.crop``.
+        in_channels: channels of the images: 3, or 1 (grey, repeated); a recipe takes them from ``data.channels``.
         deepest: without named taps, the number of coarsest levels to use.
     """
 

@@ -161,15 +161,10 @@ def nearest_class(picture: Tensor) -> Tensor:
 
 
 def confusion(predicted: Tensor, true: Tensor, classes: int = CLASSES) -> Tensor:
-    """Count pixels by true class (rows) and predicted class (columns).
+    """Count pixels of two maps, int64 (H, W), by true class (rows) and predicted class (columns).
 
-    Args:
-        predicted: int64 (H, W), 0 to ``classes`` - 1; anything else is a class that is never right.
-        true: int64 (H, W); pixels outside 0 to ``classes`` - 1 do not count.
-        classes: how many.
-
-    Returns:
-        int64 (classes, classes + 1); the last column is of predictions that are no class.
+    Pixels whose true class is outside 0 to ``classes`` - 1 do not count; the last of ``classes`` + 1 columns is of
+    predictions that are no class.
     """
     counts = (true >= 0) & (true < classes)
     guessed = torch.where((predicted >= 0) & (predicted < classes), predicted, classes)

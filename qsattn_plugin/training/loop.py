@@ -210,7 +210,8 @@ class _Loop:
         """Write a checkpoint of this step if there is none yet.
 
         Raises:
-            NonFiniteLossError: a loss since the last check, or a weight, is not finite; nothing is written."""
+            NonFiniteLossError: a loss since the last check, or a weight, is not finite; nothing is written.
+        """
         if self.saved == self.session.step:
             return
         with self.world.sync_errors():

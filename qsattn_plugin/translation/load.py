@@ -99,7 +99,6 @@ class Translator(nn.Module):
         return [with_alpha(from_tensor(r), picture) for r, picture in zip(results, pictures, strict=True)]
 
     def _in_tiles(self, picture: Image.Image, tile: int | None) -> Image.Image:
-        """Translate a large picture."""
         try:
             pixels = translate_tiled(self.generator, to_channels(picture, self.channels), tile or TILE)
         except CannotTile:
@@ -203,13 +202,9 @@ def _import_parts(path: Path, document: dict[str, Any]) -> None:
 def published(
     name: str, pretrained: bool = True, progress: bool = True, device: torch.device | str = "cpu"
 ) -> Translator:
-    """Load a published model, also if a run or file has its name; ``torch.hub.load`` calls this.
+    """Load a published model (``qsattn list pretrained``), also if a run or file has its name; for ``torch.hub.load``.
 
-    Args:
-        name: its name in the index, see ``qsattn list pretrained``.
-        pretrained: with its weights; otherwise its untrained generator.
-        progress: show the progress of a download on stderr.
-        device: where to put the generator.
+    Without ``pretrained`` its generator is untrained; ``progress`` shows the progress of a download on stderr.
 
     Raises:
         UserError: there is no such model, it has no weights yet, or they could not be downloaded.
@@ -221,11 +216,7 @@ def published(
 
 
 def fresh(type: str, **arguments: Any) -> Translator:
-    """Return an untrained generator.
-
-    Args:
-        type: its registered name.
-        arguments: for its constructor.
+    """Return an untrained generator by its registered name.
 
     Raises:
         PartError: there is no such generator, or it takes other arguments.

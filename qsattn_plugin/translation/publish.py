@@ -17,20 +17,12 @@ _PREFIX = "generator/"
 
 
 class Published(NamedTuple):
-    """What :func:`publish` wrote.
-
-    Attributes:
-        path: the file.
-        sha256: its checksum, in hexadecimal.
-        size: its bytes.
-        largest: the largest change of a random image's translation, on [-1, 1], by half precision.
-        mean: the mean of these changes.
-    """
+    """The file that :func:`publish` wrote, and how much half precision changes a random image's translation."""
 
     path: Path
     sha256: str
-    size: int
-    largest: float
+    size: int  # bytes
+    largest: float  # change on [-1, 1]
     mean: float
 
 
