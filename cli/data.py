@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsattn_plugin.data import SPLITS
+
 if TYPE_CHECKING:
     from qsattn_plugin.data.public.catalogue import PublicSet
-
-SPLITS = ("trainA", "trainB", "testA", "testB")
 
 
 @click.command("data", short_help="Write a data set's pictures into folders.")

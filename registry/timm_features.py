@@ -144,8 +144,11 @@ def _create(
     free: dict[str, Any] = {"img_size": size, "dynamic_img_size": True}
     # Padding is for vision transformers whose patch size (14 pixels, say) does not divide the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
-    # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
-    with _hub() if pretrained else contextlib.nullcontext(), _silent("timm.models._builder"):
+    builder = logging.getLogger("timm.models._builder")
+    with _hub() if pretrained else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
+        stack.callback(builder.setLevel, builder.level)
+        builder.setLevel(logging.ERROR)
         for way in ways:
             try:
                 return timm.create_model(model, **arguments, **way)
@@ -181,18 +184,6 @@ def _explain(
     if path:
         return f"{path}: the weights do not fit {model} ({said}); is it another model's file?"
     return f"timm cannot give the features of {model}{f' for images of {size} pixels' if size else ''}: {said}"
-
-
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Silence a logger below errors."""
-    logger = logging.getLogger(name)
-    was = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(was)
 
 
 @contextlib.contextmanager

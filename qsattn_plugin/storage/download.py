@@ -244,7 +244,8 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
     """Send the request; failures become :class:`DownloadFailed` or, if a retry may help, :class:`_Interrupted`."""
     url = request.full_url
     try:
-        return _opener().open(request, timeout=timeout)
+        # Local files and ftp, which urllib reads too, were refused with the address and are with redirections.
+        return urllib.request.build_opener(_SafeRedirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
@@ -283,19 +284,3 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             raise DownloadFailed(f"{request.full_url} redirects to {newurl}, which is not followed: it is not https")
         return super().redirect_request(request, fp, code, message, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener for http and https only: urllib's own would also read local files and ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        _SafeRedirects(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
