@@ -17,6 +17,7 @@ precision of their matrix products could not be set.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -75,7 +76,7 @@ def global_entropy(features: Tensor, scale: float, tile: int | None) -> tuple[Te
 def local_entropy(features: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return log H and the log-odds of the largest probability within the windows of features (B, C, H, W).
 
-    Both are (B, HW).
+    Both are (B, HW). Any number of spatial dimensions.
     """
     features = at_least_float32(features.detach())
     compiled = torch.compiler.is_compiling()
@@ -181,20 +182,24 @@ def _from_row_sums(sums: Tensor) -> tuple[Tensor, Tensor]:
 def local_scores(features: Tensor, window: int) -> Tensor:
     """Return the dot products (B, window^2, HW) of every position with those in its window; -inf beyond the border.
 
-    Positions are counted row by row. The product of two positions is computed once, for both windows.
+    Positions are counted row by row; the features may have any number n of spatial dimensions, and windows then have
+    window^n places. The product of two positions is computed once, for both windows.
     """
-    batch, _, height, width = features.shape
-    half = window // 2
-    scores = features.new_full((batch, window * window, height, width), -torch.inf)
-    for place in range(window * window // 2 + 1):
-        dy, dx = half - place // window, half - place % window  # the earlier of the two lies (dy, dx) before the later
-        if dy >= height or abs(dx) >= width:
+    sizes = features.shape[2:]
+    places = window ** len(sizes)
+    scores = features.new_full((features.shape[0], places, *sizes), -torch.inf)
+    offsets = itertools.product(range(window // 2, -(window // 2) - 1, -1), repeat=len(sizes))
+    # Offset d is that of a position from the earlier one that it meets at this place of its window. The second half of
+    # the places is the first half seen from the earlier position.
+    for place, offset in enumerate(itertools.islice(offsets, places // 2 + 1)):
+        if any(abs(d) >= size for d, size in zip(offset, sizes, strict=True)):
             continue
-        later = (slice(dy, height), slice(max(dx, 0), width + min(dx, 0)))
-        earlier = (slice(0, height - dy), slice(max(-dx, 0), width - max(dx, 0)))
+        both = list(zip(offset, sizes, strict=True))
+        later = tuple(slice(max(d, 0), size + min(d, 0)) for d, size in both)
+        earlier = tuple(slice(max(-d, 0), size - max(d, 0)) for d, size in both)
         products = (features[(..., *later)] * features[(..., *earlier)]).sum(1)
         scores[(slice(None), place, *later)] = products
-        scores[(slice(None), window * window - 1 - place, *earlier)] = products
+        scores[(slice(None), places - 1 - place, *earlier)] = products
     return scores.flatten(2)
 
 
@@ -210,5 +215,5 @@ def _(features, scale, tile):
 
 @_local_entropy_op.register_fake
 def _(features, window, scale):
-    shape = (features.shape[0], features.shape[2] * features.shape[3])
+    shape = (features.shape[0], features.shape[2:].numel())
     return features.new_empty(shape), features.new_empty(shape)
