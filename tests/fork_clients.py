@@ -87,8 +87,9 @@ class GuidedF(PatchSampleF):
         out = []
         for index, (feat, ids) in enumerate(zip(feats, patch_ids, strict=True)):
             rows = torch.cat([self.pick(feat[b : b + 1], i) for b, i in enumerate(ids)])
-            rows = self.project(rows, index)
-            out.append(getattr(self, f"prj_{index}")(rows) if prj else rows)
+            rows = getattr(self, f"mlp_{index}")(rows)
+            rows = getattr(self, f"prj_{index}")(rows) if prj else rows
+            out.append(rows / (rows.norm(dim=1, keepdim=True) + 1e-7))
         return out, patch_ids
 
 

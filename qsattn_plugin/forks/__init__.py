@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.forks.calls import CallForm
+from qsattn_plugin.forks.calls import CallForm, runs_own
 from qsattn_plugin.forks.module import PatchSampler
 from qsattn_plugin.forks.swap import ForkWarning, Swap
 
@@ -30,13 +30,18 @@ __all__ = ["ForkWarning", "PatchSampler", "Swap", "looks_like_sampler", "swap_sa
 OVERRIDE = "_qsattn_instead"
 
 
-def swap_sampler(target: Any, sampler: str | None = "qsattn_global", **arguments: Any) -> dict[str, Any]:
+def swap_sampler(
+    target: Any, sampler: str | None = "qsattn_global", *, inside: bool = False, **arguments: Any
+) -> dict[str, Any]:
     """Let a registered sampler choose and gather where a CUT fork's own sampler does, in every call from now on.
 
     Args:
         target: A module like CUT's ``PatchSampleF`` (also in ``DataParallel``); or an object that has some, for example
             a model with ``netF`` or with ``netF1`` and ``netF2``; or the class, before the fork makes its modules.
         sampler: Registered name (``qsattn list samplers``); None restores the fork's own sampling.
+        inside: The class does all of its own work, for example on the features before it samples; only where it looks,
+            and how features are gathered, is replaced. The first calls are compared with the class's own function, and
+            an error says where this is needed.
         arguments: Of the sampler, for example ``taps="all"``. Leave ``queries`` out: it is the number that the fork
             asks for.
 
@@ -48,7 +53,7 @@ def swap_sampler(target: Any, sampler: str | None = "qsattn_global", **arguments
             interface of CUT's sampler.
     """
     found = _find(target)
-    swap = None if sampler is None else Swap(sampler, **arguments)
+    swap = None if sampler is None else Swap(sampler, inside=inside, **arguments)
     for one in found.values():
         if isinstance(one, PatchSampler):
             if swap is None:
@@ -75,7 +80,7 @@ def take_over(target: nn.Module | type, instead: Callable | None) -> None:
 
         @functools.wraps(own)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            other = getattr(self, OVERRIDE, None)
+            other = None if runs_own() else getattr(self, OVERRIDE, None)
             return own(self, *args, **kwargs) if other is None else other(self, form.read(own, self, *args, **kwargs))
 
         owner.forward = forward
