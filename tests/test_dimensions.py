@@ -73,7 +73,9 @@ def test_a_volume_of_one_slice_is_an_image():
         torch.testing.assert_close(flat(image), deep(image.unsqueeze(2)))
 
 
-@pytest.mark.parametrize(("sizes", "queries"), [((9,), 4), ((6, 6, 6), 27), ((2, 8, 8), 32), ((4, 16, 16), 256), ((5, 5, 5), 3)])
+@pytest.mark.parametrize(
+    ("sizes", "queries"), [((9,), 4), ((6, 6, 6), 27), ((2, 8, 8), 32), ((4, 16, 16), 256), ((5, 5, 5), 3)]
+)
 def test_a_grid_is_regular_in_any_number_of_dimensions(sizes, queries):
     (route,) = create("sampler", "grid", queries=queries).choose([torch.zeros(1, 1, *sizes)])
     points = [torch.unravel_index(i, sizes) for i in route.queries[0]]

@@ -64,6 +64,7 @@ def fork(tmp_path_factory) -> Path:
     (folder / "models").mkdir(parents=True)
     (folder / "models" / "__init__.py").touch()
     (folder / "helper.py").touch()
+    (folder / "unused.py").write_text("class PatchSampleX: ...\n")
     (folder / "models" / "networks.py").write_text(Path(clients.__file__).read_text())
     (folder / "train.py").write_text(TRAIN)
     return folder
@@ -156,7 +157,7 @@ def test_a_class_that_is_never_called_is_said_when_the_training_has_begun(inside
 
 
 def test_a_training_without_a_swapped_class_ends_in_its_first_steps(inside):
-    result = inside("--class", "PatchSampleX", "--", "train.py", "--train", "50")
+    result = inside("--class", "PatchSampleX", "--", "train.py", "--train", "50")  # of a file that nobody imports
     assert result.exit_code == 1 and "trained 18" in result.stdout and "trained 20" not in result.stdout
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: the fork's sampler was not swapped: no class PatchSampleX of ") and "EagerF" in last
@@ -181,7 +182,13 @@ def test_check_leaves_the_fork_as_it_is_and_prints_a_table(inside):
 
 def test_a_check_of_a_script_that_ends_too_early_says_so(inside):
     result = inside("--check", "--steps", "9", "--", "train.py")
-    assert result.exit_code == 1 and "the script ended after 2 of 9 calls of its sampler" in result.stderr
+    assert result.exit_code == 0 and "the script ended after 2 of 9 calls of its sampler" in result.stderr
+    assert re.search(r"^0 +8 x 6 x 6 +random", result.stdout, re.M)  # what was seen is not lost
+
+
+def test_a_check_whose_class_is_never_called_says_that_it_is_not(inside):
+    result = inside("--check", "--", "train.py", "--steps", "0")
+    assert result.exit_code == 1 and "models.networks.PatchSampleF was taken over, but never called" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -234,13 +241,14 @@ def test_classes_are_found_by_name_and_by_how_they_are_called(tmp_path):
         module_of("nets", PatchSampleF=sampler("PatchSampleF"), Heads=sampler("Heads"), PatchSampleFlow=flow, Two=other)
     )
     assert found.taken_over == ["nets.PatchSampleF"] and found.others == ["nets.Heads"]
+    (tmp_path / "nets.py").write_text("class Heads: ...")
     named = hook(tmp_path, kind="Heads")
     named.take_over_classes(module_of("nets", PatchSampleF=sampler("PatchSampleF"), Heads=sampler("Heads")))
     assert named.taken_over == ["nets.Heads"]
 
 
 def test_a_class_that_is_not_there_or_is_no_sampler_is_said(tmp_path):
-    (tmp_path / "nets.py").touch()
+    (tmp_path / "nets.py").write_text("class PatchSampleF: ...\nclass Net: ...\n")
     wrong = hook(tmp_path, module="nets", kind="PatchSampleG")
     with pytest.raises(UserError, match="module nets has no class 'PatchSampleG'; did you mean 'PatchSampleF'"):
         wrong.take_over_classes(module_of("nets", PatchSampleF=sampler("PatchSampleF")))
@@ -248,6 +256,8 @@ def test_a_class_that_is_not_there_or_is_no_sampler_is_said(tmp_path):
         hook(tmp_path, kind="Net").take_over_classes(
             module_of("nets", Net=type("Net", (nn.Module,), {"forward": lambda self, x: x}))
         )
+    with pytest.raises(UserError, match="no file in .* has a class 'PatchSampelF'; did you mean 'PatchSampleF'"):
+        hook(tmp_path, kind="PatchSampelF")
     never = hook(tmp_path)
     never.take_over_classes(module_of("nets", Heads=sampler("Heads")))
     with pytest.raises(UserError, match=r"no class PatchSample... of .* was imported; also called .*: nets.Heads"):
@@ -283,7 +293,7 @@ def test_a_check_tells_a_wrong_selection_from_a_right_one():
 
     mild = watched(clients.QueryF(), [0.05 * m for m in maps], Check(Swap(), steps=1))
     assert mild.layers[1]["own"][0] > 0.95  # where nothing saturates, what one writes down is right
-    row = mild.table().splitlines()[2].split()
+    row = mild.table().splitlines()[3].split()
     assert row[:6] == ["1", "32", "x", "24", "x", "24"] and row[6] == "attention"
 
 

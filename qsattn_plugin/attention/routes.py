@@ -1,8 +1,8 @@
 """Routes: which positions of a feature map are queries, and how features are gathered for them.
 
 A route is chosen once, on the source features, and applied to the features of both domains: the paper's cross-domain
-value routing. It maps features (B, C, H, W), with any number of channels, to (B, N, C). The features may have any number
-of spatial dimensions: (B, C, L), (B, C, D, H, W), ...; "row by row" then means that the last one runs fastest.
+value routing. It maps features (B, C, H, W), with any number of channels, to (B, N, C). The features may have any
+number of spatial dimensions: (B, C, L), (B, C, D, H, W), ...; "row by row" then means that the last one runs fastest.
 """
 
 from __future__ import annotations

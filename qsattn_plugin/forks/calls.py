@@ -145,8 +145,8 @@ class CallForm:
             count = getattr(module, self._count, None)
         if not isinstance(count, int):
             raise UserError(
-                f"the fork calls {self.owner} with {self._count}={shown(count)}: a swapped sampler must be told how many "
-                "positions to choose"
+                f"the fork calls {self.owner} with {self._count}={shown(count)}: a swapped sampler must be told how "
+                "many positions to choose"
             )
         unknown = {name: value for name, value in values.items() if self._matters(name, value)}
         return Call(

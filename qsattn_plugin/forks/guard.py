@@ -1,4 +1,4 @@
-"""Compare a swapped call with the fork's own function: the same rows at the same positions, the same parameters trained.
+"""Compare a swapped call with the fork's own function: the same rows at the same positions, the same gradients.
 
 A swap takes over what CUT's sampler does. A class that does more, for example rearranges large maps before it samples,
 or has an argument of its own that leaves its MLPs out, would be swapped for something else without an error.
@@ -183,7 +183,9 @@ class Guard:
                 f"{len(left_out)} of the {len(found.own)} parameters of {kind} that its own sampling trains get no "
                 f"gradient when it is swapped: {_some(left_out)}"
             )
-        self._watches.setdefault(module, _Watch(module)).add(found.own & found.ours)
+        if watch is None:
+            watch = self._watches[module] = _Watch(module)
+        watch.add(found.own & found.ours)
 
 
 class _Watch:
@@ -220,8 +222,8 @@ class _Watch:
         if self.done and (without := sorted(self._waiting & mine.keys())):
             _warn(
                 f"after {self.steps} steps of their optimizer, {len(without)} of {len(self.names)} parameters of "
-                f"{type(module).__name__} have had no gradient, though the fork's own function gives them one on the same "
-                f"features: {_some(without)}. They are not trained unless the loss uses them later"
+                f"{type(module).__name__} have had no gradient, though the fork's own function gives them one on the "
+                f"same features: {_some(without)}. They are not trained unless the loss uses them later"
             )
 
 

@@ -1,8 +1,9 @@
 """A registered sampler inside a fork's module: it chooses and gathers, the module's own layers project.
 
 Everything in the fork's sampler except the sampling itself is kept: its constructor, how it makes its MLPs
-(:func:`make_heads`), the MLPs, a second head, its normalisation. The first calls are compared with the fork's own function
-(:mod:`qsattn_plugin.forks.guard`); with ``inside`` that function does all the work (:mod:`qsattn_plugin.forks.inside`).
+(:func:`make_heads`), the MLPs, a second head, its normalisation. The first calls are compared with the fork's own
+function (:mod:`qsattn_plugin.forks.guard`); with ``inside`` that function does all of its work
+(:mod:`qsattn_plugin.forks.inside`).
 """
 
 from __future__ import annotations
@@ -92,15 +93,20 @@ class Swap:
         if module not in self._ready:
             make_heads(module, call)
             self._ready.add(module)
-        if self.inside:
-            return self._inside(module, call)
-        for name, value in call.unknown.items():
+        for name, value in ({} if self.inside else call.unknown).items():
             raise UserError(
                 f"the fork calls {type(module).__name__} with {name}={shown(value)}, which only its own sampler "
                 "understands; switch that option of the fork off, or let its own function do its work: inside=True, "
                 "--inside"
             )
-        self._guard(module, call, choose=call.ids is None)
+        if not self.inside:
+            self._guard(module, call, choose=call.ids is None)
+        return self.swapped(module, call)
+
+    def swapped(self, module: nn.Module, call: Call) -> tuple:
+        """Return the result of a call that is not compared with the fork's own."""
+        if self.inside:
+            return self._inside(module, call)
         if call.count == 0:
             return self._answer(module, call, [])
         if call.ids is None:
@@ -227,8 +233,8 @@ class Swap:
         marked = [place for place, one in zip(places, ids, strict=True) if place_of(one) is not None]
         if missed := [str(place.index) for place in marked if place.features is None]:
             raise UserError(
-                f"inside=True: {kind} does not gather feature map {', '.join(missed)} at the ids that it is given (by an "
-                "index, gather, index_select or take_along_dim), so nothing of it can be replaced"
+                f"inside=True: {kind} does not gather feature map {', '.join(missed)} at the ids that it is given (by "
+                "an index, gather, index_select or take_along_dim), so nothing of it can be replaced"
             )
         if call.ids is not None:
             self.counts["given"] += 1
@@ -261,7 +267,10 @@ def make_heads(module: nn.Module, call: Call) -> None:
     """Let a module that makes its MLPs at the first call make them now, on the device of the features."""
     with _redirect_cuda(call.features[0].device):
         if call.own is not None:
-            with contextlib.suppress(Exception), torch.no_grad():  # its own sampling may fail where a swapped one does not
+            with (
+                contextlib.suppress(Exception),
+                torch.no_grad(),
+            ):  # its own sampling may fail where a swapped one does not
                 call.own(call.features, ids=None)
         if not getattr(module, "use_mlp", False) or getattr(module, "mlp_init", hasattr(module, "mlp_0")):
             return

@@ -105,8 +105,8 @@ class QSAttnSampler(Sampler):
             found = [size <= self.positions for size in sizes]
             if features and not any(found):
                 warnings.warn(
-                    f"no feature map has at most {self.positions} positions (the smallest has {min(sizes)}): all queries "
-                    f"are random, as in CUT. Name the sampler's taps, or set its positions",
+                    f"no feature map has at most {self.positions} positions (the smallest has {min(sizes)}): all "
+                    f"queries are random, as in CUT. Name the sampler's taps, or set its positions",
                     AttendsNowhere,
                     stacklevel=2,
                 )
