@@ -47,6 +47,9 @@ __all__ = [
 #: Without a given name, classes whose names begin so and that have the call interface of CUT's are taken over.
 CLASS_PREFIX = "PatchSample"
 
+#: Stands for what answers where nothing was ever taken over.
+_NOTHING = object()
+
 #: The attribute, of a class or of one module, that holds the function called in place of the fork's own forward.
 OVERRIDE = "_qsattn_instead"
 
@@ -142,8 +145,11 @@ def take_over(target: nn.Module | type, instead: Any) -> Any:
 
         owner.forward = forward
         owner.forward._qsattn_form = form
-    before = vars(target).get(OVERRIDE)
-    setattr(target, OVERRIDE, instead)
+    before = vars(target).get(OVERRIDE, _NOTHING)
+    if instead is _NOTHING:
+        delattr(target, OVERRIDE)  # a module then does as its class does
+    else:
+        setattr(target, OVERRIDE, instead)
     return before
 
 

@@ -179,7 +179,8 @@ class Check:
             rows.append(("", title, *values, ""))
         trained = (f"{len(names)} of {self.trainable}" for names in (self.comparison.own, self.comparison.ours))
         rows.append(("", "parameters with a gradient", *trained, ""))
-        same = f"within {self.comparison.difference:.0e}" if not self.comparison.problem else "others, see below"
+        same = "equal" if not self.comparison.difference else f"within {self.comparison.difference:.0e}"
+        same = "others, see below" if self.comparison.problem else same
         rows.append(("", "rows at the same positions", "", same, ""))
         lines = [f"compared with {self.swap.name}{f' ({self.why})' if self.why else ''}", text_table(rows)]
         if self.comparison.problem:

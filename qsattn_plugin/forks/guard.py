@@ -82,6 +82,8 @@ def compare(answer: Answer, module: nn.Module, call: Call, ids: Any = None, rows
     given = {} if ids is None else {"ids": ids, **({"rows": rows} if call.wants_rows else {})}
     with random_state(device), evaluating(module), no_autocast(device.type), torch.enable_grad():
         own = call.own(features, **given)
+        if problem := _other_form(own, call):
+            return Comparison(float("inf"), problem, frozenset(), frozenset(), None, None)
         if ids is None:
             ids = own[2 if call.return_all else 1]
             rows = own[2] if call.wants_rows and len(own) > 2 else None
@@ -95,15 +97,22 @@ def compare(answer: Answer, module: nn.Module, call: Call, ids: Any = None, rows
         return Comparison(difference, problem, moved, frozenset(_moved(ours[0], parameters)), ids, rows)
 
 
+def _other_form(own: Any, call: Call) -> str:
+    """Return in words that the fork's own function returns other things than a swapped call; "" where it does not."""
+    values = 2 + call.return_all + call.wants_rows
+    if not isinstance(own, tuple | list) or len(own) != values:
+        what = f"{len(own)} values" if isinstance(own, tuple | list) else f"a {type(own).__name__}"
+        return f"it returns {what}, a swapped sampler {values} values"
+    for value in own:
+        if len(value) != len(call.features):
+            return f"it returns {len(value)} values for {len(call.features)} feature maps"
+    return ""
+
+
 def _differ(own: Sequence, ours: Sequence, known: list[bool], call: Call) -> tuple[float, str]:
     """Return the largest relative difference of two results, and what differs by more than rounding."""
-    if not isinstance(own, tuple) or len(own) != len(ours):
-        values = f"{len(own)} values" if isinstance(own, tuple) else f"a {type(own).__name__}"
-        return float("inf"), f"it returns {values}, a swapped sampler {len(ours)} values"
     largest, problems = 0.0, []
     for which in (0, 1) if call.return_all else (0,):
-        if len(own[which]) != len(ours[which]):
-            return float("inf"), f"it returns {len(own[which])} feature maps, a swapped sampler {len(ours[which])}"
         for index, (a, b, is_known) in enumerate(zip(own[which], ours[which], known, strict=True)):
             if not is_known:
                 continue

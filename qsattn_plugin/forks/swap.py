@@ -244,7 +244,7 @@ class Swap:
         else:
             self._note([place.features for place in places if place.features is not None], call.count, call.choice)
             ids = [with_route(place.route) for place in places if place.route is not None]
-        if not isinstance(result, tuple) or not any(_are_ids(value, len(ids)) for value in result):
+        if call.ids is None and not any(_are_ids(value, len(ids)) for value in result):
             raise UserError(f"inside=True: {kind} does not return the ids that it gathers at")
         return tuple(ids if _are_ids(value, len(ids)) else value for value in result)
 
