@@ -224,8 +224,10 @@ class CentredF(PatchSampleF):
 
     def forward(self, feats, num_patches=64, patch_ids=None, centre=False):
         feats = [nn.functional.instance_norm(f) for f in feats] if centre else feats
-        ids = patch_ids and [torch.tensor(i, dtype=torch.long, device=f.device) for i, f in zip(patch_ids, feats, strict=True)]
-        return super().forward(feats, num_patches, ids)
+        if patch_ids is not None:
+            copies = zip(patch_ids, feats, strict=True)
+            patch_ids = [torch.tensor(ids, dtype=torch.long, device=feat.device) for ids, feat in copies]
+        return super().forward(feats, num_patches, patch_ids)
 
 
 class PlacedF(PatchSampleF):
