@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qsattn_plugin.attention.entropy import full_precision
+from qsattn_plugin.attention.entropy import full_precision, operator
 from qsattn_plugin.devices import no_autocast
 from qsattn_plugin.errors import UserError
 
@@ -193,28 +193,16 @@ def gather_positions(features: Tensor, queries: Tensor) -> Tensor:
     return features.gather(2, queries.unsqueeze(1).expand(-1, features.shape[1], -1))
 
 
-@torch.library.custom_op("qsattn_plugin::global_rows", mutates_args=())
-def global_rows(features: torch.Tensor, queries: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return the queries' rows of softmax(scale * F F^T), (B, N, M), of F (B, C, M) and queries (B, N).
-
-    A custom operator, because torch.compile would not keep the precision of its matrix product, and because its
-    gradient takes half the memory of autograd's: the gradient of the queries is added into that of the keys.
-    """
-    with full_precision(features.device):
-        return torch.bmm((scale * gather_positions(features, queries)).transpose(1, 2), features).softmax(dim=-1)
-
-
-@global_rows.register_fake
-def _(features, queries, scale):
+def _fake_rows(features: Tensor, queries: Tensor, scale: float) -> Tensor:
     return features.new_empty(*queries.shape, features.shape[2])
 
 
-def _keep(ctx, inputs, output):
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
     features, queries, ctx.scale = inputs
     ctx.save_for_backward(features, queries, output)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     features, queries, rows = ctx.saved_tensors
     scores = torch._softmax_backward_data(grad, rows, -1, rows.dtype)
     keys = torch.bmm(ctx.scale * gather_positions(features, queries), scores)
@@ -222,7 +210,21 @@ def _backward(ctx, grad):
     return keys.scatter_add_(2, queries.unsqueeze(1).expand_as(anchors), anchors), None, None
 
 
-global_rows.register_autograd(_backward, setup_context=_keep)
+@operator(
+    "global_rows",
+    "(Tensor features, Tensor queries, float scale) -> Tensor",
+    _fake_rows,
+    keep=_keep,
+    backward=_backward,
+)
+def global_rows(features: Tensor, queries: Tensor, scale: float) -> Tensor:
+    """Return the queries' rows of softmax(scale * F F^T), (B, N, M), of F (B, C, M) and queries (B, N).
+
+    An operator, because torch.compile would not keep the precision of its matrix product, and because its gradient
+    takes half the memory of autograd's: the gradient of the queries is added into that of the keys.
+    """
+    with full_precision(features.device):
+        return torch.bmm((scale * gather_positions(features, queries)).transpose(1, 2), features).softmax(dim=-1)
 
 
 def gather_windows(features: Tensor, queries: Tensor, window: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ def _template(name: str) -> jinja2.Template:
     environment.globals |= {
         "style": _resource("style.css"),
         "version": __version__,
-        "written": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        "written": datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
     }
     return environment.from_string(_resource(name))
 
