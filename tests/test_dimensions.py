@@ -78,8 +78,8 @@ def test_a_volume_of_one_slice_is_an_image():
 )
 def test_a_grid_is_regular_in_any_number_of_dimensions(sizes, queries):
     (route,) = create("sampler", "grid", queries=queries).choose([torch.zeros(1, 1, *sizes)])
-    points = [torch.unravel_index(i, sizes) for i in route.queries[0]]
-    axes = [sorted({int(p[d]) for p in points}) for d in range(len(sizes))]
+    points = [list(itertools.product(*map(range, sizes)))[i] for i in route.queries[0]]
+    axes = [sorted({p[d] for p in points}) for d in range(len(sizes))]
     assert route.queries[0].tolist() == [
         sum(c * math.prod(sizes[d + 1 :]) for d, c in enumerate(point)) for point in itertools.product(*axes)
     ]
