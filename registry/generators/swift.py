@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import Tap, TappedGenerator
 from qsattn_plugin.registry.layers import Init, Norm, Upsample, initialise, normalisation
-from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip, blend
 
 
 class PlainBlock(nn.Module):
@@ -54,6 +54,8 @@ class SwiftResnet6Blocks(TappedGenerator):
             and a crop is translated like the image it was cut from.
         residual: add the output of the last layer to the input image; without, that output is the translation. By
             default it is added if the images have as many output as input channels.
+        mask: predict a mask too, and mix image and output by it instead of adding them (as Mejjati et al. 2018): what
+            lies in the image, such as stripes, can then be painted over, where a sum has to cancel it.
         init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
         init_gain: scale of that distribution. The last layer has a tenth of it, so that the initial residual is small.
         in_channels: channels of the input images; a recipe takes them from ``data.channels``.
@@ -69,6 +71,7 @@ class SwiftResnet6Blocks(TappedGenerator):
         width: int = 64,
         norm: Norm = "none",
         residual: bool | None = None,
+        mask: bool = False,
         init: Init = "orthogonal",
         init_gain: float = 1.0,
         in_channels: int = 3,
@@ -77,10 +80,13 @@ class SwiftResnet6Blocks(TappedGenerator):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
-        self.residual = in_channels == out_channels if residual is None else residual
+        self.residual = mask or in_channels == out_channels if residual is None else residual
+        self.mask = mask
+        if mask and not self.residual:
+            raise ValueError("mask: mixes the output with the image, so residual cannot be false")
         if self.residual and in_channels != out_channels:
             raise ValueError(
-                f"residual: images of {in_channels} input and {out_channels} output channels cannot be added"
+                f"residual: images of {in_channels} input and {out_channels} output channels cannot be joined"
             )
         make_norm = normalisation(norm)
         bias = norm == "none"
@@ -103,8 +109,9 @@ class SwiftResnet6Blocks(TappedGenerator):
             add(PlainBlock(deep, norm), name=f"block_{block}", channels=deep, stride=8)
         add(*conv(deep, width, size=1), Upsample(width), name="up_1", channels=width, stride=4)
         # Predicted at half the side and interpolated: rearranged to full size, it would show a grid pattern.
-        paint = nn.Conv2d(width, 4 * out_channels, 3, padding=1)
-        enlarge = [nn.PixelShuffle(2), Upsample(out_channels)]
+        painted = out_channels + mask
+        paint = nn.Conv2d(width, 4 * painted, 3, padding=1)
+        enlarge = [nn.PixelShuffle(2), Upsample(painted)]
         add(*conv(width, width), paint, *enlarge, name="output", channels=out_channels, stride=1)
         self.model = nn.Sequential(*model)
         # A residual through tanh would have to invert it wherever the image is to stay unchanged.
@@ -113,6 +120,9 @@ class SwiftResnet6Blocks(TappedGenerator):
         initialise(self, init, init_gain)
         with torch.no_grad():
             paint.weight *= 0.1
+            if mask:
+                assert paint.bias is not None
+                paint.bias[-4:] = -2.0  # sigmoid 0.12: the image nearly as it is, with a gradient
 
     def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
@@ -129,11 +139,18 @@ class SwiftResnet6Blocks(TappedGenerator):
             elif name == "up_1":
                 x = stem + x
             elif name == "output":
-                x = self.bound(picture + x if self.residual else x)
+                x = self.bound(self._joined(picture, x))
             yield index, x
+
+    def _joined(self, picture: Tensor, x: Tensor) -> Tensor:
+        """Return the last layer's output joined with the image, not yet bounded."""
+        if self.mask:
+            return blend(picture, x)
+        return picture + x if self.residual else x
 
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         unshuffle, stem, *inner, output = self.model
         change: list[Primitive] = [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]
-        return [*([Skip.FORK, *change, Skip.ADD] if self.residual else change), self.bound]
+        join = Skip.BLEND if self.mask else Skip.ADD
+        return [*([Skip.FORK, *change, join] if self.residual else change), self.bound]

@@ -173,7 +173,7 @@ class TiledTranslation:
                 if skip is None:
                     skip = self._read(step.fork, boxes[step.fork])
                 skip = crop(skip, boxes[step.fork], want)
-                x = torch.cat([skip, x], 1) if step.extra else x.add_(skip) if owned else x + skip
+                x = step.join(skip, x, owned)
                 owned = True
             elif isinstance(step, Norm):
                 scale, shift = self.affine[position]
