@@ -28,7 +28,7 @@ def generator(seed=0):
 def brute_force(attention, significance, routing, source, features):
     """What the sampler's route gives for the features, in float64: (queries, (B, N, C))."""
     window = {"global": (None, None), "local": (WINDOW, WINDOW), "local_global": (WINDOW, None)}[attention]
-    draws = torch.rand(source.shape[0], source.shape[2] * source.shape[3], generator=generator())
+    draws = torch.rand(source.shape[0], source.shape[2:].numel(), generator=generator())
     queries, out = [], []
     for f, values, draw in zip(source.double(), features.double(), draws, strict=True):
         a = equations.attention(f, window[0])
