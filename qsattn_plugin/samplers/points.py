@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qsattn_plugin.attention import select_queries
@@ -14,7 +15,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import register
 from qsattn_plugin.samplers.significance import uniform
 
-__all__ = ["GridSampler", "RandomSampler", "Sampler"]
+__all__ = ["GridSampler", "GuidedSampler", "RandomSampler", "Sampler"]
 
 
 class Sampler:
@@ -80,6 +81,13 @@ class Sampler:
         return PointRoute(select_queries(uniform(features, generator), self.queries), features.shape[-2:])
 
 
+def first_these(chosen: Tensor, order: Tensor, n: int) -> Tensor:
+    """Return n positions (B, n): the chosen ones (B, m) in their order, then those of largest ``order`` (B, HW) < 1."""
+    # Ranks above every number of the order.
+    ranks = torch.arange(chosen.shape[1] + 1, 1, -1, device=order.device, dtype=order.dtype)
+    return select_queries(order.scatter(1, chosen, ranks.expand(len(order), -1)), n)
+
+
 @register("sampler", "random", tags=("cut",))
 class RandomSampler(Sampler):
     """Random positions, different for each image, none twice: what CUT does for batches of one.
@@ -113,3 +121,63 @@ class GridSampler(Sampler):
         )
         queries = (y.unsqueeze(1) * width + x).flatten()
         return PointRoute(queries.expand(batch, -1), (height, width))
+
+
+@register("sampler", "guided", tags=("enco", "dag"))
+class GuidedSampler(Sampler):
+    """Positions that the discriminator finds least real, and random ones: EnCo's DAG sampling (Cai et al. 2024).
+
+    Of ``oversample`` times as many random positions as are wanted, those with the lowest scores of the translation are
+    taken; the rest is random. No position is taken twice.
+
+    Args:
+        queries: number of positions of each feature map.
+        oversample: random positions that are ranked, as a factor on ``queries``.
+        random: share of random positions in the queries, 0 to 1.
+    """
+
+    #: Whether :meth:`choose` needs the discriminator's scores.
+    guided = True
+
+    def __init__(self, queries: int = 256, oversample: int = 4, random: float = 0.5):
+        super().__init__(queries)
+        if oversample < 1:
+            raise ValueError(f"oversample: must be at least 1, got {oversample}")
+        if not 0 <= random <= 1:
+            raise ValueError(f"random: must lie between 0 and 1, got {random}")
+        self.oversample, self.random = oversample, random
+
+    def choose(
+        self,
+        features: Sequence[Tensor],
+        taps: Sequence[int | str] | None = None,
+        generator: torch.Generator | None = None,
+        observe: bool = False,
+        scores: Tensor | None = None,
+    ) -> list[Route]:
+        """Return one route per layer; see :meth:`Sampler.choose`.
+
+        Args:
+            features: the source's feature maps, (B, C, H, W) each.
+            taps: their names, in the same order.
+            generator: for random draws.
+            observe: changes nothing.
+            scores: the discriminator's scores of the translation, (B, 1, h, w); larger is more real.
+
+        Raises:
+            UserError: there are no scores.
+        """
+        if scores is None:
+            raise UserError("the sampler guided needs the discriminator's scores, which only a training gives it")
+        self._scores = scores
+        return super().choose(features, taps, generator, observe)
+
+    def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
+        shape = features.shape[-2:]
+        drawn = uniform(features, generator)
+        n = min(self.queries, drawn.shape[1])
+        guided = n - int(n * self.random)
+        scores = F.interpolate(self._scores.float(), shape, mode="bilinear").flatten(1)
+        seen = select_queries(drawn, n * self.oversample)
+        lowest = seen.gather(1, select_queries(-scores.gather(1, seen), max(1, guided))[:, :guided])
+        return PointRoute(first_these(lowest, uniform(features, generator), n), shape)

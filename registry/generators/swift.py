@@ -7,7 +7,8 @@ to the image, whose detail therefore need not be reproduced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +115,9 @@ class SwiftResnet6Blocks(TappedGenerator):
         with torch.no_grad():
             paint.weight *= 0.1
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _walk(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] = MappingProxyType({})
+    ) -> Iterator[tuple[int, Tensor]]:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
             height, width = x.shape[-2:]
             raise ValueError(
@@ -122,7 +125,7 @@ class SwiftResnet6Blocks(TappedGenerator):
             )
         picture, stem = x, x
         for index, layer in enumerate(self.model):
-            x = layer(x)
+            x = layer(x) + change[index] if index in change else layer(x)
             name = self.taps[index].name
             if name == "stem":
                 stem = x

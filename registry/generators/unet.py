@@ -10,7 +10,8 @@ Taps of a U-Net with n levels, in order:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +115,9 @@ class UnetGenerator(TappedGenerator):
             name = f"up_{j}" if k else "output"
             self.taps.append(Tap(self.levels + j, name, channels[k - 1] if k else out_channels, 2**k))
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _walk(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] = MappingProxyType({})
+    ) -> Iterator[tuple[int, Tensor]]:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
             height, width = x.shape[-2:]
             raise ValueError(
@@ -122,20 +125,21 @@ class UnetGenerator(TappedGenerator):
                 f"got {height} x {width}"
             )
         index = 0
+        x = x + change[index] if index in change else x
         yield index, x
         blocks, skips = [], []
         block: UnetBlock | None = self.model
         while block is not None:
-            x = block.down(x)
             index += 1
+            x = block.down(x) + change[index] if index in change else block.down(x)
             yield index, x
             blocks.append(block)
             skips.append(x)
             block = block.inner
         skips.pop()
         for block in reversed(blocks):
-            x = block.up(x)
             index += 1
+            x = block.up(x) + change[index] if index in change else block.up(x)
             yield index, x
             if skips:
                 x = torch.cat([skips.pop(), x], 1)
