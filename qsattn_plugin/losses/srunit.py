@@ -16,12 +16,12 @@ from qsattn_plugin.registry import register
 
 @register("objective", "srunit", tags=("contrastive", "regulariser"))
 class SRUNIT(ContrastiveObjective):
-    """Change of the translation's projections over the noise in the source's features that caused it (Jia et al. 2021).
+    """Distance from the source of what is translated with noise in its features, a regulariser (Jia et al. 2021).
 
     At one tap, drawn each time, noise of a random direction and length is added at every position of the source's
     features; the generator goes on from there, and the translation is encoded again. The loss is the mean distance of
-    its projections to the source's, over the noise's length. A regulariser, beside another objective: alone it has the
-    heads forget everything.
+    its projections to the source's, each over the noise's length. It belongs beside another objective: alone, heads
+    that forget everything would be its minimum.
 
     Args:
         noise: the largest length of the noise.
@@ -47,22 +47,19 @@ class SRUNIT(ContrastiveObjective):
         if self.progress < self.start:
             return pair.image.new_zeros((), dtype=torch.float32)
         tap = int(torch.randint(len(pair.taps), (), generator=pair.draws))
-        # Noise of a thousandth drowns in half precision.
-        with no_autocast(pair.input.device.type):
-            clean = pair.source[tap]
-            if clean.dtype in (torch.float16, torch.bfloat16):
-                clean = pair.generator(pair.input, taps=[pair.taps[tap]], encode_only=True)[0]
-            direction, length = self._draw(clean, pair.draws)
+        route, source = pair.routes[tap], pair.source[tap]
+        direction, length = self.draw(source, pair.draws)
+        with no_autocast(source.device.type):  # noise of a thousandth drowns in half precision
             moved = pair.generator(pair.input, change={pair.taps[tap]: direction * length})
-            anchors = pair.translation_heads.project(tap, pair.routes[tap](pair.encode(moved)[tap]))
-            positives = pair.heads.project(tap, pair.routes[tap](clean))
+            anchors = pair.translation_heads.project(tap, route(pair.encode(moved)[tap]))
+            positives = pair.heads.project(tap, route(source))
             distance = ((anchors - positives).square().sum(-1) + 1e-12).sqrt()
-            return (distance / pair.routes[tap](length).squeeze(-1)).mean()
+            return (distance / route(length).squeeze(-1)).mean()
 
-    def _draw(self, features: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return a unit vector and a length for every position of features (B, C, H, W)."""
-        batch, _, height, width = features.shape
-        direction = send(torch.randn(features.shape, generator=draws, device=draws.device), features.device)
-        direction = direction / (direction.norm(dim=1, keepdim=True) + 1e-12)
-        share = send(torch.rand(batch, 1, height, width, generator=draws, device=draws.device), features.device)
-        return direction.to(features.dtype), at_least_float32(1e-7 + (self.noise - 1e-7) * share).to(features.dtype)
+    def draw(self, features: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return a unit vector and a length for every position of features (B, C, H, W), in float32 at least."""
+        dtype = at_least_float32(features).dtype
+        direction = torch.randn(features.shape, generator=draws, device=draws.device, dtype=dtype)
+        share = torch.rand(*features[:, :1].shape, generator=draws, device=draws.device, dtype=dtype)
+        direction, share = send(direction, features.device), send(share, features.device)
+        return direction / (direction.norm(dim=1, keepdim=True) + 1e-12), 1e-7 + (self.noise - 1e-7) * share

@@ -228,4 +228,4 @@ class SimDCL(DCLGAN):
         + "".join((DCLGAN.__doc__ or "").partition("    Args:")[1:])
     )
 
-    defaults: Mapping[str, Any] = {**DCLGAN.defaults, "objective": {"similarity_weight": 10.0}}
+    defaults: Mapping[str, Any] = {**DCLGAN.defaults, "objective": {"nce_weight": 1.0, "similarity_weight": 10.0}}
