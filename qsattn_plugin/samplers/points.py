@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ class Sampler:
         queries: N, the number of positions of each feature map.
     """
 
+    #: Whether it needs the discriminator's scores of the translation.
+    guided: bool = False
+
     def __init__(self, queries: int = 256):
         if queries < 1:
             raise ValueError(f"queries: must be at least 1, got {queries}")
@@ -36,6 +40,7 @@ class Sampler:
         taps: Sequence[int | str] | None = None,
         generator: torch.Generator | None = None,
         observe: bool = False,
+        scores: Tensor | None = None,
     ) -> list[Route]:
         """Return one route per layer.
 
@@ -45,13 +50,18 @@ class Sampler:
             generator: for random draws, on the features' device or the CPU; None is torch's global one.
             observe: also measure the attention, for the log: ``largest_probability`` and ``entropy_q00`` to
                 ``entropy_q100`` in the ``stats`` of attentive routes.
+            scores: the discriminator's scores of the translation, (B, 1, h, w), larger is more real; only ``guided``
+                samplers look at them.
 
         Returns:
             The routes. ``stats["nonfinite"]`` is true where a layer's source features hold an inf or a nan.
 
         Raises:
-            UserError: the sampler names a tap that is not among ``taps``.
+            UserError: the sampler names a tap that is not among ``taps``, or is guided and gets no scores.
         """
+        if self.guided and scores is None:
+            raise UserError(f"{type(self).__name__} needs the discriminator's scores, which only a training gives it")
+        self.scores: Any = scores
         names = [str(t) for t in (range(len(features)) if taps is None else taps)]
         if len(names) != len(features):
             raise UserError(f"got {len(features)} feature maps, but {len(names)} tap names: {', '.join(names)}")
@@ -136,7 +146,6 @@ class GuidedSampler(Sampler):
         random: share of random positions in the queries, 0 to 1.
     """
 
-    #: Whether :meth:`choose` needs the discriminator's scores.
     guided = True
 
     def __init__(self, queries: int = 256, oversample: int = 4, random: float = 0.5):
@@ -147,37 +156,12 @@ class GuidedSampler(Sampler):
             raise ValueError(f"random: must lie between 0 and 1, got {random}")
         self.oversample, self.random = oversample, random
 
-    def choose(
-        self,
-        features: Sequence[Tensor],
-        taps: Sequence[int | str] | None = None,
-        generator: torch.Generator | None = None,
-        observe: bool = False,
-        scores: Tensor | None = None,
-    ) -> list[Route]:
-        """Return one route per layer; see :meth:`Sampler.choose`.
-
-        Args:
-            features: the source's feature maps, (B, C, H, W) each.
-            taps: their names, in the same order.
-            generator: for random draws.
-            observe: changes nothing.
-            scores: the discriminator's scores of the translation, (B, 1, h, w); larger is more real.
-
-        Raises:
-            UserError: there are no scores.
-        """
-        if scores is None:
-            raise UserError("the sampler guided needs the discriminator's scores, which only a training gives it")
-        self._scores = scores
-        return super().choose(features, taps, generator, observe)
-
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
         shape = features.shape[-2:]
         drawn = uniform(features, generator)
         n = min(self.queries, drawn.shape[1])
         guided = n - int(n * self.random)
-        scores = F.interpolate(self._scores.float(), shape, mode="bilinear").flatten(1)
+        scores = F.interpolate(self.scores.float(), shape, mode="bilinear").flatten(1)
         seen = select_queries(drawn, n * self.oversample)
         lowest = seen.gather(1, select_queries(-scores.gather(1, seen), max(1, guided))[:, :guided])
         return PointRoute(first_these(lowest, uniform(features, generator), n), shape)

@@ -47,8 +47,8 @@ class Objectives(nn.ModuleList):
         named = [{"type": s} if isinstance(s, str) else dict(s) for s in (spec if several else [spec])]
         if not named:
             raise PartError("nce: names no objective; to train without one, set nce_weight to 0", "nce")
-        kinds = [str(each.get("type", "")) for each in named]
-        #: Name in the log, weight, and the argument that names it, of each.
+        #: Registered name, name in the log, weight, and the argument that names it, of each.
+        self.kinds = kinds = [str(each.get("type", "")) for each in named]
         self.names = [f"{kind}_{i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
         self.weights = [each.pop("weight", 1.0) for each in named]
         self.places = [f"nce.{index}" if several else "nce" for index in range(len(named))]
