@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.attention.routes import PointRoute
@@ -24,6 +23,7 @@ from qsattn_plugin.registry import create, list_parts
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.registry.yaml_lines import RecipeError
 from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.training.building import RecipeParts
 from qsattn_plugin.training.describe import part_table
 from qsattn_plugin.training.session import Session
 from tests.conftest import TINY
@@ -171,8 +171,8 @@ def test_enco_is_the_equation():
             for f in (passed[outer], passed[inner])
         )
         there = linear(q[3], norm(q[1], linear(q[0], there)).relu())
-        losses += [2 - 2 * float(a @ b / a.norm() / b.norm()) for a, b in zip(there, here, strict=True)]
-    assert float(objective.compare(pair)) == pytest.approx(sum(losses) / 8, rel=1e-10)
+        losses += [2 - 2 * float((a @ b / a.norm() / b.norm()).detach()) for a, b in zip(there, here, strict=True)]
+    assert float(objective.compare(pair).detach()) == pytest.approx(sum(losses) / 8, rel=1e-10)
 
 
 def test_srunit_divides_by_the_noise_that_it_added():
@@ -182,16 +182,17 @@ def test_srunit_divides_by_the_noise_that_it_added():
     image, route = normal(1, 3, 16, 16, seed=0), points((8, 8), [3, 9, 40])
     source = generator(image, taps=[tap], encode_only=True)
     pair = SimpleNamespace(
-        input=image, taps=[tap], source=source, routes=[route], generator=generator, heads=heads, image=image,
-        translation_heads=heads, encode=lambda x: generator(x, taps=[tap], encode_only=True), draws=torch.Generator().manual_seed(0),
+        input=image, image=image, taps=[tap], source=source, routes=[route], draws=torch.Generator().manual_seed(0),
+        generator=generator, heads=heads, translation_heads=heads,
+        encode=lambda x: generator(x, taps=[tap], encode_only=True),
     )  # fmt: skip
     objective = SRUNIT(noise=0.5, start=0.0)
-    got = float(objective.compare(pair))
+    got = float(objective.compare(pair).detach())
     draws = torch.Generator().manual_seed(0)
     torch.randint(1, (), generator=draws)
     direction, length = objective.draw(source[0], draws)
     torch.testing.assert_close(direction.norm(dim=1), torch.ones(1, 8, 8, dtype=torch.float64))
-    assert 0 < length.min() and length.max() <= 0.5
+    assert length.min() > 0 and length.max() <= 0.5
     layers = list(generator.model)
     moved = source[0] + direction * length
     for layer in layers[tap + 1 :]:
@@ -262,7 +263,7 @@ def test_negcut_of_three_patches(monkeypatch):
 def test_lsesim_of_three_patches(similarity):
     translation = torch.tensor([[[3.0, 1, 2, 0], [0, 1, 0, 2], [1, 1, 0, 0]]], dtype=torch.float64)
     source = torch.tensor([[[1.0, 5, 2, 7], [3, 4, 3, 3], [2, 2, 2, 2]]], dtype=torch.float64)
-    # Kept are the largest quarter of the four and what follows: (3, 2) and (1, 2); (1, 2) and (4, 3); (1, 1) and (2, 2).
+    # Kept are the two largest of the translation: (3, 2) and (1, 2); (1, 2) and (4, 3); (1, 1) and (2, 2).
     off = [1 - 7 / math.sqrt(13 * 5), 1 - 10 / math.sqrt(5 * 25), 0]
     expected = sum(off) / 3 if similarity == "cosine" else sum(d * d / 2 for d in off) / 3
     objective = LSeSim(similarity=similarity)
@@ -277,8 +278,8 @@ def test_srunit_of_three_patches(monkeypatch):
     objective = SRUNIT(start=0.0)
     monkeypatch.setattr(objective, "draw", lambda *_: (direction, length))
     pair = SimpleNamespace(
-        input=features, taps=[0], source=[features], routes=[points((1, 3), [0, 1, 2])], heads=still, translation_heads=still,
-        generator=lambda x, change: x + change[0], encode=lambda x: [x], draws=torch.Generator(),
+        input=features, taps=[0], source=[features], routes=[points((1, 3), [0, 1, 2])], draws=torch.Generator(),
+        heads=still, translation_heads=still, generator=lambda x, change: x + change[0], encode=lambda x: [x],
     )  # fmt: skip
     assert float(objective.compare(pair)) == pytest.approx(1.0, rel=1e-9)
     pair.generator = lambda x, change: x + 3 * change[0]
@@ -313,12 +314,18 @@ CASES = {
 TIMM = "encoder={type: timm, model: test_convnext, taps: [0, 1]}"
 
 
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """Networks are not run on the meta device first, to see whether they take the images: half of a test's time."""
+    monkeypatch.setattr(RecipeParts, "_checked", lambda self, network, *_: network)
+
+
 def small(*settings: str, sampler: str = "random") -> Any:
     taps = ", taps: all" if "qsattn" in sampler or sampler == "mixture" else ""
     at = (
         f"sampler={{type: {sampler}, queries: 6{taps}}}",
         "objective.head_width=8",
-        "generator.width=2",
+        "generator.norm=instance",
         "data.crop=16",
     )
     return load_recipe("toy", (*TINY, settings[0], *at, *settings[1:]))
@@ -382,9 +389,12 @@ def test_objectives_train_on_the_features_of_a_timm_model(case):
 @pytest.mark.parametrize("case", CASES)
 def test_objectives_train_mirrored_divided_and_in_half_precision(case):
     flip = () if "dclgan" in CASES[case][0] or "simdcl" in CASES[case][0] else ("objective.flip_equivariance=true",)
-    session = Session(small(*CASES[case], *flip, "train={accumulate: 2, precision: fp16}", sampler="guided"))
-    for _ in range(3):  # the first of them may pass over an overflow
-        step(session)
+    # Heads that are never dead, at full strength: no gradient leaves float16's range, and no step is passed over.
+    settings = ("objective={head_gain: 1, head_width: 32}", "train={accumulate: 2, precision: fp16}")
+    session = Session(small(*CASES[case], *flip, *settings, sampler="guided"))
+    session.method.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    step(session)
+    step(session)
     check_that_everything_learned(session)
 
 
@@ -396,10 +406,13 @@ def test_what_trains_an_objective_s_own_network_reaches_nothing_else_and_the_oth
     loss, own = method.contrast.loss(pair, {}, "NCE")
     mine = [p for p in method.nce.parameters() if p.requires_grad]
     others = [*method.generator.parameters(), *method.heads.parameters()]
-    assert all(g is None for g in torch.autograd.grad(own, others, retain_graph=True, allow_unused=True))
-    assert all(g is None for g in torch.autograd.grad(loss, mine, retain_graph=True, allow_unused=True))
-    assert all(g is not None for g in torch.autograd.grad(own, mine, retain_graph=True))
-    assert any(g is not None and g.abs().max() > 0 for g in torch.autograd.grad(loss, others, allow_unused=True))
+
+    def reached(value: Tensor, parameters: list[nn.Parameter]) -> list[bool]:
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        return [g is not None and bool(g.abs().max() > 0) for g in gradients]
+
+    assert not any(reached(own, others)) and not any(reached(loss, mine))
+    assert any(reached(own, mine)) and any(reached(loss, others))
 
 
 def test_negcut_s_slow_heads_follow():
@@ -440,8 +453,11 @@ def test_objectives_take_the_method_s_temperature_unless_they_have_one():
         ("patchnse", r"objective\.nce: there is no objective 'patchnse'; did you mean 'patchnce'\?"),
         ("lsgan", r"objective\.nce: the objective 'lsgan' is not contrastive"),
         ("[]", r"objective\.nce: names no objective; to train without one, set nce_weight to 0"),
-        ("{type: monce, cost: hrad}", r"objective\.nce\.cost: must be 'hard', 'easy' or 'mixed', got hrad"),
-        ("[patchnce, {type: src, weight: -1}]", r"objective\.nce\.1\.weight: must be at least 0, got -1"),
+        (
+            "{type: monce, cost: hrad}",
+            r"objective\.nce\.cost: must be 'hard', 'easy' or 'mixed', got 'hrad'; did you mean 'hard'",
+        ),
+        ("[patchnce, {type: src, weight: -1}]", r"objective\.nce\.1\.weight: must be at least 0\.0, got -1"),
         (
             "[patchnce, {type: src, wieght: 1}]",
             r"objective\.nce\.1\.wieght: there is no such key; did you mean 'weight'\?",
@@ -453,7 +469,7 @@ def test_objectives_take_the_method_s_temperature_unless_they_have_one():
         ),
         (
             "{type: enco, pairs: [[stem, up_3]]}",
-            r"objective\.nce: the generator has no tap 'up_3'; did you mean 'up_1'",
+            r"objective\.nce: the generator has no tap 'up_3'; did you mean 'up_2'",
         ),
         ("{type: lsesim, learned: true, augment: flop}", r"objective\.nce\.augment: there is no augmentation 'flop'"),
     ],
@@ -492,7 +508,7 @@ def test_generators_have_mirrored_layers_and_noise_is_added_where_it_is_said(nam
     generator = create("generator", name, width=4).eval()
     pairs = mirrored_layers(generator.taps)
     assert len(pairs) > 1
-    image, taps = torch.zeros(1, 3, side, side), [tap.index for pair in pairs for tap in pair]
+    image, taps = normal(1, 3, side, side, seed=0).float(), [tap.index for pair in pairs for tap in pair]
     with torch.no_grad():
         plain, features = generator(image, taps=taps)
         by_tap = dict(zip(sorted(taps), features, strict=True))

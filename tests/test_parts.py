@@ -166,7 +166,7 @@ def test_objectives_learn(part):
     loss = create("objective", part.name)
     generator = torch.Generator().manual_seed(0)
     if isinstance(loss, ContrastiveObjective):
-        assert re.search(r"\([A-Z].* 20\d\d\)", part.summary), "`qsattn list objectives` names paper and year"
+        assert re.search(r"\(.*[A-Z].* 20\d\d\)", part.summary), "`qsattn list objectives` names paper and year"
     else:  # contrastive ones are trained in tests/test_objectives.py, with every sampler
         assert isinstance(loss, AdversarialLoss), "a new kind of objective: say here how it runs"
         discriminator = create("discriminator", "multi_scale", width=4, scales=2)

@@ -65,25 +65,28 @@ class Pair:
     @cached_property
     def routes(self) -> list[Route]:
         """The sampler's choice on the source's features, one route a tap."""
-        return self.choose(self.source, self.taps, False)
+        with torch.enable_grad():  # an objective may ask first where it needs no gradient itself
+            return self.choose(self.source, self.taps, False)
 
     @cached_property
     def features(self) -> list[Tensor]:
         """The translation's features at the taps, turned back if it is mirrored."""
-        features = self.encode(self.image)
-        return [f.flip(-1) for f in features] if self.mirrored else features
+        with torch.enable_grad():
+            features = self.encode(self.image)
+            return [f.flip(-1) for f in features] if self.mirrored else features
 
     @cached_property
     def anchors(self) -> list[Tensor]:
         """The translation's projections, unit vectors (B, N, width), one tensor a tap."""
         routes = self.routes  # before the features: random numbers are drawn in this order
-        return self.translation_heads([route(f) for route, f in zip(routes, self.features, strict=True)])
+        with torch.enable_grad():
+            return self.translation_heads([route(f) for route, f in zip(routes, self.features, strict=True)])
 
     @cached_property
     def positives(self) -> list[Tensor]:
         """The source's projections at the same places."""
         # Detached positives need no graph through the heads.
-        with torch.set_grad_enabled(not self.detached and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(not self.detached):
             return self.heads([route(f) for route, f in zip(self.routes, self.source, strict=True)])
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.losses import ContrastiveObjective, Pair
-from qsattn_plugin.registry import PartError, create_nested
+from qsattn_plugin.registry import PartError, create_nested, find
 from qsattn_plugin.training.methods.adversary import Adversary
 from qsattn_plugin.training.methods.base import Parts
 
@@ -74,13 +74,14 @@ class Objectives(nn.ModuleList):
         Raises:
             PartError: an objective cannot be computed with these.
         """
-        for objective, where in zip(self, self.places, strict=True):
+        for kind, objective, where in zip(self.kinds, self, self.places, strict=True):
             try:
                 objective.build(generator, encoder, heads)
             except (UserError, ValueError) as error:
-                argument, colon, text = str(error).partition(": ")
-                known = colon and argument.isidentifier()
-                raise PartError(f"{where}: {argument}: {text}" if known else f"{where}: {error}", where) from error
+                argument, _, text = str(error).partition(": ")
+                known = argument in find("objective", kind).signature.parameters
+                at = f"{where}.{argument}" if known else where
+                raise PartError(f"{at}: {text if known else error}", at) from error
             if objective.routed is not None:
                 parts.sampler(objective.routed)
 
