@@ -315,6 +315,7 @@ CASES = {
 }
 #: Cases of which each half is trained with every sampler.
 TOGETHER = ("hdce + src", "dclgan, lsesim")
+TAPS = "encoder={type: generator, taps: [4, 12]}"
 TIMM = "encoder={type: timm, model: test_convnext, taps: [0, 1]}"
 
 
@@ -325,7 +326,7 @@ def quick(monkeypatch):
 
 
 def small(*settings: str, sampler: str = "random") -> Any:
-    at = (f"sampler={{type: {sampler}, queries: 6}}", "objective.head_width=8", "generator.norm=instance")
+    at = (f"sampler={{type: {sampler}, queries: 6}}", "objective.head_width=8", "generator.norm=instance", TAPS)
     return load_recipe("toy", (*TINY, settings[0], *at, "data.crop=16", *settings[1:]))
 
 
