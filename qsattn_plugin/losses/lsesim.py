@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,8 @@ class LSeSim(ContrastiveObjective):
     augmented self, not those of an image of the target domain turned by 180 degrees.
 
     Args:
-        similarity: "dot", tanh of the mean product over the channels over ten times their square root's square, or
-            "cosine"; features are centred first.
+        similarity: of features centred over the image: "dot", tanh of a tenth of the mean product of their channels, or
+            "cosine".
         distance: "cosine" or "l1", between the maps.
         window: side of the window in positions; maps that are not larger are taken whole.
         learned: train convolutions in front of the similarities (LSeSim); else they are those of the encoder (FSeSim).
@@ -64,11 +64,11 @@ class LSeSim(ContrastiveObjective):
         self.select = nn.ModuleList()
         for channels in encoder.channels if self.learned else ():
             width = max(32, channels // 4)
-            layers = nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1))
-            for layer in (layers[0], layers[2]):
+            first, second = nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 1)
+            for layer in (first, second):
                 nn.init.normal_(layer.weight, 0.0, self.init_gain)
-                nn.init.zeros_(layer.bias)
-            self.select.append(layers)
+                nn.init.zeros_(cast(Tensor, layer.bias))
+            self.select.append(nn.Sequential(first, nn.ReLU(), second))
 
     def compare(self, pair: Pair) -> Tensor:
         source = [f.detach() for f in pair.source]
@@ -136,10 +136,9 @@ class LSeSim(ContrastiveObjective):
         for index, layers in enumerate(self.select):
             anchors = layers(source[index])
             for same, other in encoded:
-                maps = [
-                    self.maps([f], [routes[index]])[0] for f in (anchors, layers(same[index]), layers(other[index]))
-                ]
-                losses.append(contrast_maps(*maps, self.temperature))
+                seen = [anchors, layers(same[index]), layers(other[index])]
+                a, b, c = self.maps(seen, [routes[index]] * 3)
+                losses.append(contrast_maps(a, b, c, self.temperature))
         return torch.stack(losses).mean()
 
 

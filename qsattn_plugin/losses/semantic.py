@@ -53,11 +53,11 @@ class HDCE(PatchObjective):
             gamma = 1.0
         with torch.no_grad():
             relations = without_diagonal(torch.bmm(positives, positives.transpose(1, 2)) / gamma)
-            if self.weighting == "similarity":
-                factor, shift = (relations - relations.amax(-1, keepdim=True)).exp(), 0.0
-            else:
-                factor, shift = 1.0, relations.log_softmax(-1) + math.log(relations.shape[-1] - 1)
-        negatives = without_diagonal(similarities * factor / self.temperature + shift).logsumexp(-1)
+            weights = (relations - relations.amax(-1, keepdim=True)).exp()
+            density = relations.log_softmax(-1) + math.log(relations.shape[-1] - 1)
+        scores = similarities / self.temperature
+        scores = scores * weights if self.weighting == "similarity" else scores + density
+        negatives = without_diagonal(scores).logsumexp(-1)
         return negatives - similarities.diagonal(dim1=1, dim2=2) / self.temperature
 
 

@@ -83,7 +83,7 @@ def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter],
             others = [other for other in registry.list_parts(inner.kind) if other is not part]
             one = _part(others, shared, defs, required=True)
             forms = [one] * inner.one + [{"type": "array", "items": one}] * inner.several
-            schema = {"anyOf": forms + [{"type": "null"}] * inner.none}
+            schema: dict[str, Any] = {"anyOf": forms + [{"type": "null"}] * inner.none}
         else:
             try:
                 schema = adapter(parameter.annotation).json_schema()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,20 +43,23 @@ class Objectives(nn.ModuleList):
 
     def __init__(self, spec: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]], **shared: Any):
         super().__init__()
-        several = not isinstance(spec, (str, Mapping))
-        named = [{"type": s} if isinstance(s, str) else dict(s) for s in (spec if several else [spec])]
+        specs: Sequence[str | Mapping[str, Any]] = [spec] if isinstance(spec, (str, Mapping)) else spec
+        named: list[dict[str, Any]] = [{"type": s} if isinstance(s, str) else dict(s) for s in specs]
         if not named:
             raise PartError("nce: names no objective; to train without one, set nce_weight to 0", "nce")
         #: Registered name, name in the log, weight, and the argument that names it, of each.
         self.kinds = kinds = [str(each.get("type", "")) for each in named]
         self.names = [f"{kind}_{i}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)]
-        self.weights = [each.pop("weight", 1.0) for each in named]
-        self.places = [f"nce.{index}" if several else "nce" for index in range(len(named))]
+        self.weights: list[float] = [each.pop("weight", 1.0) for each in named]
+        self.places = ["nce"] if specs is not spec else [f"nce.{index}" for index in range(len(named))]
         for place, kind, arguments in zip(self.places, kinds, named, strict=True):
             objective = create_nested("objective", arguments, place, **shared)
             if not isinstance(objective, ContrastiveObjective):
                 raise PartError(f"{place}: the objective {kind!r} is not contrastive", place)
             self.append(objective)
+
+    def __iter__(self) -> Iterator[ContrastiveObjective]:  # type: ignore[override]
+        return cast(Iterator[ContrastiveObjective], super().__iter__())
 
     @property
     def identity(self) -> bool:

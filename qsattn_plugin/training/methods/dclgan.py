@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class Signature(nn.Module):
         for layer in self.model:
             if isinstance(layer, (nn.Conv2d, nn.Linear)):
                 nn.init.normal_(layer.weight, 0.0, 0.02)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, projected: list[Tensor]) -> Tensor:
         """Return (B, width) for projections (B, N, C), one tensor a tap; of the N, as many as every tap has count."""
@@ -132,40 +132,39 @@ class DCLGAN(Method):
         for objectives in (self.nce, self.nce_back):
             objectives.set_progress(self.progress)
         logs: list[dict[str, Tensor]] = [{} for _ in parts]
+        sides = (
+            (self.contrast, self.adversary, "forward", "A", "B"),
+            (self.contrast_back, self.adversary_back, "backward", "B", "A"),
+        )
+        # The discriminators are updated first and need all translations. The first part's graphs are kept for the
+        # generators' update; the others are translated twice: their graphs would take the memory that dividing saves.
         made: list[list[Callable[[], Translated]]] = []
         judged: list[Callable[[], Tensor]] = []
-        for number, (part, log) in enumerate(zip(parts, logs, strict=True)):
-            both = [
-                partial(self._translate, self.contrast, part["A"]),
-                partial(self._translate, self.contrast_back, part["B"]),
-            ]
-            # The first part's graphs are kept for the generators' update; the others are translated twice.
-            with torch.set_grad_enabled(number == 0):
-                first = [translate() for translate in both]
-            made.append([[first[i]].pop for i in (0, 1)] if number == 0 else both)
-            there, back = (translated.image.detach() for translated in first)
-            judged += [
-                partial(self.adversary.discriminator_loss, part["B"], there, draws, log, "_forward"),
-                partial(self.adversary_back.discriminator_loss, part["A"], back, draws, log, "_backward"),
-            ]
-            del first
+        for part, log in zip(parts, logs, strict=True):
+            made.append([])
+            for contrast, adversary, name, source, target in sides:
+                translate = partial(self._translate, contrast, part[source])
+                with torch.set_grad_enabled(len(made) == 1):
+                    first = [translate()]
+                fake = first[0].image.detach()
+                made[-1].append(first.pop if len(made) == 1 else translate)
+                judged.append(partial(adversary.discriminator_loss, part[target], fake, draws, log, f"_{name}"))
         self.update("discriminator", judged, len(parts))
         terms: list[Callable[[], Tensor]] = []
-        for part, log, (there, back) in zip(parts, logs, made, strict=True):
-            forward = partial(self._direction, self.contrast, self.adversary, there, part["B"], "forward", draws, log)
-            backward = partial(
-                self._direction, self.contrast_back, self.adversary_back, back, part["A"], "backward", draws, log
-            )
+        for part, log, both in zip(parts, logs, made, strict=True):
+            directions = [
+                partial(self._direction, contrast, adversary, translate, part[target], name, draws, log, observe)
+                for (contrast, adversary, name, _, target), translate in zip(sides, both, strict=True)
+            ]
             if self.similarity_weight:  # it joins both directions in one graph
-                terms.append(partial(self._with_similarity, forward, backward, log, observe))
+                terms.append(partial(self._with_similarity, directions, log))
             else:
-                terms += [partial(self._alone, forward, observe), partial(self._alone, backward, observe)]
+                terms += [partial(self._alone, direction) for direction in directions]
             if self.identity_l1:
                 terms += [
-                    partial(self._identity_loss, part["B"], self.generator, "forward", log),
-                    partial(self._identity_loss, part["A"], self.generator_back, "backward", log),
+                    partial(self._identity_loss, part[target], contrast.generator, name, log)
+                    for contrast, _, name, _, target in sides
                 ]
-        made.clear()
         self.update(("generator", "objective"), terms, len(parts))
         for objectives in (self.nce, self.nce_back):
             objectives.after_step()
@@ -197,18 +196,14 @@ class DCLGAN(Method):
         return total, pair
 
     @staticmethod
-    def _alone(direction: Callable[[bool], tuple[Tensor, Pair]], observe: bool) -> Tensor:
-        return direction(observe)[0]
+    def _alone(direction: Callable[[], tuple[Tensor, Pair]]) -> Tensor:
+        return direction()[0]
 
     def _with_similarity(
-        self,
-        forward: Callable[[bool], tuple[Tensor, Pair]],
-        backward: Callable[[bool], tuple[Tensor, Pair]],
-        log: dict[str, Tensor],
-        observe: bool,
+        self, directions: Sequence[Callable[[], tuple[Tensor, Pair]]], log: dict[str, Tensor]
     ) -> Tensor:
         """Return both directions' objectives and the similarity loss between real and translated images."""
-        (there, a), (back, b) = forward(observe), backward(observe)
+        (there, a), (back, b) = (direction() for direction in directions)
         of_a, from_a, of_b, from_b = self.signatures
         distance = F.l1_loss(of_a(a.positives), from_b(b.anchors)) + F.l1_loss(from_a(a.anchors), of_b(b.positives))
         log["similarity"] = distance.detach()
