@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import inspect
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -50,8 +48,9 @@ def command(
     from qsattn_plugin.forks.check import Check, CheckFinished
     from qsattn_plugin.forks.run import SamplerImportHook, run_script, summarise
     from qsattn_plugin.forks.swap import Swap
+    from qsattn_plugin.registry.recipe.checking import check_settings
 
-    swap = Swap(sampler, **_arguments(sampler, settings))
+    swap = Swap(sampler, **check_settings("sampler", sampler, settings, "taps=all", {"queries"}))
     if not script.is_file():
         known = [p.name for p in script.parent.glob("*.py")] if script.parent.is_dir() else []
         raise UserError(f"there is no script {script}{nearest(script.name, known)}")
@@ -80,25 +79,6 @@ def command(
 
 def _tell(line: str) -> None:
     click.echo(f"qsattn: {line}", err=True)
-
-
-def _arguments(sampler: str, settings: tuple[str, ...]) -> dict[str, Any]:
-    """Return the sampler's arguments, checked against its signature."""
-    from qsattn_plugin.registry import find
-    from qsattn_plugin.registry.recipe.checking import check_arguments
-    from qsattn_plugin.registry.yaml_lines import Node, Problem, RecipeError, parse_assignment
-
-    parameters = find("sampler", sampler).signature.parameters
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for text in settings:
-        key, value = parse_assignment(text, "taps=all")
-        node = Node({key: value}, value.place)
-        given = {n: p for n, p in parameters.items() if n == key or p.default is not inspect.Parameter.empty}
-        values |= check_arguments(given, node, sampler, f"sampler {sampler!r}", problems)
-    if problems:
-        raise RecipeError(*problems)
-    return values
 
 
 class _PythonExit:

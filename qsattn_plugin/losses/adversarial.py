@@ -59,11 +59,7 @@ class AdversarialLoss(nn.Module, abc.ABC):
     ) -> Tensor | None:
         """Return the gradient penalty of the discriminator's loss, or None where there is none.
 
-        Args:
-            discriminator: returns a score map, or a list of them, for images.
-            real: images of the target domain, (B, C, H, W).
-            fake: translated images of the same shape; no gradient flows to them.
-            generator: random generator of the draws; torch's global one without it.
+        ``real`` and ``fake`` are images (B, C, H, W); no gradient flows to them. ``generator`` is that of random draws.
         """
         return None
 

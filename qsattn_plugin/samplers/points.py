@@ -103,9 +103,6 @@ class RandomSampler(Sampler):
     """Random positions, different for each image, none twice: what CUT does for batches of one.
 
     CUT draws one list for all images of a larger batch.
-
-    Args:
-        queries: number of positions of each feature map.
     """
 
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
@@ -114,11 +111,7 @@ class RandomSampler(Sampler):
 
 @register("sampler", "grid")
 class GridSampler(Sampler):
-    """A regular grid of positions, the same in every image and step.
-
-    Args:
-        queries: largest number of positions of each feature map; the grid has as many as fit its rows and columns.
-    """
+    """A regular grid of positions, the same in every image and step: at most ``queries``, as fits rows and columns."""
 
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
         batch, _, height, width = features.shape

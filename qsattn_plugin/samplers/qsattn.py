@@ -12,7 +12,6 @@ Samplers have no parameters and keep no state.
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -154,12 +153,8 @@ class QSAttnSampler(Sampler):
 def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type[QSAttnSampler]]:
     """Return a class decorator that gives a subclass the arguments of QSAttnSampler, except those it fixes.
 
-    They take the place of ``**arguments`` in its signature, and their texts go to the end of its docstring.
+    They take the place of ``**arguments`` in its signature.
     """
-    # Without docstrings (`python -OO`) there are no texts to share.
-    arguments = inspect.cleandoc(QSAttnSampler.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-    texts = re.split(r"^    (?=\w+: )", arguments, flags=re.M)[1:]
-    shared = "".join(f"    {text}" for text in texts if text.partition(":")[0] not in fixed).rstrip()
 
     def complete(subclass: type[QSAttnSampler]) -> type[QSAttnSampler]:
         constructor: Any = subclass.__init__
@@ -168,8 +163,6 @@ def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type
         parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         parameters += [p for name, p in base.parameters.items() if name not in fixed]
         constructor.__signature__ = own.replace(parameters=parameters)
-        doc = inspect.cleandoc(subclass.__doc__ or "")
-        subclass.__doc__ = f"{doc}\n{shared}" if "Args:" in doc else f"{doc}\n\nArgs:\n{shared}"
         return subclass
 
     return complete

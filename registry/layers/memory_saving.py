@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -186,7 +185,7 @@ class FusedSequential(nn.Sequential):
         )
 
     def walk(
-        self, x: Tensor, taps: Collection[int] = (), change: Mapping[int, Tensor] = MappingProxyType({})
+        self, x: Tensor, taps: Collection[int] = (), change: Mapping[int, Tensor] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the index and the output of each layer in order; ``change`` is added to the outputs of its layers.
 
@@ -198,7 +197,7 @@ class FusedSequential(nn.Sequential):
                 norm = layer
                 continue
             x = layer(x) if norm is None else norm_act(norm, layer, x)
-            x = x + change[index] if index in change else x
+            x = x + change[index] if change and index in change else x
             norm = None
             yield index, x
 
