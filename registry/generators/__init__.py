@@ -104,13 +104,20 @@ class TappedGenerator(nn.Module):
             raise UserError(f"a tap is named twice: {', '.join(map(str, taps or ()))}")
         return sorted(found)
 
-    def forward(self, x: Tensor, taps: Sequence[int | str] = (), encode_only: bool = False):
+    def forward(
+        self,
+        x: Tensor,
+        taps: Sequence[int | str] = (),
+        encode_only: bool = False,
+        change: Mapping[int, Tensor] | None = None,
+    ):
         """Translate (B, C, H, W) in [-1, 1].
 
         Args:
             x: the images; sides a multiple of ``self.multiple``.
             taps: indices or names of layers whose outputs are returned too.
             encode_only: stop at the deepest tap and return the features alone.
+            change: is added to the outputs of layers, by index, before the next layer sees them.
 
         Returns:
             The image; (image, list of features) with ``taps``; the list alone with ``encode_only``.
@@ -119,7 +126,7 @@ class TappedGenerator(nn.Module):
         features: list[Tensor] = []
         out = x
         if not encode_only or wanted:
-            for index, out in self._walk(x, wanted):
+            for index, out in self._walk(x, [*wanted, *change], change) if change else self._walk(x, wanted):
                 if index in wanted:
                     features.append(out)
                     if encode_only and len(features) == len(wanted):
@@ -128,9 +135,11 @@ class TappedGenerator(nn.Module):
             return features
         return (out, features) if wanted else out
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _walk(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
-        return self.model.walk(x, wanted)
+        return self.model.walk(x, wanted, change)
 
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs, see :mod:`qsattn_plugin.registry.layers.primitives`."""

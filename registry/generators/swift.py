@@ -7,7 +7,7 @@ to the image, whose detail therefore need not be reproduced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +96,13 @@ class SwiftResnet6Blocks(TappedGenerator):
                 assert paint.bias is not None
                 paint.bias[-4:] = -2.0  # sigmoid 0.12: the image nearly as it is, with a gradient
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _walk(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         self.check_sides(x)
         picture, stem = x, x
         for index, layer in enumerate(self.model):
-            x = layer(x)
+            x = layer(x) + change[index] if change and index in change else layer(x)
             name = self.taps[index].name
             if name == "stem":
                 stem = x
