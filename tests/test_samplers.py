@@ -227,7 +227,9 @@ def test_detached_rows_of_each_domains_own_are_constants():
     rows = equations.attention(target.detach()[0])[route.queries[0]]
     upstream = normal(1, N, 4, seed=2)
     (gradient,) = torch.autograd.grad(route(target), target, upstream)
-    torch.testing.assert_close(gradient[0].flatten(1).t().double(), rows.t() @ upstream[0].double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        gradient[0].flatten(1).t().double(), rows.t() @ upstream[0].double(), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
