@@ -277,6 +277,17 @@ def test_a_disk_that_will_not_do_is_known_before_the_work(monkeypatch):
         translate_tiled(drawn("resnet_4blocks"), picture(64, 64)[0], 32)
 
 
+def test_the_room_that_is_asked_for_is_what_the_work_takes(monkeypatch, tmp_path):
+    generator, x = drawn("resnet_4blocks"), picture(64, 64)[0]
+    job = Spied(generator, x, 32, folder=tmp_path)
+    job.run()
+    monkeypatch.setattr(tiled.shutil, "disk_usage", lambda folder: type("", (), {"free": job.most}))
+    Spied(generator, x, 32, folder=tmp_path).run()
+    job.most -= 1
+    with pytest.raises(UserError, match="TMPDIR"):
+        translate_tiled(generator, x, 32, folder=tmp_path)
+
+
 def test_a_file_system_that_cannot_reserve_room(monkeypatch):
     def unable(*_: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "not supported")
