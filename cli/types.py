@@ -1,8 +1,10 @@
-"""Option types that click does not have."""
+"""Option types that click does not have, and options that functions of the package parse."""
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -25,3 +27,16 @@ class Duration(click.ParamType):
         if not parts or "".join(n + u for n, u in parts) != text:
             self.fail(f"{value!r} is not a duration; write it like 90, 45s, 9m or 1h30m", param, ctx)
         return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def parsed_by(room: str, name: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Return a callback that parses an option with a function of a module of ``translation``."""
+
+    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        parse = getattr(importlib.import_module(f"qsattn_plugin.translation.{room}"), name)
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return read
