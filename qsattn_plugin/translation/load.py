@@ -200,7 +200,7 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     return translator
 
 
-def load_file(weights: Weights, device: torch.device | str, name: str | None = None) -> Translator:
+def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | None = None) -> Translator:
     """Load the generator of a file that :func:`find_weights` found, as :func:`load` does."""
     path = weights.path
     try:

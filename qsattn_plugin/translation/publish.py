@@ -58,8 +58,9 @@ def publish(model: str | Path, out: Path, generator: str | None = None, overwrit
     kept: dict[str, Any] = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
     kept["recipe"] = _without_folders(kept.get("recipe"))
     kind, arguments, channels = spec["type"], spec["arguments"], translator.channels
-    described = {"forward": {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}}
-    save_tensors(path, tensors, {"kind": "weights", "generators": described, **kept})
+    described = {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}
+    described["trained"] = translator.trained
+    save_tensors(path, tensors, {"kind": "weights", "generators": {"forward": described}, **kept})
     side = smallest_side(translator.generator, 128)
     images = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
