@@ -184,7 +184,7 @@ def test_the_command_names_the_file_in_a_folder_and_prints_what_the_index_says(w
     done = qsattn("publish", "pretrained/toy", "-o", "out")
     assert done.exit_code == 0, done.output
     content = (workplace / "out" / "toy.safetensors").read_bytes()
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert lines[:2] == ["file: toy.safetensors", f'sha256: "{hashlib.sha256(content).hexdigest()}"']
     assert lines[2] == f"bytes: {len(content):,}"
     assert re.match(r"half precision changes random images by \S+ on average, \S+ at most", lines[3])

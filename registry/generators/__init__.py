@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
@@ -40,7 +41,9 @@ class TappedGenerator(nn.Module):
     default_taps: tuple[int | str, ...] = ()
     #: Sides of images must be multiples of this many pixels.
     multiple: int = 4
-    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_walk`` and ``primitives``.
+    #: Whether the output of the last layer is added to the image, which then need not be reproduced.
+    residual: bool = False
+    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_layers`` and ``_primitives``.
     model: Any
 
     def finish(
@@ -120,11 +123,29 @@ class TappedGenerator(nn.Module):
 
     def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
         """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
+        for index, out in self._layers(x, wanted):
+            # A residual through tanh would have to invert it wherever the image is to stay unchanged.
+            yield index, F.hardtanh(x + out) if self.residual and index == len(self.model) - 1 else out
+
+    def _layers(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+        """Yield what :meth:`_walk` does, before the last output is added to the image."""
         return self.model.walk(x, wanted)
 
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs, see :mod:`qsattn_plugin.registry.layers.primitives`."""
+        layers = self._primitives()
+        return [Skip.FORK, *layers, Skip.ADD, nn.Hardtanh()] if self.residual else layers
+
+    def _primitives(self) -> list[Primitive]:
+        """Return the layers that :meth:`_layers` runs."""
         return list(self.model)
+
+
+def adds(residual: bool, in_channels: int, out_channels: int) -> bool:
+    """Return ``residual``; raise :class:`ValueError` if images of these channels cannot be added."""
+    if residual and in_channels != out_channels:
+        raise ValueError(f"residual: images of {in_channels} input and {out_channels} output channels cannot be added")
+    return residual
 
 
 class ResnetBlock(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.registry import register
-from qsattn_plugin.registry.generators import Tap, TappedGenerator
+from qsattn_plugin.registry.generators import Tap, TappedGenerator, adds
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential
 from qsattn_plugin.registry.layers.primitives import Primitive, Skip
@@ -59,9 +59,10 @@ class MobileResnet9Blocks(TappedGenerator):
         norm: "instance" (the papers'), "batch" or "none".
         antialias: downsample by a fixed blur; without it by learned filters.
         antialias_up: upsample by interpolation; without it by pixel shuffling.
+        residual: add the output of the last layer to the input image; without, that output is the translation.
         init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
             Depthwise filters always keep the scale of their input: with the others' scale their output would vanish.
-        init_gain: scale of that distribution.
+        init_gain: scale of that distribution. The last layer of a residual generator has 0.3 of it.
         in_channels: channels of the input images; a recipe takes them from ``data.channels``.
         out_channels: channels of the output images; likewise.
     """
@@ -75,6 +76,7 @@ class MobileResnet9Blocks(TappedGenerator):
         norm: Norm = "instance",
         antialias: bool = True,
         antialias_up: bool = True,
+        residual: bool = False,
         init: Init = "xavier",
         init_gain: float = 0.02,
         in_channels: int = 3,
@@ -83,6 +85,7 @@ class MobileResnet9Blocks(TappedGenerator):
         super().__init__()
         if width < 4:
             raise ValueError(f"width: must be at least 4, got {width}")
+        self.residual = adds(residual, in_channels, out_channels)
         make_norm = normalisation(norm)
         bias = norm == "none"
         model: list[nn.Module] = []
@@ -113,7 +116,8 @@ class MobileResnet9Blocks(TappedGenerator):
         add(*double(deep, width), *sharpen, make_norm(width), nn.ReLU(), name="up_1", channels=width, stride=2)
         add(*double(width, thin), make_norm(thin), nn.ReLU(), name="up_2", channels=thin, stride=1)
         paint = nn.Conv2d(thin, out_channels, 5)
-        add(nn.ReflectionPad2d(2), paint, nn.Tanh(), name="output", channels=out_channels, stride=1)
+        bound = [] if residual else [nn.Tanh()]
+        add(nn.ReflectionPad2d(2), paint, *bound, name="output", channels=out_channels, stride=1)
         self.model = FusedSequential(*model)
 
         initialise(self, init, init_gain)
@@ -121,3 +125,5 @@ class MobileResnet9Blocks(TappedGenerator):
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                     layer.weight.normal_(0.0, 1 / 3)  # nine weights keep the variance of the input
+            if residual:  # small at first
+                paint.weight *= 0.3

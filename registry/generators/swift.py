@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.registry import register
-from qsattn_plugin.registry.generators import Tap, TappedGenerator
+from qsattn_plugin.registry.generators import Tap, TappedGenerator, adds
 from qsattn_plugin.registry.layers import Init, Norm, Upsample, initialise, normalisation
 from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
@@ -77,11 +77,8 @@ class SwiftResnet6Blocks(TappedGenerator):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
-        self.residual = in_channels == out_channels if residual is None else residual
-        if self.residual and in_channels != out_channels:
-            raise ValueError(
-                f"residual: images of {in_channels} input and {out_channels} output channels cannot be added"
-            )
+        equal = in_channels == out_channels
+        self.residual = adds(equal if residual is None else residual, in_channels, out_channels)
         make_norm = normalisation(norm)
         bias = norm == "none"
         deep = 2 * width
@@ -104,23 +101,21 @@ class SwiftResnet6Blocks(TappedGenerator):
         add(*conv(deep, width, size=1), Upsample(width), name="up_1", channels=width, stride=4)
         # Predicted at half the side and interpolated: rearranged to full size, it would show a grid pattern.
         paint = nn.Conv2d(width, 4 * out_channels, 3, padding=1)
-        enlarge = [nn.PixelShuffle(2), Upsample(out_channels)]
+        enlarge = [nn.PixelShuffle(2), Upsample(out_channels), *([] if self.residual else [nn.Tanh()])]
         add(*conv(width, width), paint, *enlarge, name="output", channels=out_channels, stride=1)
         self.model = nn.Sequential(*model)
-        # A residual through tanh would have to invert it wherever the image is to stay unchanged.
-        self.bound = nn.Hardtanh() if self.residual else nn.Tanh()
 
         initialise(self, init, init_gain)
         with torch.no_grad():
             paint.weight *= 0.1
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _layers(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
             height, width = x.shape[-2:]
             raise ValueError(
                 f"this generator takes sides that are multiples of {self.multiple}, got {height} x {width}"
             )
-        picture, stem = x, x
+        stem = x
         for index, layer in enumerate(self.model):
             x = layer(x)
             name = self.taps[index].name
@@ -128,12 +123,8 @@ class SwiftResnet6Blocks(TappedGenerator):
                 stem = x
             elif name == "up_1":
                 x = stem + x
-            elif name == "output":
-                x = self.bound(picture + x if self.residual else x)
             yield index, x
 
-    def primitives(self) -> list[Primitive]:
-        """Return the layers that :meth:`forward` runs."""
+    def _primitives(self) -> list[Primitive]:
         unshuffle, stem, *inner, output = self.model
-        change: list[Primitive] = [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]
-        return [*([Skip.FORK, *change, Skip.ADD] if self.residual else change), self.bound]
+        return [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]

@@ -114,7 +114,7 @@ class UnetGenerator(TappedGenerator):
             name = f"up_{j}" if k else "output"
             self.taps.append(Tap(self.levels + j, name, channels[k - 1] if k else out_channels, 2**k))
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _layers(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
         if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
             height, width = x.shape[-2:]
             raise ValueError(
@@ -140,7 +140,7 @@ class UnetGenerator(TappedGenerator):
             if skips:
                 x = torch.cat([skips.pop(), x], 1)
 
-    def primitives(self) -> list[Primitive]:
+    def _primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         return self.model.primitives()
 
