@@ -15,7 +15,7 @@ _SHOWN = 6
 @click.option("--arch", help="The generator's registered name.  [default: recognised from the keys]")
 @click.option("-s", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the generator: -s width=64.")
 @click.option("--key", help="The key of the weights in the file, if it holds several networks: netG_A.")
-@click.option("--trained", type=click.IntRange(min=16), metavar="SIDE", help="Shorter side of its training pictures: 256.")
+@click.option("--trained", type=click.IntRange(min=16), metavar="SIDE", help="Shorter side of its training pictures.")
 @click.option("--overwrite", is_flag=True, help="Replace the weights file if it exists.")
 def command(
     file: Path,

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     required=True,
     help="A run's folder or name (RUN@best: its best score), a checkpoint or weights file, or a published name.",
 )
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="The output folder; for one picture, or its file."
-)
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The folder, or one picture's file.")
 @click.option("--overwrite", is_flag=True, help="Replace translations that exist in the output folder.")
 @click.option(
     "--at",
@@ -74,7 +72,8 @@ def command(
     generator: str | None,
     device: str,
 ) -> None:
-    """Translate pictures, folders of pictures (their structure is kept) and patterns, each to a picture of its own size.
+    """Translate pictures, folders of pictures (their structure is kept) and patterns. Each keeps its size: where that
+    is not what the model knows, it is translated at another (--at), and the change is carried back.
 
     Pictures that exist in the output folder are skipped, so that the same command continues where it was stopped.
     Pictures that cannot be read are listed at the end; the exit code is then 1. Feature maps of large pictures are
@@ -118,7 +117,9 @@ def command(
         skipped = f", {len(outcome.skipped)} existing skipped (--overwrite replaces them)" if outcome.skipped else ""
         click.echo(f"{len(outcome.written)} pictures written to {out}{skipped}")
         for side, count in sorted(outcome.carried.items()):
-            click.echo(f"{count} of them translated at {side} px and carried back to their size; --at full translates at that")
+            click.echo(
+                f"{count} of them translated at {side} px and carried back to their size; --at full: at their own"
+            )
         for _, reason in outcome.failed:
             click.echo(f"not translated: {reason}", err=True)
     if outcome.failed:

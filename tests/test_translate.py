@@ -313,7 +313,9 @@ def test_python_callers_get_tiles_and_bounded_batches(workplace, translator, mon
     calls = []
     monkeypatch.setattr(tiled, "WHOLE", 64)
     monkeypatch.setattr(loading, "_BATCH_PIXELS", 2 * 32 * 32)
-    monkeypatch.setattr(loading, "translate_tiled", lambda *given, **how: calls.append("tiles") or translate_tiled(*given, **how))
+    monkeypatch.setattr(
+        loading, "translate_tiled", lambda *given, **how: calls.append("tiles") or translate_tiled(*given, **how)
+    )
     monkeypatch.setattr(loading, "translate", lambda g, x: calls.append(len(x)) or translate(g, x))
     pictures = [read_image(photo(f"{i}.png", (32, 32))) for i in range(5)]
     results = translator.translate([*pictures[:3], large, *pictures[3:]])

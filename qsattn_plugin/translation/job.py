@@ -37,7 +37,7 @@ _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errn
 class Outcome:
     """The outcome of a job: files written, files that existed already, and (source, reason) of failures.
 
-    ``carried`` counts the written ones that were translated at another size than their own, by their shorter side there.
+    ``carried`` counts the written ones that were translated at another size, by the shorter side there.
     """
 
     written: list[Path] = field(default_factory=list)
@@ -218,7 +218,8 @@ class _Job:
         ]
         if not self.sheet:
             return made[0]
-        names = ["as it is", *map(str, self.sizes)]
+        trained = f"trained ({self.translator.trained})"
+        names = ["as it is", *(trained if at == "trained" else str(at) for at in self.sizes)]
         return [labelled(list(zip(names, row, strict=True))) for row in zip(pictures, *made, strict=True)]
 
     def _advice(self, width: int, height: int) -> str:
