@@ -138,7 +138,7 @@ class Swap:
         if call.return_all:
             return pooled, _maps(module, call) if routes else pooled, ids
         if call.wants_rows:
-            rows = routes or [None] * len(ids)
+            rows: Sequence[Route | None] = routes or [None] * len(ids)
             return pooled, ids, [getattr(r, "rows", f.new_zeros(1)) for r, f in zip(rows, call.features, strict=True)]
         return pooled, ids
 

@@ -63,7 +63,7 @@ def translate_files(
     tile: int | None = None,
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
-    at: At | Sequence[At] | None = None,
+    at: At | list[At] | None = None,
     outcome: Outcome | None = None,
 ) -> Outcome:
     """Translate the pictures of a :func:`~qsattn_plugin.translation.files.plan` to pictures of the same sizes.
@@ -103,13 +103,13 @@ class _Job:
         tile: int | None,
         batch: int | None,
         size: int | tuple[int, int] | None,
-        at: At | Sequence[At] | None,
+        at: At | list[At] | None,
         outcome: Outcome,
     ):
         self.translator, self.overwrite, self.progress = translator, overwrite, progress
         self.size, self.outcome = size, outcome
-        self.sheet = isinstance(at, Sequence) and not isinstance(at, str)
-        self.sizes: Sequence[At | None] = at if self.sheet else [at]
+        self.sheet = isinstance(at, list)
+        self.sizes: Sequence[At | None] = at if isinstance(at, list) else [at]
         device = next(translator.generator.parameters()).device.type
         self.batch = batch or _BATCH.get(device, _BATCH_ELSEWHERE)
         self.tile = tile
