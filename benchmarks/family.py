@@ -5,7 +5,7 @@
 trains the toy recipe, at its own length, with every row of :data:`CASES`, both samplers and three seeds, one after the
 other. Every run adds a JSON line to docs/measured/family.jsonl, and docs/measured/family.md, the page, is written anew.
 What has its line already is not trained again, and a run that was stopped is carried on with: start the same command
-again. The 66 runs take some ten hours of one quiet core; ``--cases``, ``--samplers`` and ``--seeds`` take a part of them.
+again. The 66 runs take some ten hours of a quiet core; ``--cases``, ``--samplers`` and ``--seeds`` take part of them.
 
 Each run has a process of its own. Seconds are those of the CPU, medians of ten steps after the training; memory is the
 process's resident peak over these steps beyond what it held before them.
@@ -136,8 +136,8 @@ Every contrastive objective and two-sided method, with CUT's random places and w
 of 16 x 16, at the length of {steps} steps, with the toy recipe's identity term. The weights are the authors' for photos
 of horses; none was tuned here. Coat distance is 0 for the true stripes and 1 for no change, background change the mean
 difference beside the animal: smaller is better for both. Means over the seeds, with their range; medians of the CPU
-seconds of a step and of the memory that it needs beyond networks and imports, {threads} thread, fp32. What did not train
-is counted as failed. Raw numbers, machine and dates: [{raw}]({raw}); made by `python -m benchmarks.family`.
+seconds of a step and of the memory it needs beyond networks and imports, {threads} thread, fp32. What did not train is
+counted as failed. Raw numbers, machine and dates: [{raw}]({raw}); made by `python -m benchmarks.family`.
 
 {table}"""
 
