@@ -287,7 +287,7 @@ def test_tables_have_aligned_columns():
 
 def test_map_draws_the_selected_points(workplace, trained):
     qsattn("data", "toy", "--root", "images", "--split", "testA", "-s", "size=64", "-s", "test=1")
-    done = qsattn("map", "images/testA", "-m", trained, "--tap", "12", "--queries", "7", "-o", "maps")
+    done = qsattn("map", "images/testA", "-m", trained, "--tap", "12", "--queries", "7", "--at", "full", "-o", "maps")
     assert done.exit_code == 0, done.output
     numbers = json.loads((workplace / "maps/animal_0000-tap-12.json").read_text())
     assert len(numbers["queries"]) == 7
