@@ -143,7 +143,7 @@ def test_cut_export_is_a_plain_state_dict_with_cuts_keys(tmp_path, name, argumen
 def test_cut_cannot_hold_everything(tmp_path, name, arguments):
     model = weights_file(tmp_path / "model.safetensors", name, **arguments)
     text = refused("export", model, "--format", "cut", "-o", tmp_path / "out")
-    assert f"CUT and CycleGAN cannot read this {name}" in text and text.count("\n") == 1
+    assert f"CUT and CycleGAN cannot read this {name}" in text.splitlines()[-1]
     assert not (tmp_path / "out").exists()
 
 
