@@ -75,9 +75,9 @@ def plain_adam(method: Method) -> None:
 
 def graph_of_positives(method: Method) -> None:
     """Build the positives' graph and detach it at its end."""
-    nce = method.nce.forward
-    method.nce.detach_positives = False
-    method.nce.forward = lambda anchors, positives: nce(anchors, positives.detach())
+    (objective,) = method.nce
+    nce, objective.detach_positives = objective.forward, False
+    objective.forward = lambda anchors, positives: nce(anchors, positives.detach())
 
 
 def differentiate_everything(method: Method) -> None:

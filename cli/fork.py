@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import inspect
 import os
 import signal
 import sys
 import types
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -67,6 +66,7 @@ def command(
     from qsattn_plugin.forks.log import SamplerLog
     from qsattn_plugin.forks.run import SamplerImportHook
     from qsattn_plugin.forks.swap import Swap
+    from qsattn_plugin.registry.recipe.checking import check_settings
 
     if report and log is None:
         raise UserError("--report draws a log: name its file, --log sampler.jsonl")
@@ -74,7 +74,7 @@ def command(
         raise UserError("--check leaves the fork as it is, so there is nothing to log: leave --check or --log out")
     guessed = guess_sampler(_values(arguments)) if check and sampler is None else None
     name, word = guessed or (sampler or "qsattn_global", "")
-    swap = Swap(name, inside=inside, **_arguments(name, settings))
+    swap = Swap(name, inside=inside, **check_settings("sampler", name, settings, "taps=all", {"queries"}))
     if not script.is_file():
         known = [p.name for p in script.parent.glob("*.py")] if script.parent.is_dir() else []
         raise UserError(f"there is no script {script}{nearest(script.name, known)}")
@@ -137,25 +137,6 @@ def _run(
 
 def _tell(line: str) -> None:
     click.echo(f"qsattn: {line}", err=True)
-
-
-def _arguments(sampler: str, settings: tuple[str, ...]) -> dict[str, Any]:
-    """Return the sampler's arguments, checked against its signature."""
-    from qsattn_plugin.registry import find
-    from qsattn_plugin.registry.recipe.checking import check_arguments
-    from qsattn_plugin.registry.yaml_lines import Node, Problem, RecipeError, parse_assignment
-
-    parameters = find("sampler", sampler).signature.parameters
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for text in settings:
-        key, value = parse_assignment(text, "taps=all")
-        node = Node({key: value}, value.place)
-        given = {n: p for n, p in parameters.items() if n == key or p.default is not inspect.Parameter.empty}
-        values |= check_arguments(given, node, sampler, f"sampler {sampler!r}", problems)
-    if problems:
-        raise RecipeError(*problems)
-    return values
 
 
 class _PythonExit:

@@ -110,10 +110,8 @@ class TrainingDisplay:
         self._bars.bar.set_description_str(self._state(progress), refresh=False)
 
     def _done(self, progress: TrainingEvent) -> None:
-        self._line(
-            f"{progress.values['folder']} is finished: {progress.step} steps (train.steps in its recipe.yaml; raise it "
-            "to go on)"
-        )
+        more = "train.steps in its recipe.yaml; raise it to go on"
+        self._line(f"{progress.values['folder']} is finished: {progress.step} steps ({more})")
         if "scores" in progress.values:
             self._evaluate(progress)
 
@@ -131,10 +129,8 @@ class TrainingDisplay:
         if progress.values["finished"]:
             self._line(f"finished at step {progress.step} after {tqdm.format_interval(progress.values['seconds'])}")
         elif not progress.values["signal"]:  # then the command says it as it ends
-            self._line(
-                f"stopped at step {progress.step} of {progress.steps}; "
-                f"`qsattn fit {progress.values['folder']}` continues from here"
-            )
+            more = f"`qsattn fit {progress.values['folder']}` continues from here"
+            self._line(f"stopped at step {progress.step} of {progress.steps}; {more}")
 
     def _state(self, progress: TrainingEvent) -> str:
         """Return the rate, the time left at the mean rate since the start, and the losses."""

@@ -55,7 +55,11 @@ KINDS = {
 
 #: Modules whose import registers the built-in parts of a kind.
 BUILTIN: dict[str, tuple[str, ...]] = {
-    "method": ("qsattn_plugin.training.methods.cut", "qsattn_plugin.training.methods.cyclegan"),
+    "method": (
+        "qsattn_plugin.training.methods.cut",
+        "qsattn_plugin.training.methods.cyclegan",
+        "qsattn_plugin.training.methods.dclgan",
+    ),
     "generator": (
         "qsattn_plugin.registry.generators",
         "qsattn_plugin.registry.generators.unet",
@@ -70,7 +74,15 @@ BUILTIN: dict[str, tuple[str, ...]] = {
     "encoder": ("qsattn_plugin.registry.encoders",),
     "sampler": ("qsattn_plugin.samplers",),
     "significance": ("qsattn_plugin.samplers",),
-    "objective": ("qsattn_plugin.losses",),
+    "objective": (
+        "qsattn_plugin.losses",
+        "qsattn_plugin.losses.semantic",
+        "qsattn_plugin.losses.monce",
+        "qsattn_plugin.losses.negcut",
+        "qsattn_plugin.losses.lsesim",
+        "qsattn_plugin.losses.srunit",
+        "qsattn_plugin.losses.enco",
+    ),
     "augmentation": (
         "qsattn_plugin.registry.augmentations",
         "qsattn_plugin.registry.augmentations.colour",
@@ -104,10 +116,13 @@ class PartError(UserError, ValueError):
 class Nested:
     """Marks an argument that names parts: ``judges: Annotated[list[str | dict], Nested("discriminator")]``.
 
-    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section.
+    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section. The
+    annotation says whether it names one, a list of them, or either. With ``weighted``, the mappings may have a
+    ``weight`` beside the part's arguments.
     """
 
     kind: str
+    weighted: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,17 +153,12 @@ class Part:
 
     def check(self, arguments: Iterable[str], complete: bool = True) -> None:
         """Raise :class:`PartError` for an argument that the part does not take, or (``complete``) for one it lacks."""
-        parameters = self.signature.parameters
-        given = list(arguments)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            for name in given:
-                if name not in parameters:
-                    takes = ", ".join(parameters) or "no arguments"
-                    raise PartError(
-                        f"{self.kind} {self.name!r} takes no argument {name!r}{nearest(name, parameters)} "
-                        f"(it takes {takes})",
-                        name,
-                    )
+        parameters, given = self.signature.parameters, list(arguments)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name in given:
+            if name not in parameters and not takes_any:
+                what = f"{self.kind} {self.name!r} takes no argument {name!r}{nearest(name, parameters)}"
+                raise PartError(f"{what} (it takes {', '.join(parameters) or 'no arguments'})", name)
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
         if complete and missing:
@@ -221,13 +231,9 @@ class Registry:
                 self._load(kind)  # so that a clash of names is reported for their part, not for ours
             known = self._parts.get((kind, name))
             # A reloaded module registers the same definition again.
-            if known and (known.target.__module__, known.target.__qualname__) != (
-                target.__module__,
-                target.__qualname__,
-            ):
-                raise PartError(
-                    f"{kind} {name!r} is already registered by {known.target.__module__}; choose another name"
-                )
+            if known and any(getattr(known.target, a) != getattr(target, a) for a in ("__module__", "__qualname__")):
+                by = known.target.__module__
+                raise PartError(f"{kind} {name!r} is already registered by {by}; choose another name")
             self._parts[kind, name] = Part(kind, name, target, tuple(tags))
             return target
 
@@ -244,10 +250,9 @@ class Registry:
         if (kind, name) not in self._parts:
             self._load_others()
         if (kind, name) not in self._parts:
-            names = [n for k, n in self._parts if k == kind]
-            raise PartError(
-                f"there is no {kind} {name!r}{nearest(name, names)} ({kind}s: {', '.join(sorted(names)) or 'none'})"
-            )
+            names = sorted(n for k, n in self._parts if k == kind)
+            known = f"{nearest(name, names)} ({kind}s: {', '.join(names) or 'none'})"
+            raise PartError(f"there is no {kind} {name!r}{known}")
         return self._parts[kind, name]
 
     def create(self, kind: str, name: str, /, *args: Any, **arguments: Any) -> Any:
@@ -273,17 +278,13 @@ class Registry:
         self._load_others()
         of_kind = [part for part in self._parts.values() if part.kind in kinds]
         if len(kinds) > 1:
-            fits = [
-                part
-                for part in of_kind
-                if any(fnmatch.fnmatch(t, pattern) for t in (part.name, f"{part.kind}/{part.name}", *part.tags))
-            ]
+            names = [(part, (part.name, f"{part.kind}/{part.name}", *part.tags)) for part in of_kind]
+            fits = [part for part, called in names if any(fnmatch.fnmatch(name, pattern) for name in called)]
             if not fits and not any(c in pattern for c in "*?["):
                 known = [*KINDS, *(part.name for part in of_kind)]
                 raise PartError(f"no kind, part or tag is called {pattern!r}{nearest(pattern, known)}")
             of_kind = fits
-        order = list(KINDS)
-        return sorted(of_kind, key=lambda part: (order.index(part.kind), part.name))
+        return sorted(of_kind, key=lambda part: (list(KINDS).index(part.kind), part.name))
 
 
 #: The registry that recipes and the command line use.
@@ -309,10 +310,9 @@ def create_nested(kind: str, spec: str | Mapping[str, Any], argument: str, **sur
         given = {key: value for key, value in surroundings.items() if key in takes}
         return REGISTRY.create(kind, part.name, **given | arguments)
     except (UserError, ValueError) as error:
-        at, colon, text = str(error).partition(": ")
-        known = colon and at in arguments
-        where = f"{argument}.{at}" if known else argument
-        raise PartError(f"{where}: {text if known else error}", where) from error
+        at, _, text = str(error).partition(": ")
+        where, text = (f"{argument}.{at}", text) if at in arguments else (argument, str(error))
+        raise PartError(f"{where}: {text}", where) from error
 
 
 register = REGISTRY.register

@@ -25,13 +25,14 @@ class TimmFeatures(nn.Module):
     from timm or from a file, they are not in ``state_dict``: the same arguments build it again.
 
     Args:
-        model: a timm name.
+        model: a timm name such as "convnext_tiny" or "swin_tiny_patch4_window7_224".
         taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: load timm's weights, downloaded or from its cache.
+        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        trained: train the model too.
-        size: the side of the images in pixels, for models that are built for one size.
-        in_channels: channels of the images: 3, or 1 (grey, repeated).
+        trained: train the model together with the generator; otherwise it is frozen.
+        size: the side of the images in pixels, for models that are built for one size; a recipe takes it from
+            ``data.crop``.
+        in_channels: channels of the images: 3, or 1 (grey, repeated); a recipe takes them from ``data.channels``.
         deepest: without named taps, the number of coarsest levels to use.
     """
 
@@ -142,8 +143,11 @@ def _create(
     free: dict[str, Any] = {"img_size": size, "dynamic_img_size": True}
     # Padding is for vision transformers whose patch size (14 pixels, say) does not divide the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
-    # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
-    with _hub() if pretrained else contextlib.nullcontext(), _silent("timm.models._builder"):
+    builder = logging.getLogger("timm.models._builder")
+    with _hub() if pretrained else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+        # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
+        stack.callback(builder.setLevel, builder.level)
+        builder.setLevel(logging.ERROR)
         for way in ways:
             try:
                 built: Any = timm.create_model(model, **arguments, **way)
@@ -181,18 +185,6 @@ def _explain(
     if path:
         return f"{path}: the weights do not fit {model} ({said}); is it another model's file?"
     return f"timm cannot give the features of {model}{f' for images of {size} pixels' if size else ''}: {said}"
-
-
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Silence a logger below errors."""
-    logger = logging.getLogger(name)
-    was = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(was)
 
 
 @contextlib.contextmanager
@@ -246,6 +238,5 @@ def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: 
     taken = [mark(parameter) in marks for parameter in model.parameters()]
     # Not all, because timm resamples what depends on the image's size.
     if sum(taken) < 0.8 * len(taken):
-        raise UserError(
-            f"{path}: holds {sum(taken)} of the {len(taken)} weights of {name}; is it another model's file?"
-        )
+        what = f"holds {sum(taken)} of the {len(taken)} weights of {name}"
+        raise UserError(f"{path}: {what}; is it another model's file?")

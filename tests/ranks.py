@@ -32,6 +32,13 @@ CASES = {
     "cut": ["method=cut", "sampler={type: grid, queries: 16}", "objective.r1=1.0", "objective.identity_l1=1"],
     "qsattn": ["method=qsattn", EVERYWHERE],
     "qsattn, accumulated": ["method=qsattn", EVERYWHERE, "train.accumulate=2"],
+    "hdce, src, monce and lsesim": [
+        "method=cut",
+        "sampler={type: grid, queries: 16}",
+        "objective.nce=[{type: hdce, weight: 0.1}, {type: src, weight: 0.05}, monce, {type: lsesim, weight: 10}]",
+    ],
+    "enco": ["method=cut", "sampler={type: grid, queries: 16}", "objective.nce=enco"],
+    "simdcl": ["method=simdcl", "sampler={type: grid, queries: 16}", "objective.head_width=8"],
     "cyclegan": ["method=cyclegan"],
     "projected": [
         "method=cut",

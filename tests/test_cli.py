@@ -192,7 +192,8 @@ def test_a_model_that_is_none_is_named(workplace, trained):
     (workplace / "w.safetensors").write_bytes(b"junk")
     assert "is damaged" in refused("translate", "a.png", "-m", "w.safetensors", "-o", "out")
     qsattn("build", "toy", *SETTINGS)
-    assert "holds no checkpoint yet" in refused("translate", "a.png", "-m", "toy", "-o", "out")
+    assert "holds no checkpoint yet" in refused("translate", "a.png", "-m", "runs/toy", "-o", "out")
+    assert "write runs/toy or pretrained/toy" in refused("translate", "a.png", "-m", "toy", "-o", "out")
 
 
 def test_a_folder_without_pictures_is_named(workplace):
@@ -357,6 +358,11 @@ def test_a_shipped_recipe_can_be_shown():
     said = qsattn("show", "recipe/horse2zebra_mobile").output
     assert "name: horse2zebra_mobile" in said and "swift_resnet_6blocks" in said
     assert "there is no recipe" in refused("show", "recipe/horse")
+
+
+def test_show_describes_a_network_that_a_recipe_alone_can_build():
+    said = qsattn("show", "discriminator/projected")
+    assert said.exit_code == 0 and "pretrained: bool" in said.output and "parameters" not in said.output
 
 
 def test_arguments_that_name_parts_are_shown_as_such():

@@ -33,7 +33,7 @@ def no_longer(monkeypatch):
 def place(workplace):
     """A folder with the page's file and recipe."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     Path("parts.py").write_text("\n".join(blocks))
     (recipe,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
     Path("mine.yaml").write_text(recipe)
@@ -48,8 +48,9 @@ def place(workplace):
         ("method=cut", "sampler={type: centre, queries: 16}", *CONTRASTIVE),
         ("method=qsattn", "sampler={type: qsattn_global, queries: 16, significance: variance}", *CONTRASTIVE),
         ("method=qsattn", "encoder=averages", "sampler={type: qsattn_global, queries: 16}", *CONTRASTIVE),
+        ("method=cut", "sampler={type: random, queries: 16}", *CONTRASTIVE, "objective.nce=[patchnce, bilinear]"),
     ],
-    ids=["its method", "its method in fp16", "its sampler", "its significance", "its encoder"],
+    ids=["its method", "its method in fp16", "its sampler", "its significance", "its encoder", "its objective"],
 )
 def test_the_page_s_parts_train_and_carry_on_with_the_same_bytes(place, settings):
     ends = []

@@ -87,15 +87,16 @@ def operator(
 
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(torch.library, "custom_op"):
-            made = torch.library.custom_op(f"qsattn_plugin::{name}", function, mutates_args=(), schema=schema)
-            made.register_fake(fake)
+            operator = torch.library.custom_op(f"qsattn_plugin::{name}", function, mutates_args=(), schema=schema)
+            operator.register_fake(fake)
             if backward is not None:
-                made.register_autograd(backward, setup_context=keep)
-            return made
+                operator.register_autograd(backward, setup_context=keep)
+            return operator
         if backward is None:
             return function
-        parts = {"forward": function, "setup_context": keep, "backward": backward}
-        return type(name, (torch.autograd.Function,), {k: staticmethod(v) for k, v in parts.items()}).apply
+        parts: dict[str, Any] = {"forward": function, "setup_context": keep, "backward": backward}
+        made: Any = type(name, (torch.autograd.Function,), {k: staticmethod(v) for k, v in parts.items()})
+        return made.apply
 
     return make
 
@@ -234,11 +235,11 @@ def local_scores(features: Tensor, window: int) -> Tensor:
         if any(abs(d) >= size for d, size in zip(offset, sizes, strict=True)):
             continue
         both = list(zip(offset, sizes, strict=True))
-        later = tuple(slice(max(d, 0), size + min(d, 0)) for d, size in both)
-        earlier = tuple(slice(max(-d, 0), size - max(d, 0)) for d, size in both)
-        products = (features[(..., *later)] * features[(..., *earlier)]).sum(1)
-        scores[(slice(None), place, *later)] = products
-        scores[(slice(None), places - 1 - place, *earlier)] = products
+        later: tuple[Any, ...] = (..., *(slice(max(d, 0), size + min(d, 0)) for d, size in both))
+        earlier: tuple[Any, ...] = (..., *(slice(max(-d, 0), size - max(d, 0)) for d, size in both))
+        products = (features[later] * features[earlier]).sum(1)
+        scores[:, place][later] = products
+        scores[:, places - 1 - place][earlier] = products
     return scores.flatten(2)
 
 

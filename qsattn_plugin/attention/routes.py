@@ -89,7 +89,23 @@ class PointRoute(Route):
         return gather_positions(features.flatten(2), self.queries).transpose(1, 2)
 
 
-class AttentionRoute(Route):
+class _RowsRoute(Route):
+    """Multiplies ``rows`` of the source's attention with features; their keys lie in lines of ``width``."""
+
+    rows: Tensor
+    width: int
+
+    def _rows_dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def detach(self) -> Route:
+        return self._with(rows=self.rows.detach())
+
+    def flip(self) -> Route:
+        return super().flip()._with(rows=self.rows.unflatten(-1, (-1, self.width)).flip(-1).flatten(-2))
+
+
+class AttentionRoute(_RowsRoute):
     """Multiplies rows of the source's global attention with the features.
 
     Args:
@@ -101,25 +117,15 @@ class AttentionRoute(Route):
 
     def __init__(self, rows: Tensor, queries: Tensor, shape: Sequence[int], stats: dict[str, Tensor] | None = None):
         super().__init__(queries, shape, stats)
-        self.rows = rows
-
-    def _rows_dtype(self) -> torch.dtype:
-        return self.rows.dtype
+        self.rows, self.width = rows, self.shape[-1]
 
     def _gather(self, features: Tensor) -> Tensor:
         # In this order the gradient has the memory layout of the features. Transposed, its channels would lie side by
         # side, which PyTorch's instance norm on the CPU (2.15, batch size 1) misreads.
         return torch.bmm(features.flatten(2), self.rows.to(features.dtype).transpose(1, 2)).transpose(1, 2)
 
-    def detach(self) -> Route:
-        return self._with(rows=self.rows.detach())
 
-    def flip(self) -> Route:
-        rows = self.rows.unflatten(-1, (-1, self.shape[-1])).flip(-1).flatten(-2)
-        return super().flip()._with(rows=rows)
-
-
-class WindowRoute(Route):
+class WindowRoute(_RowsRoute):
     """Multiplies rows of the source's local attention with the features in the window around each query.
 
     Args:
@@ -134,22 +140,12 @@ class WindowRoute(Route):
         self, rows: Tensor, queries: Tensor, shape: Sequence[int], window: int, stats: dict[str, Tensor] | None = None
     ):
         super().__init__(queries, shape, stats)
-        self.rows = rows
+        self.rows, self.width = rows, window
         self.window = window
-
-    def _rows_dtype(self) -> torch.dtype:
-        return self.rows.dtype
 
     def _gather(self, features: Tensor) -> Tensor:
         values, _ = gather_windows(features, self.queries, self.window)
         return (self.rows.to(features.dtype).unsqueeze(1) * values).sum(-1).transpose(1, 2)
-
-    def detach(self) -> Route:
-        return self._with(rows=self.rows.detach())
-
-    def flip(self) -> Route:
-        rows = self.rows.unflatten(-1, (-1, self.window)).flip(-1).flatten(-2)
-        return super().flip()._with(rows=rows)
 
 
 class Attention(Protocol):

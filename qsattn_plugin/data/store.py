@@ -17,6 +17,7 @@ from qsattn_plugin.errors import UserError
 
 __all__ = ["Store"]
 
+#: The most images that are decoded at once.
 _THREADS = 4
 
 
@@ -35,16 +36,13 @@ class Store:
         limit: read only the first so many images.
         budget: the most bytes of images kept in memory; 0 always uses the file.
         spill_to: the folder of the file; by default the system's folder for temporary files.
-        threads: the number of images decoded at once, at most 4.
         progress: called as ``progress(done, total)`` after each image, from this thread.
 
     Raises:
         UserError: no image could be read, or the file could not be written.
 
     Attributes:
-        names: the images' names, in order.
-        sizes: their (height, width).
-        skipped: (name, reason) of the images that could not be read.
+        sizes: the (height, width) of the images.
         nbytes: the bytes of all images.
         channels: the number of channels of every image.
     """
@@ -57,7 +55,6 @@ class Store:
         limit: int | None = None,
         budget: int = 8 << 30,
         spill_to: str | os.PathLike | None = None,
-        threads: int = _THREADS,
         progress: Callable[[int, int], None] | None = None,
     ):
         self.names: list[str] = []
@@ -76,7 +73,7 @@ class Store:
                 return error
 
         count = len(images) if limit is None else min(limit, len(images))
-        decoded = threaded_map(decode, range(count), max(1, min(threads, _THREADS, os.cpu_count() or 1)))
+        decoded = threaded_map(decode, range(count), min(_THREADS, os.cpu_count() or 1))
         for index, image in enumerate(decoded):
             if isinstance(image, UnreadableImage):
                 self.skipped.append((images.names[index], image.reason))

@@ -111,7 +111,8 @@ class Check:
         self.comparison = compare(self.swap.at_own_positions, module, call)
         self.costs["own"].append(cost(lambda features: own(features)[0], call.features))
         if self.swap.inside or not self.comparison.problem:
-            ours, alone = self._like_own(call.count), {"ids": None, "return_all": False, "wants_rows": False}
+            alone: dict[str, Any] = {"ids": None, "return_all": False, "wants_rows": False}
+            ours = self._like_own(call.count)
             self.costs["ours"].append(
                 cost(lambda features: ours.swapped(module, replace(call, features=features, **alone))[0], call.features)
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,12 +130,12 @@ def _differ(own: Sequence, ours: Sequence, known: list[bool], call: Call) -> tup
     return largest, "; ".join(problems)
 
 
-def _moved(rows: Iterable[Tensor], parameters: dict[str, Tensor]) -> list[str]:
+def _moved(rows: Iterable[Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the parameters that get a gradient from a weighted sum of the rows."""
     sums = [(r * torch.linspace(-1, 1, r.numel(), device=r.device).view_as(r)).sum() for r in rows if r.requires_grad]
     if not sums or not parameters:
         return []
-    gradients = torch.autograd.grad(sum(sums), list(parameters.values()), allow_unused=True)
+    gradients = torch.autograd.grad(torch.stack(sums).sum(), list(parameters.values()), allow_unused=True)
     return [name for name, g in zip(parameters, gradients, strict=True) if g is not None and bool(g.any())]
 
 
@@ -165,17 +165,18 @@ class Guard:
         if watch is not None and watch.done:
             watch.remove()  # not in the step itself, where torch goes through its hooks
         names = tuple(name for name, _ in module.named_parameters())
-        form = (type(module), names, choose, len(call.features), call.return_all, call.choice is None)
-        form = (*form, call.use_mlp, call.prj)
+        how = (call.return_all, call.choice is None, call.use_mlp, call.prj)
+        form = (type(module), names, choose, len(call.features), *how)
         if call.own is None or call.count <= 0 or form in self._seen:
             return
         last = self._chosen
-        if not choose and (last is None or last.ids is None or len(last.ids) != len(call.features)):
+        given = (None, None) if choose or last is None else (last.ids, last.rows)
+        if not choose and (given[0] is None or len(given[0]) != len(call.features)):
             return  # the next call of this form is compared
         self._seen.add(form)
         kind = type(module).__name__
         try:
-            found = compare(self._answer, module, call, *((None, None) if choose else (last.ids, last.rows)))
+            found = compare(self._answer, module, call, *given)
         except Exception as error:  # noqa: BLE001 - a fork's own function may not run here; its swap may
             _warn(f"{kind} could not be compared with what it does unswapped ({_first_line(error)})")
             return

@@ -11,7 +11,8 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from qsattn_plugin.forks.measure import cost, random_state
 from qsattn_plugin.forks.swap import Swap
 from qsattn_plugin.samplers import AttendsNowhere
+from qsattn_plugin.samplers.points import Sampler
 
 __all__ = ["SamplerLog", "losses_in"]
 
@@ -93,9 +95,8 @@ class SamplerLog:
             with torch.no_grad():
                 routes = swap.sampler(count).choose(features, observe=True)
             for index, (route, feature) in enumerate(zip(routes, features, strict=True)):
-                sampler = swap.sampler(count, index)
-                milliseconds, megabytes = cost(lambda f, one=sampler: [one.choose(f)[0](f[0])], [feature])
-                figures = {name: float(value) for name, value in route.stats.items()}
+                milliseconds, megabytes = cost(partial(_chosen, swap.sampler(count, index)), [feature])
+                figures: dict[str, float | None] = {name: float(value) for name, value in route.stats.items()}
                 figures |= {"milliseconds": milliseconds, "megabytes": megabytes}
                 line |= {f"tap_{index}/{name}": _json(value) for name, value in figures.items()}
         self._write(line)
@@ -126,3 +127,8 @@ class _Copy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _chosen(sampler: Sampler, features: Sequence[Tensor]) -> list[Tensor]:
+    """Return what the sampler gathers from one feature map."""
+    return [sampler.choose(features)[0](features[0])]

@@ -24,7 +24,8 @@ def cost(run: Callable[[list[Tensor]], list[Tensor]], features: list[Tensor]) ->
     def step() -> None:
         with torch.enable_grad():
             leaves = [f.detach().clone().requires_grad_() for f in features]
-            torch.autograd.grad(sum((p * p[:1]).sum() for p in run(leaves)), leaves, allow_unused=True)
+            total = torch.stack([(p * p[:1]).sum() for p in run(leaves)]).sum()
+            torch.autograd.grad(total, leaves, allow_unused=True)
 
     device = features[0].device
     cuda = device.type == "cuda"

@@ -84,6 +84,8 @@ class Swap:
                 raise
             except (ValueError, TypeError) as error:
                 raise UserError(f"sampler {self.name!r}: {error}") from None
+            if getattr(self._samplers[count, layer], "guided", False):
+                raise UserError(f"sampler {self.name!r} needs the discriminator's scores, which forks do not give it")
         return self._samplers[count, layer]
 
     def __call__(self, module: nn.Module, call: Call) -> tuple:
@@ -136,7 +138,7 @@ class Swap:
         if call.return_all:
             return pooled, _maps(module, call) if routes else pooled, ids
         if call.wants_rows:
-            rows = routes or [None] * len(ids)
+            rows: Sequence[Route | None] = routes or [None] * len(ids)
             return pooled, ids, [getattr(r, "rows", f.new_zeros(1)) for r, f in zip(rows, call.features, strict=True)]
         return pooled, ids
 

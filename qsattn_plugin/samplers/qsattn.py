@@ -12,7 +12,6 @@ Samplers have no parameters and keep no state.
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from qsattn_plugin.attention import GlobalAttention, LocalAttention, select_quer
 from qsattn_plugin.attention.routes import OwnRoute, PointRoute, Route
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, find, register
-from qsattn_plugin.samplers.points import Sampler
+from qsattn_plugin.samplers.points import Sampler, first_these
 from qsattn_plugin.samplers.significance import uniform
 
 __all__ = ["AttendsNowhere", "MixtureSampler", "QSAttnSampler"]
@@ -154,12 +153,8 @@ class QSAttnSampler(Sampler):
 def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type[QSAttnSampler]]:
     """Return a class decorator that gives a subclass the arguments of QSAttnSampler, except those it fixes.
 
-    They take the place of ``**arguments`` in its signature, and their texts go to the end of its docstring.
+    They take the place of ``**arguments`` in its signature.
     """
-    # Without docstrings (`python -OO`) there are no texts to share.
-    arguments = inspect.cleandoc(QSAttnSampler.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-    texts = re.split(r"^    (?=\w+: )", arguments, flags=re.M)[1:]
-    shared = "".join(f"    {text}" for text in texts if text.partition(":")[0] not in fixed).rstrip()
 
     def complete(subclass: type[QSAttnSampler]) -> type[QSAttnSampler]:
         constructor: Any = subclass.__init__
@@ -168,8 +163,6 @@ def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type
         parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         parameters += [p for name, p in base.parameters.items() if name not in fixed]
         constructor.__signature__ = own.replace(parameters=parameters)
-        doc = inspect.cleandoc(subclass.__doc__ or "")
-        subclass.__doc__ = f"{doc}\n{shared}" if "Args:" in doc else f"{doc}\n\nArgs:\n{shared}"
         return subclass
 
     return complete
@@ -192,13 +185,8 @@ class MixtureSampler(QSAttnSampler):
 
     def select(self, significance: Tensor, features: Tensor, generator: torch.Generator | None) -> Tensor:
         n = min(self.queries, significance.shape[1])
-        order = uniform(features, generator)
-        if significant := round(self.share * n):
-            # Ranks above every random number keep the significant ones first and in their order.
-            ranks = torch.arange(significant + 1, 1, -1, device=order.device, dtype=order.dtype)
-            chosen = select_queries(significance, significant)
-            order = order.scatter(1, chosen, ranks.expand(order.shape[0], -1))
-        return select_queries(order, n)
+        order, significant = uniform(features, generator), round(self.share * n)
+        return first_these(select_queries(significance, max(1, significant))[:, :significant], order, n)
 
 
 @register("sampler", "qsattn_global", tags=("qsattn", "paper"))

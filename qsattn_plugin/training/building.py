@@ -42,12 +42,9 @@ class RecipeParts:
 
     def encoder(self, generator: nn.Module) -> nn.Module:
         made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
-        lacking = [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]
-        if lacking:
-            name = self.recipe.encoder.type
-            raise self.recipe.error(
-                "encoder.type", f"{name} lacks the attributes {', '.join(lacking)}: each a list with one entry per tap"
-            )
+        if lacking := [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]:
+            what = f"lacks the attributes {', '.join(lacking)}: each a list with one entry per tap"
+            raise self.recipe.error("encoder.type", f"{self.recipe.encoder.type} {what}")
         return made
 
     def augmentation(self) -> Augmentations:
@@ -88,10 +85,7 @@ class RecipeParts:
         return next((s for s in reversed(sections) if getattr(self.recipe, s)), "data.crop")
 
     def _checked(self, network: nn.Module, shape: tuple[int, ...], *sections: str) -> nn.Module:
-        """Return the network if it accepts the training size.
-
-        Raises:
-            RecipeError: it does not."""
+        """Return the network; raise RecipeError if it does not accept the training size."""
         if shape:
             ghost = copy.deepcopy(network).to("meta")  # shapes only: nothing is computed
             try:

@@ -21,11 +21,7 @@ _BATCH = 8
 
 
 class Evaluator:
-    """Translates and scores a fixed set of test images.
-
-    Args:
-        recipe: its ``evaluate`` section gives the number of images and the scores beside the data set's own.
-        loader: gives the data set, its direction and the device.
+    """Translates and scores a fixed set of test images of a recipe, as its ``evaluate`` section says.
 
     Raises:
         RecipeError: the model of ``evaluate.kid`` cannot be loaded, or there are too few images to compare.
@@ -47,9 +43,7 @@ class Evaluator:
     ) -> tuple[dict[str, float], Image.Image | None] | None:
         """Return the scores (smaller is better, the first one leads) and the picture grid; None for no test images.
 
-        Args:
-            generator: the network to evaluate.
-            stop: called before every batch; if it returns true, the evaluation ends and the result is None.
+        ``stop`` is called before every batch; if it returns true, the evaluation ends and the result is None.
         """
         if not self.images:
             return {}, None
@@ -77,10 +71,7 @@ class Evaluator:
         return translated
 
     def _pictures(self, generator: nn.Module, images: Tensor) -> list[Tensor]:
-        """Translate a batch; one image at a time if memory runs out.
-
-        Raises:
-            UserError: there is not enough memory for one image."""
+        """Translate a batch; one image at a time if memory runs out, and UserError if it runs out for one."""
         try:
             return list(translate(generator, to_float(images.to(self.loader.device))).float().cpu())
         except (RuntimeError, MemoryError) as error:
@@ -101,9 +92,8 @@ def _distance(recipe: Recipe, loader: TrainingLoader) -> KernelDistance | None:
         return None
     targets = loader.test_images(target=True)
     if targets is None or len(targets) < 2:
-        raise recipe.error(
-            "evaluate.kid", f"needs two test images of the target domain to compare with (test{loader.domains[1]})"
-        )
+        what = f"needs two test images of the target domain to compare with (test{loader.domains[1]})"
+        raise recipe.error("evaluate.kid", what)
     try:
         vectors = TimmEmbedder(kid.model, kid.weights)
     except UserError as error:

@@ -32,8 +32,7 @@ class TrainingLoader:
         recipe: its ``data``, ``augmentations`` and ``train`` sections are used.
         device: receives the batches.
         progress: called as ``progress(split, done, total)`` while images are decoded.
-        rank: this process's rank.
-        world: the number of processes that share a step; each decodes and keeps all images.
+        rank: of this process, among the ``world`` that share a step; each decodes and keeps all images.
         multiple: sides of images that are not cropped are rounded to this multiple, which the generator needs.
         first: the first step; its images are decoded immediately.
 
@@ -56,7 +55,7 @@ class TrainingLoader:
         self.rank, self.world = rank, world
         self.device = device
         self.direction = data.direction
-        self.dataset = recipe.build("data", channels=data.channels)
+        self.dataset = recipe.build("data")
         prepare = Preprocess(data.preprocess, data.resize, data.crop, multiple)
         self._prepare_test = prepare.for_test()
         # The preprocessing from each of these steps on.
@@ -79,11 +78,7 @@ class TrainingLoader:
         return max((stage for stage in self._stages.items() if stage[0] <= step), key=lambda stage: stage[0])[1]
 
     def prepare(self, step: int) -> None:
-        """Decode the images if this step needs another preprocessing than the decoded ones have.
-
-        Raises:
-            UserError: they cannot be read.
-        """
+        """Decode the images if this step needs another preprocessing than the decoded ones; UserError if that fails."""
         prepare = self._stage(step)
         if prepare == self._prepared:
             return
@@ -126,13 +121,8 @@ class TrainingLoader:
         return batch, torch.Generator().manual_seed(derive_seed(self.seed, _STEP, step, self.rank))
 
     def test_images(self, limit: int | None = None, target: bool = False) -> Store | None:
-        """Return the test images of a domain, preprocessed for testing; None if the data set has none.
-
-        Args:
-            limit: only the first so many; None for all.
-            target: the target domain instead of the source domain.
-        """
+        """Return the first test images of the source or the target domain, preprocessed; None if there are none."""
         name = f"test{self.domains[target]}"
         if not self.dataset.has(name):
             return None
-        return Store(self.dataset.split(name), self._prepare_test, limit=limit or None)
+        return Store(self.dataset.split(name), self._prepare_test, limit=limit)

@@ -11,59 +11,49 @@ from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.apply import smallest_side
 from qsattn_plugin.translation.files import check_output, file_below
-from qsattn_plugin.translation.load import find_weights, load, main_generator
+from qsattn_plugin.translation.load import Weights, load, load_file, main_generator
 
 _PREFIX = "generator/"
 
 
 class Published(NamedTuple):
-    """What :func:`publish` wrote.
-
-    Attributes:
-        path: the file.
-        sha256: its checksum, in hexadecimal.
-        size: its bytes.
-        largest: the largest change of a random image's translation, on [-1, 1], by half precision.
-        mean: the mean of these changes.
-    """
+    """The file that :func:`publish` wrote, and how much half precision changes a random image's translation."""
 
     path: Path
     sha256: str
-    size: int
-    largest: float
+    size: int  # bytes
+    largest: float  # change on [-1, 1]
     mean: float
 
 
 def publish(model: str | Path, out: Path, generator: str | None = None, overwrite: bool = False) -> Published:
-    """Write a model's generator in float16, with the recipe that trained it.
+    """Write a model's generator in float16, with the recipe that trained it, into a safetensors file.
 
-    Args:
-        model: as for :func:`qsattn_plugin.translation.load.load`.
-        out: a safetensors file, or a folder, in which the file is named after the model's recipe.
-        generator: which one, where a method trains several.
-        overwrite: replace the file if it exists; never if it is the model itself.
+    The model is as for :func:`qsattn_plugin.translation.load.load`; in a folder the file is named after its recipe. An
+    existing file is replaced with ``overwrite``, but never the model itself.
 
     Raises:
         UserError: there is no such model, or the file exists already.
         WriteFailed: the file could not be written.
     """
-    source = find_weights(model)
-    translator = load(source, name=generator)
+    translator = load(model, name=generator)
+    assert translator.weights is not None  # it was loaded
     document = translator.document
     spec = document["generators"][generator or main_generator(document["generators"])]
     path = file_below(out, (document.get("recipe") or {}).get("name") or spec["type"], ".safetensors")
-    check_output(path, overwrite, source)
+    check_output(path, overwrite, translator.weights.path)
     state = translator.generator.state_dict()
     tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     kept: dict[str, Any] = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
     kept["recipe"] = _without_folders(kept.get("recipe"))
     kind, arguments, channels = spec["type"], spec["arguments"], translator.channels
-    described = {"forward": {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}}
-    save_tensors(path, tensors, {"kind": "weights", "generators": described, **kept})
+    described = {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}
+    described["trained"] = translator.trained
+    save_tensors(path, tensors, {"kind": "weights", "generators": {"forward": described}, **kept})
     side = smallest_side(translator.generator, 128)
     images = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
-        changes = (load(path)(images) - translator(images)).abs()
+        changes = (load_file(Weights(str(path), path))(images) - translator(images)).abs()
     return Published(path, checksum(path), path.stat().st_size, changes.max().item(), changes.mean().item())
 
 

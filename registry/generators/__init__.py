@@ -10,15 +10,16 @@ The layers of a generator are its *taps*, whose features a contrastive loss may 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
-from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip, blend
 
 
 class Tap(NamedTuple):
@@ -33,14 +34,25 @@ class Tap(NamedTuple):
 class TappedGenerator(nn.Module):
     """A generator whose ``self.model`` is a sequence of layers, each of them a tap.
 
-    A subclass builds its layers in its constructor and passes them to :meth:`finish`.
+    A subclass builds its layers in its constructor and passes them to :meth:`finish`. Arguments that generators share:
+
+    Args:
+        norm: "instance" (the papers'), "batch" or "none".
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
+        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
+        out_channels: channels of the output images; likewise.
     """
 
     #: The taps that the contrastive loss uses if a recipe names none.
     default_taps: tuple[int | str, ...] = ()
     #: Sides of images must be multiples of this many pixels.
     multiple: int = 4
-    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_walk`` and ``primitives``.
+    #: Whether the output of the last layer is added to the image, which then need not be reproduced.
+    residual: bool = False
+    #: Whether it is mixed with the image instead, by a mask in one channel more (:func:`blend`).
+    mask: bool = False
+    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_layers`` and ``_primitives``.
     model: Any
 
     def finish(
@@ -65,13 +77,16 @@ class TappedGenerator(nn.Module):
         self.taps: list[Tap] = []
         channels, stride = in_channels, 1
         for index, layer in enumerate(model):
-            inner: list[Any] = list(layer.modules())
-            channels = next((m.out_channels for m in reversed(inner) if hasattr(m, "out_channels")), channels)
-            for m in inner:
+            for m in layer.modules():
+                channels = cast(int, getattr(m, "out_channels", channels))
                 if isinstance(m, Downsample) or (type(m) is nn.Conv2d and m.stride[0] == 2):
                     stride *= 2
                 elif isinstance(m, (Upsample, nn.ConvTranspose2d)):
                     stride //= 2
+                elif isinstance(m, nn.PixelUnshuffle):
+                    channels, stride = channels * m.downscale_factor**2, stride * m.downscale_factor
+                elif isinstance(m, nn.PixelShuffle):
+                    channels, stride = channels // m.upscale_factor**2, stride // m.upscale_factor
             self.taps.append(Tap(index, (names or {}).get(index, str(index)), channels, stride))
 
     def find_taps(self, taps: Sequence[int | str] | None = None) -> list[Tap]:
@@ -94,13 +109,20 @@ class TappedGenerator(nn.Module):
             raise UserError(f"a tap is named twice: {', '.join(map(str, taps or ()))}")
         return sorted(found)
 
-    def forward(self, x: Tensor, taps: Sequence[int | str] = (), encode_only: bool = False):
+    def forward(
+        self,
+        x: Tensor,
+        taps: Sequence[int | str] = (),
+        encode_only: bool = False,
+        change: Mapping[int, Tensor] | None = None,
+    ):
         """Translate (B, C, H, W) in [-1, 1].
 
         Args:
             x: the images; sides a multiple of ``self.multiple``.
             taps: indices or names of layers whose outputs are returned too.
             encode_only: stop at the deepest tap and return the features alone.
+            change: is added to the outputs of layers, by index, before the next layer sees them.
 
         Returns:
             The image; (image, list of features) with ``taps``; the list alone with ``encode_only``.
@@ -109,7 +131,7 @@ class TappedGenerator(nn.Module):
         features: list[Tensor] = []
         out = x
         if not encode_only or wanted:
-            for index, out in self._walk(x, wanted):
+            for index, out in self._walk(x, [*wanted, *change], change) if change else self._walk(x, wanted):
                 if index in wanted:
                     features.append(out)
                     if encode_only and len(features) == len(wanted):
@@ -118,31 +140,63 @@ class TappedGenerator(nn.Module):
             return features
         return (out, features) if wanted else out
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _walk(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
-        return self.model.walk(x, wanted)
+        for index, out in self._layers(x, wanted, change):
+            yield index, self._joined(x, out) if index == self.taps[-1].index else out
+
+    def _joined(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the translation: the last layer's output joined with the image, where it is."""
+        if self.mask:
+            return blend(x, out)
+        # A residual through tanh would have to invert it wherever the image is to stay unchanged.
+        return F.hardtanh(x + out) if self.residual else out
+
+    def _layers(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what :meth:`_walk` does, before the last output is joined with the image."""
+        return self.model.walk(x, wanted, change)
 
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs, see :mod:`qsattn_plugin.registry.layers.primitives`."""
+        layers = self._primitives()
+        if self.mask:
+            return [Skip.FORK, *layers, Skip.BLEND]
+        return [Skip.FORK, *layers, Skip.ADD, nn.Hardtanh()] if self.residual else layers
+
+    def _primitives(self) -> list[Primitive]:
+        """Return the layers that :meth:`_layers` runs."""
         return list(self.model)
 
+    def check_sides(self, x: Tensor) -> None:
+        """Raise ValueError for images whose sides are not multiples of ``self.multiple``."""
+        height, width = x.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            what = f"this generator takes sides that are multiples of {self.multiple}, got {height} x {width}"
+            raise ValueError(what)
 
-class ResnetBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip connection; reflection padding (Johnson et al. 2016)."""
 
-    def __init__(self, channels: int, norm: Norm):
+def adds(residual: bool, in_channels: int, out_channels: int) -> bool:
+    """Return ``residual``; raise :class:`ValueError` if images of these channels cannot be added."""
+    if residual and in_channels != out_channels:
+        raise ValueError(f"residual: images of {in_channels} input and {out_channels} output channels cannot be added")
+    return residual
+
+
+def chained(layers: Mapping[str, list[nn.Module]]) -> tuple[list[nn.Module], dict[int, str]]:
+    """Return named groups of layers as :meth:`TappedGenerator.finish` takes them: one module each, and their names."""
+    return [g[0] if len(g) == 1 else nn.Sequential(*g) for g in layers.values()], dict(enumerate(layers))
+
+
+class ResidualBlock(nn.Module):
+    """Layers with a skip connection: ``x + self.conv_block(x)``."""
+
+    def __init__(self, conv_block: nn.Sequential):
         super().__init__()
-        make_norm = normalisation(norm)
-        bias = norm != "batch"
-        self.conv_block = FusedSequential(
-            ReflectionPad(1),
-            nn.Conv2d(channels, channels, 3, bias=bias),
-            make_norm(channels),
-            nn.ReLU(),
-            ReflectionPad(1),
-            nn.Conv2d(channels, channels, 3, bias=bias),
-            make_norm(channels),
-        )
+        self.conv_block = conv_block
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_block(x)
@@ -150,6 +204,16 @@ class ResnetBlock(nn.Module):
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         return [Skip.FORK, *self.conv_block, Skip.ADD]
+
+
+class ResnetBlock(ResidualBlock):
+    """Two 3 x 3 convolutions and a skip connection; reflection padding (Johnson et al. 2016)."""
+
+    def __init__(self, channels: int, norm: Norm):
+        make_norm = normalisation(norm)
+        convolutions = [nn.Conv2d(channels, channels, 3, bias=norm != "batch") for _ in range(2)]
+        first, second = ([ReflectionPad(1), conv, make_norm(channels)] for conv in convolutions)
+        super().__init__(FusedSequential(*first, nn.ReLU(), *second))
 
 
 class ResnetGenerator(TappedGenerator):
@@ -160,13 +224,8 @@ class ResnetGenerator(TappedGenerator):
 
     Args:
         width: channels of the stem; the blocks have four times as many.
-        norm: "instance" (the papers'), "batch" or "none".
         antialias: blur when downsampling, as CUT does; CycleGAN does not.
         antialias_up: blur when upsampling, as CUT does; CycleGAN uses transposed convolutions.
-        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: scale of that distribution.
-        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
-        out_channels: channels of the output images; likewise.
     """
 
     #: The number of residual blocks, and their class.
@@ -226,25 +285,20 @@ class ResnetGenerator(TappedGenerator):
         self.finish(model, {index: name for name, index in names.items()}, in_channels, init, init_gain)
 
 
-def _for_blocks(count: str, use: str) -> str:
-    """Return the docstring of a ResNet generator with a fixed number of blocks: a first line, the shared arguments."""
-    return f"ResNet generator with {count} blocks: {use}.\n" + (ResnetGenerator.__doc__ or "").split("\n", 1)[-1]
-
-
 @register("generator", "resnet_9blocks", tags=("resnet", "cut", "cyclegan"))
 class Resnet9Blocks(ResnetGenerator):
-    __doc__ = _for_blocks("nine", "the papers' generator at 256 pixels")
+    """ResNet generator with nine blocks: the papers' generator at 256 pixels."""
 
 
 @register("generator", "resnet_6blocks", tags=("resnet", "cut", "cyclegan"))
 class Resnet6Blocks(ResnetGenerator):
-    __doc__ = _for_blocks("six", "CycleGAN's at 128 pixels")
+    """ResNet generator with six blocks: CycleGAN's at 128 pixels."""
 
     blocks = 6
 
 
 @register("generator", "resnet_4blocks", tags=("resnet", "small"))
 class Resnet4Blocks(ResnetGenerator):
-    __doc__ = _for_blocks("four", "for small pictures")
+    """ResNet generator with four blocks: for small pictures."""
 
     blocks = 4

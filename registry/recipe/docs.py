@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
 __all__ = ["argument_docs"]
 
-_ITEM = re.compile(r"\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)")
+_BLOCK = re.compile(r"^( *)Arg(?:ument)?s:\n((?:\1 .*\n|\n)+)", re.M)
+_ITEM = re.compile(r"^\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*(?:\n +.*)*)", re.M)
 
 
 def argument_docs(target: Callable[..., Any]) -> dict[str, str]:
@@ -28,25 +30,6 @@ def argument_docs(target: Callable[..., Any]) -> dict[str, str]:
 
 
 def _parse(docstring: str | None) -> dict[str, str]:
-    lines = iter(inspect.cleandoc(docstring or "").splitlines())
-    block = 0
-    for line in lines:
-        if line.strip() in ("Args:", "Arguments:"):
-            block = len(line) - len(line.lstrip())
-            break
-    found: dict[str, list[str]] = {}
-    name, item = "", None
-    for line in lines:
-        if not line.strip():
-            continue
-        indent = len(line) - len(line.lstrip())
-        if indent <= block:
-            break
-        item = indent if item is None else item
-        match = _ITEM.fullmatch(line.strip())
-        if indent <= item and match:
-            name = match[1]
-            found[name] = [match[2]]
-        elif name:
-            found[name].append(line.strip())
-    return {name: " ".join(filter(None, text)) for name, text in found.items()}
+    block = _BLOCK.search(inspect.cleandoc(docstring or "") + "\n")
+    items = _ITEM.findall(textwrap.dedent(block[2])) if block else ()
+    return {name: " ".join(text.split()) for name, text in items}

@@ -14,15 +14,13 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
 from qsattn_plugin import registry
-from qsattn_plugin.registry.recipe.checking import adapter, nested
+from qsattn_plugin.registry.recipe.checking import WEIGHT, adapter, nested
 from qsattn_plugin.registry.recipe.docs import argument_docs
 from qsattn_plugin.registry.recipe.reading import shipped_recipes
 from qsattn_plugin.registry.recipe.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
 from qsattn_plugin.registry.recipe.sections import NAME, objective_parameters, plain
 
 __all__ = ["json_schema"]
-
-_MODELS: dict[str, type[BaseModel]] = {"train": Train, "checkpoint": Checkpoint, "evaluate": Evaluate}
 
 
 def json_schema() -> dict[str, Any]:
@@ -43,13 +41,14 @@ def json_schema() -> dict[str, Any]:
             properties[key] = {"type": "array", "items": _part(parts[kind], shared, defs, required=True)}
         else:
             properties[key] = _part(parts[kind], shared, defs)
-    for key, model in _MODELS.items():
-        properties[key] = _object(_model_properties(model, defs))
+    for model in (Train, Checkpoint, Evaluate):
+        properties[model.__name__.lower()] = _object(_model_properties(model, defs))
+    settings = {m.name: _object(_arguments(m, objective_parameters(m), defs)) for m in methods}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "qsattn-plugin recipe",
         **_object({key: {"description": text, **properties[key]} for key, text in KEYS.items()}),
-        "allOf": [_if({"method": m.name}, {"properties": {"objective": _object(_settings(m, defs))}}) for m in methods],
+        "allOf": [_if({"method": m.name}, {"properties": {"objective": settings[m.name]}}) for m in methods],
     }
     return {**schema, "$defs": defs} if defs else schema
 
@@ -67,10 +66,6 @@ def _part(parts: list[registry.Part], shared: dict, defs: dict, required: bool =
     return {"oneOf": [names, {**mapping, "required": ["type"]} if required else mapping]}
 
 
-def _settings(method: registry.Part, defs: dict) -> dict[str, Any]:
-    return _arguments(method, objective_parameters(method), defs)
-
-
 def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict) -> dict[str, Any]:
     """Return the schema of each parameter that YAML can set; networks, for example, come from the method."""
     docs = argument_docs(part.target)
@@ -79,9 +74,11 @@ def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter],
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue
         if inner := nested(parameter.annotation):
-            kind, several = inner
-            schema = _part([other for other in registry.list_parts(kind) if other is not part], {}, defs, required=True)
-            schema = {"type": "array", "items": schema} if several else schema
+            shared = {"weight": adapter(WEIGHT).json_schema()} if inner.weighted else {}
+            others = [other for other in registry.list_parts(inner.kind) if other is not part]
+            one = _part(others, shared, defs, required=True)
+            forms = [one] * inner.one + [{"type": "array", "items": one}] * inner.several
+            schema: dict[str, Any] = {"anyOf": forms + [{"type": "null"}] * inner.none}
         else:
             try:
                 schema = adapter(parameter.annotation).json_schema()

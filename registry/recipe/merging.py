@@ -3,7 +3,8 @@
 From the lowest: the schema's defaults, the method's defaults, the recipes that are extended, the recipe itself, the
 overrides. Mappings merge key by key, lists are replaced. Arguments of a part do not apply to another part that replaces
 it: in a part's section a different ``type`` drops the arguments of lower layers (``data`` keeps the keys of its
-pipeline), and a different ``method`` drops their ``objective``.
+pipeline), and a different ``method`` drops their ``objective``. The length of the training is one value, in steps or in
+epochs, and the number of images goes with the data that it counts.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from qsattn_plugin import registry
-from qsattn_plugin.errors import nearest
-from qsattn_plugin.registry.recipe.checking import check
+from qsattn_plugin.registry.recipe.checking import check, unknown_key
 from qsattn_plugin.registry.recipe.reading import Layer, write_out
 from qsattn_plugin.registry.recipe.schema import DEFAULTS, KEYS, PARTS, PIPELINE
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, parse_assignment
@@ -60,11 +60,13 @@ def _text_at(tree: Node, *path: str) -> str | None:
     return str(node.value) if node.text is None else node.text
 
 
-def _overlay(lower: Node, upper: Node) -> Node:
-    """Return ``upper`` over ``lower``, key by key."""
+def _overlay(lower: Node, upper: Node, depth: int = 0) -> Node:
+    """Return ``upper`` over ``lower``, key by key; below the sections, a part of another type replaces the whole."""
     if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
         return upper
-    both = {k: _overlay(lower.value[k], n) if k in lower.value else n for k, n in upper.value.items()}
+    if depth > 1 and "type" in upper.value and _text_at(lower, "type") != _text_at(upper, "type"):
+        return upper
+    both = {k: _overlay(lower.value[k], n, depth + 1) if k in lower.value else n for k, n in upper.value.items()}
     return replace(upper, value={**lower.value, **both})
 
 
@@ -73,11 +75,8 @@ def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
     kept = dict(lower.value)
     for key, kind in PARTS.items():
         section = kept.get(key)
-        if (
-            section
-            and isinstance(section.value, dict)
-            and _text_at(before, key, "type") != _text_at(after, key, "type")
-        ):
+        exchanged = _text_at(before, key, "type") != _text_at(after, key, "type")
+        if exchanged and section and isinstance(section.value, dict):
             stays = PIPELINE if kind == "dataset" else ()
             kept[key] = replace(section, value={k: n for k, n in section.value.items() if k in stays})
     if _text_at(before, "method") != _text_at(after, "method"):
@@ -85,10 +84,24 @@ def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
     return replace(lower, value=kept)
 
 
+def _without_length(lower: Node, upper: Node) -> Node:
+    """Return ``lower`` without the length of the training where ``upper`` gives it, or names other images."""
+    train, data, above = lower.get("train"), upper.get("data"), upper.get("train")
+    if train is None:
+        return lower
+    stale: set[str] = set()
+    if above and above.value.keys() & {"steps", "epochs"}:
+        stale |= {"steps", "epochs"}
+    if data and data.value.keys() - {*PIPELINE}:
+        stale |= {"images"}
+    kept = {key: node for key, node in train.value.items() if key not in stale}
+    return replace(lower, value={**lower.value, "train": replace(train, value=kept)})
+
+
 def _over(lower: Node, upper: Node) -> Node:
     """Return an explicit layer over the lower ones; both may leave a part's type to the method's defaults."""
     before, after = _with_defaults(lower), _with_defaults(_overlay(lower, upper))
-    return _overlay(_without_exchanged(lower, before, after), upper)
+    return _overlay(_without_length(_without_exchanged(lower, before, after), upper), upper)
 
 
 def _with_defaults(explicit: Node) -> Node:
@@ -119,9 +132,7 @@ def _read_override(text: str) -> tuple[list[str], Node]:
     if path[0] in ("extends", "import"):
         raise RecipeError(Problem(place, path[0], "this key is only allowed in a recipe's file"))
     if path[0] not in KEYS:
-        known = list(KEYS)[2:]
-        what = f"there is no such key{nearest(path[0], known)} (a recipe takes {', '.join(known)})"
-        raise RecipeError(Problem(place, path[0], what))
+        raise RecipeError(unknown_key(value, path[0], list(KEYS)[2:], "a recipe takes"))
     return path, value
 
 

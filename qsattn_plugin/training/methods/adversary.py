@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -16,14 +17,11 @@ from qsattn_plugin.registry.discriminators.ensemble import Ensemble
 
 
 class WeightedDiscriminator(NamedTuple):
-    """One discriminator of an :class:`Adversary`."""
+    """A discriminator, the weights of its losses and of its R1 penalty, and the suffix of its losses' names."""
 
     network: nn.Module
-    #: Weight of its losses.
     weight: float
-    #: Weight of its R1 penalty.
     r1: float
-    #: Suffix of its losses' names in the log.
     suffix: str
 
 
@@ -46,14 +44,9 @@ class Adversary:
         r1: float = 0.0,
     ):
         if isinstance(discriminator, Ensemble):
-            names, networks = zip(*discriminator.judges.items(), strict=True)
-            penalties = discriminator.r1 or (r1,) * len(networks)
-            self.judges = [
-                WeightedDiscriminator(network, weight, penalty, f"_{name}")
-                for network, weight, penalty, name in zip(
-                    networks, discriminator.weights, penalties, names, strict=True
-                )
-            ]
+            penalties = discriminator.r1 or (r1,) * len(discriminator.judges)
+            each = zip(discriminator.judges.items(), discriminator.weights, penalties, strict=True)
+            self.judges = [WeightedDiscriminator(judge, w, penalty, f"_{name}") for (name, judge), w, penalty in each]
         else:
             self.judges = [WeightedDiscriminator(discriminator, 1.0, r1, "")]
         self.loss = loss
@@ -72,15 +65,8 @@ class Adversary:
         return torch.stack(terms).sum()
 
     def _judge(
-        self,
-        judge: WeightedDiscriminator,
-        real: Tensor,
-        fake: Tensor,
-        draws: torch.Generator,
-        log: dict[str, Tensor],
-        suffix: str,
+        self, judge: WeightedDiscriminator, real: Tensor, fake: Tensor, draws: torch.Generator, log: dict, suffix: str
     ) -> Tensor:
-        """Return one discriminator's objective."""
         if judge.r1:
             real = real.detach().requires_grad_()
         # Fused attention kernels have no second derivative.
@@ -110,6 +96,17 @@ class Adversary:
             terms.append(judge.weight * loss)
         return torch.stack(terms).sum()
 
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """Return a map of scores (B, 1, h, w): the weighted mean of all score maps, at the size of the largest."""
+        found: list[Tensor] = []
+        for judge in self.judges:
+            scores = judge.network(images)
+            maps = [scores] if isinstance(scores, Tensor) else list(scores)
+            found += [judge.weight * m.float().mean(1, keepdim=True) for m in maps]
+        size = max((m.shape[-2:] for m in found), key=lambda s: s.numel())
+        return torch.stack([F.interpolate(m, size, mode="bilinear") for m in found]).mean(0)
+
 
 def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | Sequence[Tensor]) -> Tensor:
     """Return the squared gradient of the scores at the real images, averaged over the images; recomputed for fp16."""
@@ -125,11 +122,7 @@ def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | S
 
 
 def adversarial_loss(spec: str | dict[str, Any]) -> AdversarialLoss:
-    """Build an adversarial loss from its registered name, or from ``{"type": name, argument: value}``.
-
-    Raises:
-        PartError: the objective is unknown, takes other arguments, or is not adversarial.
-    """
+    """Return an adversarial loss by its registered name, or ``{"type": name, argument: value}``; or raise PartError."""
     loss = create_nested("objective", spec, "gan")
     if not isinstance(loss, AdversarialLoss):
         raise PartError(f"gan: the objective {spec!r} is not an adversarial loss", "gan")

@@ -43,12 +43,9 @@ def refresh_report(run: Run, session: Session | None = None, images: Sequence[Te
 
 
 def write_report(run: Run, budget: int = BUDGET) -> Path:
-    """Write ``report.html`` into a run's folder and return its path.
+    """Write ``report.html`` from the log, the pictures and the recipe in a run's folder; return its path.
 
-    Args:
-        run: its log, its pictures and its recipe are read from disk.
-        budget: the most characters that all embedded pictures may take together; some evaluations are left out to
-            keep to it.
+    Embedded pictures take at most ``budget`` characters together; some evaluations are left out to keep to it.
 
     Raises:
         UserError: the report could not be written.

@@ -1,0 +1,183 @@
+"""Every contrastive objective on the toy data, with random places and with query-selected attention.
+
+    python -m benchmarks.family --runs runs/family --threads 1
+
+trains the toy recipe, at its own length, with every row of :data:`CASES`, both samplers and three seeds, one after the
+other. Every run adds a JSON line to docs/measured/family.jsonl, and docs/measured/family.md, the page, is written anew.
+What has its line already is not trained again, and a run that was stopped is carried on with: start the same command
+again. The 66 runs take some ten hours of a quiet core; ``--cases``, ``--samplers`` and ``--seeds`` take part of them.
+
+Each run has a process of its own. Seconds are those of the CPU, medians of ten steps after the training; memory is the
+process's resident peak over these steps beyond what it held before them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.train_step import resident
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.training.finite_guard import NonFiniteLossError
+from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.run import Run
+from qsattn_plugin.training.session import Session
+
+HERE = Path(__file__).parents[1] / "docs" / "measured"
+#: Row -> method, and ``nce`` with its authors' weights.
+CASES = {
+    "patchnce (CUT)": ("cut", "patchnce"),
+    "hdce + src": ("cut", "[{type: hdce, weight: 0.1}, {type: src, weight: 0.05}]"),
+    "hdce": ("cut", "hdce"),
+    "monce": ("cut", "{type: monce, eps: 0.1}"),
+    "negcut": ("cut", "negcut"),
+    "lsesim, fixed": ("cut", "{type: lsesim, weight: 10}"),
+    "lsesim, learned": ("cut", "{type: lsesim, weight: 10, learned: true}"),
+    "patchnce + srunit": ("cut", "[patchnce, {type: srunit, weight: 2e-4}]"),
+    "enco": ("cut", "enco"),
+    "dclgan": ("dclgan", "patchnce"),
+    "simdcl": ("simdcl", "patchnce"),
+}
+#: The toy recipe's own, with attention on its maps of 16 x 16, and CUT's.
+SAMPLERS = {
+    "random": "{type: random, queries: 128}",
+    "qsattn_global": "{type: qsattn_global, queries: 128, positions: 256}",
+}
+
+
+def settings(case: str, sampler: str, seed: int, steps: int | None) -> list[str]:
+    """Return what a run says over the recipe ``toy``."""
+    method, nce = CASES[case]
+    length = [] if steps is None else [f"train.steps={steps}", f"evaluate.every={steps}"]
+    losses = [f"objective.nce={nce}", "objective.identity_l1=2"]  # which the toy recipe has with every method
+    looks = [f"sampler={SAMPLERS[sampler]}"]
+    return [f"method={method}", *losses, *looks, f"train.seed={seed}", "train.device=cpu", *length]
+
+
+def one(case: str, sampler: str, seed: int, steps: int | None, threads: int, folder: Path) -> dict[str, Any]:
+    """Train one run, or carry on with it, and return its line."""
+    torch.set_num_threads(threads)
+    recipe = load_recipe("toy", settings(case, sampler, seed, steps))
+    line: dict[str, Any] = {"case": case, "sampler": sampler, "seed": seed, "steps": recipe.train.steps}
+    run = Run.open(folder) if (folder / "recipe.yaml").exists() else Run.create(recipe, folder)
+    try:
+        line |= fit(run)
+    except NonFiniteLossError as error:
+        line["failed"] = str(error).partition(". ")[0]
+    processors = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
+    machine = {"cpu": processors[0].partition(": ")[2] if processors else "", "torch": torch.__version__}
+    return line | cost(recipe, threads) | machine | {"date": datetime.date.today().isoformat()}
+
+
+def cost(recipe: Any, threads: int) -> dict[str, Any]:
+    """Return the CPU seconds of a step, and the megabytes that it needs."""
+    session = Session(recipe)
+    size = recipe.data.crop
+    batch = {letter: torch.rand(recipe.train.batch_size, 3, size, size) * 2 - 1 for letter in "AB"}
+    session.method.progress = 0.5  # objectives that wait for their time are at work
+    session.method.step(batch, torch.Generator().manual_seed(0))
+    Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+    before, seconds = resident("VmRSS"), []
+    for number in range(10):
+        began = time.process_time()
+        session.method.step(batch, torch.Generator().manual_seed(number))
+        seconds.append(time.process_time() - began)
+    peak = (resident("VmHWM") - before) / 2**20
+    return {"seconds": round(statistics.median(seconds), 4), "megabytes": round(peak, 1), "threads": threads}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the lines that are there."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the page's table: means over the seeds, and their range."""
+
+    def over(name: str, found: list[dict[str, Any]], digits: int) -> str:
+        values = [line[name] for line in found if name in line and "failed" not in line]
+        if not values:
+            return "-"
+        low, high = min(values), max(values)
+        shown = f"{statistics.mean(values):.{digits}f}"
+        return shown if len(values) == 1 else f"{shown} ({low:.{digits}f} to {high:.{digits}f})"
+
+    rows = []
+    for case in CASES:
+        for sampler in SAMPLERS:
+            found = [line for line in lines if (line["case"], line["sampler"]) == (case, sampler)]
+            if found:
+                failed = sum("failed" in line for line in found)
+                runs = f"{len(found)}" + (f", {failed} failed" if failed else "")
+                cost = [
+                    f"{statistics.median(line[k] for line in found):{f}}"
+                    for k, f in (("seconds", ".2f"), ("megabytes", ".0f"))
+                ]
+                rows.append(
+                    (case, sampler, runs, over("coat_distance", found, 3), over("background_change", found, 4), *cost)
+                )
+    head = ("objective", "sampler", "runs", "coat distance", "background change", "CPU s a step", "MB")
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)) + "\n"
+
+
+PAGE = """# The CUT line's objectives on the toy data
+
+Every contrastive objective and two-sided method, with CUT's random places and with query-selected attention on the maps
+of 16 x 16, at the length of {steps} steps, with the toy recipe's identity term. The weights are the authors' for photos
+of horses; none was tuned here. Coat distance is 0 for the true stripes and 1 for no change, background change the mean
+difference beside the animal: smaller is better for both. Means over the seeds, with their range; medians of the CPU
+seconds of a step and of the memory it needs beyond networks and imports, {threads} thread, fp32. What did not train is
+counted as failed. Raw numbers, machine and dates: [{raw}]({raw}); made by `python -m benchmarks.family`.
+
+{table}"""
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/family"), help="where the runs' folders go")
+    parser.add_argument("--out", type=Path, default=HERE / "family.jsonl", help="the raw numbers; the page lies beside")
+    parser.add_argument("--steps", type=int, help="another length than the recipe's, to try the command")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(**json.loads(args.one), threads=args.threads, folder=args.runs)))
+        return
+    length = load_recipe("toy").train.steps if args.steps is None else args.steps
+    wanted = [(c, s, n) for n in args.seeds for c in args.cases for s in args.samplers]
+    done = {(line["case"], line["sampler"], line["seed"], line["steps"]) for line in read(args.out)}
+    for case, sampler, seed in wanted:
+        if (case, sampler, seed, length) in done:
+            continue
+        name = "".join(c if c.isalnum() else "-" for c in f"{case}-{sampler}-{seed}-{length}")
+        what = json.dumps({"case": case, "sampler": sampler, "seed": seed, "steps": args.steps})
+        command = [sys.executable, "-m", "benchmarks.family", "--one", what, "--threads", str(args.threads)]
+        ended = subprocess.run([*command, "--runs", str(args.runs / name)], capture_output=True, text=True)
+        if ended.returncode:
+            raise UserError(f"{case}, {sampler}, seed {seed}: {ended.stderr}")
+        line = ended.stdout.splitlines()[-1]
+        print(line, flush=True)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("a") as file:
+            file.write(line + "\n")
+        lines = [each for each in read(args.out) if each["steps"] == length]
+        page = PAGE.format(steps=length, threads=args.threads, raw=args.out.name, table=table(lines))
+        args.out.with_suffix(".md").write_text(page)
+
+
+if __name__ == "__main__":
+    main()
