@@ -1,19 +1,24 @@
 # make demo: the toy model, from nothing to translated pictures.    make test: all tests.    make lint: ruff and mypy.
-# make soak: kills.
-# Needs python3 >= 3.11 with venv, and git. Everything is installed into .venv.
+# make soak: kills.    make test-floor: the tests with the oldest versions that setup.cfg allows.
+# Needs python3 >= 3.10 with venv, and git. Everything is installed into .venv.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    ?= runs/toy
 
-.PHONY: install demo test soak lint clean
+# For the oldest versions: a Python that they have wheels for, and an environment each for all and for forks alone.
+FLOOR_PYTHON ?= $(PYTHON)
+FLOOR        ?= .venv-floor
+FLOOR_FORKS  ?= .venv-floor-forks
+
+.PHONY: install demo test test-floor soak lint clean
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) must be Python 3.11 or newer with the venv module (Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "$(PYTHON) must be Python 3.10 or newer with the venv module (Debian: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
@@ -28,6 +33,26 @@ demo: install
 # Two processes of one thread each, one a core: most tests are too small to share.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Python 3.10 to 3.12. What a fork and torch.hub need is tested with PyTorch 2.1 as well, where nothing else is installed.
+test-floor: $(FLOOR)/.installed $(FLOOR_FORKS)/.installed
+	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(FLOOR_FORKS)/bin/python -m pytest $(FORK_TESTS)
+
+FORK_TESTS := $(patsubst %,tests/test_%.py,attention routes samplers dimensions forks fork_ids fork_guard fork_cli)
+
+$(FLOOR)/.installed: setup.cfg constraints-floor.txt
+	$(FLOOR_PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --disable-pip-version-check -c constraints-floor.txt -e '.[test]'
+	@touch $@
+
+# Without PyTorch's and timm's lines, all else at the floor.
+$(FLOOR_FORKS)/.installed: setup.cfg constraints-floor.txt
+	$(FLOOR_PYTHON) -m venv $(FLOOR_FORKS)
+	grep -v torch constraints-floor.txt > $(FLOOR_FORKS)/constraints.txt
+	$(FLOOR_FORKS)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR_FORKS)/constraints.txt \
+		torch==2.1.2 numpy click pydantic pyyaml pillow safetensors jinja2 pytest pytest-timeout
+	@touch $@
 
 # A training is killed a hundred times and must end with the bytes of one that never was: docs/measured/soak.md.
 soak: install
@@ -44,4 +69,4 @@ lint: install
 	cd $(VENV)/typed && ../bin/mypy --config-file ../../pyproject.toml -p qsattn_plugin
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(FLOOR) $(FLOOR_FORKS) build *.egg-info

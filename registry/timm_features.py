@@ -79,8 +79,7 @@ class TimmFeatures(nn.Module):
 
         settings = self.model.pretrained_cfg
         # Images are resized for models that are built for one size.
-        dynamic = self.model._model_args.get("dynamic_img_size")
-        fixed = settings.get("fixed_input_size", False) and not dynamic
+        fixed = settings.get("fixed_input_size", False) and not self.model.takes_any_size
         self.fixed_size: int | None = (size or settings["input_size"][-1]) if fixed else None
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
@@ -151,7 +150,9 @@ def _create(
         builder.setLevel(logging.ERROR)
         for way in ways:
             try:
-                return timm.create_model(model, **arguments, **way)
+                built: Any = timm.create_model(model, **arguments, **way)
+                built.takes_any_size = "dynamic_img_size" in way
+                return built
             except TypeError as problem:
                 if way and "unexpected keyword argument" in str(problem):
                     continue  # its constructor has no such argument: convolutional networks need none
@@ -170,8 +171,8 @@ def _explain(
     said = (str(problem).strip() or type(problem).__name__).splitlines()[0][:300].rstrip(".")
     if taps is not None:
         with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
-            built: Any = timm.create_model(model, features_only=True)
-            count = len(built.feature_info.info)
+            whole: Any = timm.create_model(model, features_only=True)
+            count = len(whole.feature_info.info)
             if max(taps) >= count:
                 return f"{model} has the levels 0 to {count - 1}, but taps are {taps}"
     if pretrained:

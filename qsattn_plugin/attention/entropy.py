@@ -47,9 +47,9 @@ def at_least_float32(features: Tensor) -> Tensor:
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute matrix products in full float32, without autocast, TF32 or bf16, whatever the process allows."""
-    cuda = torch.backends.cuda.matmul
-    cpu: Any = getattr(torch.backends.mkldnn, "matmul", None)
-    backends = [b for b in (cuda, cpu) if hasattr(b, "fp32_precision")]  # from PyTorch 2.9 on
+    cpu: Any = torch.backends.mkldnn  # torch puts an object in the place of this module
+    by_backend = hasattr(torch.backends, "fp32_precision")  # from PyTorch 2.9 on
+    backends = [torch.backends.cuda.matmul, cpu.matmul] if by_backend else []
     with contextlib.ExitStack() as stack:
         stack.enter_context(no_autocast(device.type))
         for backend in backends:  # restoring the older setting would set both alike
