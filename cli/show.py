@@ -103,8 +103,8 @@ def _type(annotation: object) -> str:
     if annotation is inspect.Parameter.empty:
         return "anything"
     if inner := nested(annotation):
-        kind, several = inner
-        return f"list of {kind}s" if several else kind
+        forms = [inner.kind] * inner.one + [f"list of {inner.kind}s"] * inner.several + ["null"] * inner.none
+        return " | ".join(forms)
     if typing.get_origin(annotation) is typing.Literal:
         return " | ".join(map(_as_yaml, typing.get_args(annotation)))
     if isinstance(annotation, type) and not typing.get_args(annotation):

@@ -55,7 +55,11 @@ KINDS = {
 
 #: Modules whose import registers the built-in parts of a kind.
 BUILTIN: dict[str, tuple[str, ...]] = {
-    "method": ("qsattn_plugin.training.methods.cut", "qsattn_plugin.training.methods.cyclegan"),
+    "method": (
+        "qsattn_plugin.training.methods.cut",
+        "qsattn_plugin.training.methods.cyclegan",
+        "qsattn_plugin.training.methods.dclgan",
+    ),
     "generator": (
         "qsattn_plugin.registry.generators",
         "qsattn_plugin.registry.generators.unet",
@@ -70,7 +74,15 @@ BUILTIN: dict[str, tuple[str, ...]] = {
     "encoder": ("qsattn_plugin.registry.encoders",),
     "sampler": ("qsattn_plugin.samplers",),
     "significance": ("qsattn_plugin.samplers",),
-    "objective": ("qsattn_plugin.losses",),
+    "objective": (
+        "qsattn_plugin.losses",
+        "qsattn_plugin.losses.semantic",
+        "qsattn_plugin.losses.monce",
+        "qsattn_plugin.losses.negcut",
+        "qsattn_plugin.losses.lsesim",
+        "qsattn_plugin.losses.srunit",
+        "qsattn_plugin.losses.enco",
+    ),
     "augmentation": (
         "qsattn_plugin.registry.augmentations",
         "qsattn_plugin.registry.augmentations.colour",
@@ -104,10 +116,13 @@ class PartError(UserError, ValueError):
 class Nested:
     """Marks an argument that names parts: ``judges: Annotated[list[str | dict], Nested("discriminator")]``.
 
-    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section.
+    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section. The
+    annotation says whether it names one, a list of them, or either. With ``weighted``, the mappings may have a
+    ``weight`` beside the part's arguments.
     """
 
     kind: str
+    weighted: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def test_the_installed_wheel_works_from_anywhere(wheel, tmp_path):
         "    except ImportError: continue\n"
         "    raise SystemExit(f'a top-level {name} can be imported')\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program, site], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, site], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "qsattn True\n", done.stderr
 
 
@@ -84,7 +84,7 @@ def test_a_bare_checkout_works_without_installation(tmp_path):
         "assert 'registry' not in sys.modules\n"
         "print(r.create('generator', 'resnet_4blocks', width=2).multiple)\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "4\n", done.stderr
 
 
@@ -133,7 +133,10 @@ def test_requirements_have_lower_bounds_only():
 FLOORS = [
     {f"qsattn_plugin{m}" for m in ("", ".errors", ".text", ".registry", ".registry.interfaces")},
     {"qsattn_plugin.devices", "qsattn_plugin.distances"},
-    {f"qsattn_plugin.{m}" for m in ("attention", "attention.*", "losses", "projection", "storage", "storage.*")},
+    {
+        f"qsattn_plugin.{m}"
+        for m in ("attention", "attention.*", "losses", "losses.*", "projection", "storage", "storage.*")
+    },
     {"qsattn_plugin.samplers", "qsattn_plugin.samplers.*"},
     {"qsattn_plugin.forks", "qsattn_plugin.forks.*"},
     {"qsattn_plugin.registry.*"},

@@ -55,7 +55,7 @@ CASES = [
     ("resnet_4blocks", {"norm": "batch"}, (131, 102)),
     ("resnet_4blocks", {"norm": "none", **PLAIN}, (131, 102)),
     ("mobile_resnet_9blocks", {}, (131, 102)),
-    ("mobile_resnet_9blocks", PLAIN, (103, 131)),
+    ("mobile_resnet_9blocks", {"residual": True, **PLAIN}, (103, 131)),
     ("swift_resnet_6blocks", {}, (131, 102)),
     ("swift_resnet_6blocks", {"norm": "instance", "residual": False}, (103, 131)),
     ("swift_resnet_6blocks", {"mask": True}, (131, 102)),

@@ -23,7 +23,7 @@ from qsattn_plugin.attention import GlobalAttention, LocalAttention, select_quer
 from qsattn_plugin.attention.routes import OwnRoute, PointRoute, Route
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, find, register
-from qsattn_plugin.samplers.points import Sampler
+from qsattn_plugin.samplers.points import Sampler, first_these
 from qsattn_plugin.samplers.significance import uniform
 
 __all__ = ["AttendsNowhere", "MixtureSampler", "QSAttnSampler"]
@@ -100,12 +100,12 @@ class QSAttnSampler(Sampler):
 
     def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
         if self.taps is None:
-            found = [f.shape[-2] * f.shape[-1] <= self.positions for f in features]
+            sizes = [f.shape[2:].numel() for f in features]
+            found = [size <= self.positions for size in sizes]
             if features and not any(found):
-                smallest = min(f.shape[-2] * f.shape[-1] for f in features)
                 warnings.warn(
-                    f"no feature map has at most {self.positions} positions (the smallest has {smallest}): all queries "
-                    f"are random, as in CUT. Name the sampler's taps, or set its positions",
+                    f"no feature map has at most {self.positions} positions (the smallest has {min(sizes)}): all "
+                    f"queries are random, as in CUT. Name the sampler's taps, or set its positions",
                     AttendsNowhere,
                     stacklevel=2,
                 )
@@ -125,7 +125,7 @@ class QSAttnSampler(Sampler):
         with torch.no_grad():
             significance = self._significance(features, self.selector, generator=generator)
             queries = self.select(significance, features, generator)
-        shape = features.shape[-2:]
+        shape = features.shape[2:]
         if self.routing == "cross":
             route = self.router.route(features, queries, self.detach)
         elif self.routing == "own":
@@ -185,13 +185,8 @@ class MixtureSampler(QSAttnSampler):
 
     def select(self, significance: Tensor, features: Tensor, generator: torch.Generator | None) -> Tensor:
         n = min(self.queries, significance.shape[1])
-        order = uniform(features, generator)
-        if significant := round(self.share * n):
-            # Ranks above every random number keep the significant ones first and in their order.
-            ranks = torch.arange(significant + 1, 1, -1, device=order.device, dtype=order.dtype)
-            chosen = select_queries(significance, significant)
-            order = order.scatter(1, chosen, ranks.expand(order.shape[0], -1))
-        return select_queries(order, n)
+        order, significant = uniform(features, generator), round(self.share * n)
+        return first_these(select_queries(significance, max(1, significant))[:, :significant], order, n)
 
 
 @register("sampler", "qsattn_global", tags=("qsattn", "paper"))

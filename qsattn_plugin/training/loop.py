@@ -184,6 +184,7 @@ class _Loop:
     def _step(self, observe: bool) -> dict[str, Tensor]:
         session = self.session
         session.method.set_rate(session.rate_factor())
+        session.method.progress = session.step / self.recipe.train.steps
         # For parts that draw from PyTorch's global generators, such as dropout.
         torch.manual_seed(derive_seed(self.recipe.train.seed, _GLOBAL, session.step, self.world.rank))
         batch, draws = self.loader.batch(session.step)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
 from qsattn_plugin import registry
-from qsattn_plugin.registry.recipe.checking import adapter, nested
+from qsattn_plugin.registry.recipe.checking import WEIGHT, adapter, nested
 from qsattn_plugin.registry.recipe.docs import argument_docs
 from qsattn_plugin.registry.recipe.reading import shipped_recipes
 from qsattn_plugin.registry.recipe.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
@@ -74,9 +74,11 @@ def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter],
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue
         if inner := nested(parameter.annotation):
-            kind, several = inner
-            schema = _part([other for other in registry.list_parts(kind) if other is not part], {}, defs, required=True)
-            schema = {"type": "array", "items": schema} if several else schema
+            shared = {"weight": adapter(WEIGHT).json_schema()} if inner.weighted else {}
+            others = [other for other in registry.list_parts(inner.kind) if other is not part]
+            one = _part(others, shared, defs, required=True)
+            forms = [one] * inner.one + [{"type": "array", "items": one}] * inner.several
+            schema: dict[str, Any] = {"anyOf": forms + [{"type": "null"}] * inner.none}
         else:
             try:
                 schema = adapter(parameter.annotation).json_schema()
