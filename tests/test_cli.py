@@ -326,7 +326,7 @@ def test_maps_of_a_model_with_a_timm_encoder(workplace):
     assert qsattn("build", "toy", *SETTINGS, *encoder).exit_code == 0
     assert qsattn("fit").exit_code == 0
     qsattn("data", "toy", "--root", "images", "--split", "testA", "-s", "size=64", "-s", "test=1")
-    done = qsattn("map", "images/testA", "-m", "runs/toy", "-o", "maps", "--tap", "0", "--queries", "5")
+    done = qsattn("map", "images/testA", "-m", "runs/toy", "-o", "maps", "--tap", "0", "--queries", "5", "--at", "full")
     assert done.exit_code == 0, done.output
     numbers = json.loads((workplace / "maps/animal_0000-tap-0.json").read_text())
     assert (numbers["shape"], len(numbers["queries"])) == ([16, 16], 5)
