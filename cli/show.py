@@ -26,7 +26,7 @@ def command(part: str, size: int) -> None:
     """
     from qsattn_plugin.errors import UserError
     from qsattn_plugin.registry import find
-    from qsattn_plugin.registry.recipe.docs import argument_docs
+    from qsattn_plugin.registry.parts import argument_docs
 
     kind, slash, name = part.partition("/")
     if not slash:

@@ -185,9 +185,18 @@ def _assemble(
 ) -> Recipe:
     """Return the recipe of some layers, the lowest first; ``name`` is its name if it sets none."""
     imports = [done for layer in layers for done in import_parts(layer, run_imports)]
-    tree = stack(layers, overrides)
-    problems: list[Problem] = []
-    values = read_sections(tree, name, problems)
-    if problems:
-        raise RecipeError(*problems)
-    return Recipe(**values, imports=list(dict.fromkeys(imports)), source=source, tree=tree)
+
+    def read() -> Recipe:
+        tree = stack(layers, overrides)
+        problems: list[Problem] = []
+        values = read_sections(tree, name, problems)
+        if problems:
+            raise RecipeError(*problems)
+        return Recipe(**values, imports=list(dict.fromkeys(imports)), source=source, tree=tree)
+
+    try:
+        return read()
+    except RecipeError:
+        if not registry.import_builtin():
+            raise
+    return read()

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
 from qsattn_plugin import registry
+from qsattn_plugin.registry.parts import argument_docs
 from qsattn_plugin.registry.recipe.checking import adapter, nested
-from qsattn_plugin.registry.recipe.docs import argument_docs
 from qsattn_plugin.registry.recipe.reading import shipped_recipes
 from qsattn_plugin.registry.recipe.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
 from qsattn_plugin.registry.recipe.sections import NAME, objective_parameters, plain
@@ -73,7 +73,7 @@ def _settings(method: registry.Part, defs: dict) -> dict[str, Any]:
 
 def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict) -> dict[str, Any]:
     """Return the schema of each parameter that YAML can set; networks, for example, come from the method."""
-    docs = argument_docs(part.target)
+    docs = part.docs
     found = {}
     for name, parameter in parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
