@@ -1,7 +1,4 @@
-"""Files that are written from the code are current; write them anew with
-
-python -m tests.test_generated
-"""
+"""Files that are written from the code are current; ``python -m tests.test_generated`` writes them anew."""
 
 # ruff: noqa: F401, F811 - pytest finds fixtures by their names in the module
 from __future__ import annotations
