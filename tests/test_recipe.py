@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qsattn_plugin import registry
-from qsattn_plugin.registry.recipe import Recipe, RecipeError, load_recipe, shipped_recipes, summary
+from qsattn_plugin.registry.recipe import Recipe, RecipeError, load_recipe, shipped_recipes
 from qsattn_plugin.registry.recipe.json_schema import json_schema
 from qsattn_plugin.registry.recipe.schema import PIPELINE
 from tests.recipe_parts import GOOD, Generator, load, parts
@@ -239,6 +239,53 @@ def test_dump_is_complete_deterministic_and_the_same_recipe(load):
     assert recipe != load(GOOD)
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        (["train.epochs=2"], (20, 10)),
+        (["train.epochs=0.5", "train.decay_from=0.6"], (5, 3)),
+        (["train.epochs=2", "train.batch_size=2", "train.accumulate=2"], (5, 2)),
+        (["train.epochs=1e-3"], (1, 0)),
+        (["train.epochs=2", "train.steps=7"], (7, 3)),
+        (["train.steps=7", "train.epochs=2"], (20, 10)),
+        (["train.epochs=3", "data.train=6"], (18, 9)),  # other images are counted
+        (["train.epochs=3", "data.train=6", "train.images=4"], (12, 6)),
+        (["train.epochs=3", "data.crop=32"], (30, 15)),
+    ],
+)
+def test_a_length_in_epochs_becomes_steps(settings, steps):
+    text = "data: {type: toy, train: 20}\ntrain: {images: 10, steps: 3}\n"
+    recipe = Recipe.from_yaml(text, "my.yaml", settings)
+    assert (recipe.train.steps, recipe.train.decay_from) == steps
+    assert Recipe.from_yaml(recipe.to_yaml(), "my.yaml") == recipe
+    assert not {"epochs", "images"} & recipe.to_dict()["train"].keys()
+
+
+def test_an_epoch_has_the_images_of_the_larger_domain(tmp_path):
+    for split, count in (("trainA", 3), ("trainB", 5), ("testA", 9)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            (tmp_path / split / f"{i}.png").touch()  # counted without being read
+    epochs = ["train.epochs=4"]
+    assert load_recipe("horse2zebra", [f"data.root={tmp_path}", *epochs]).train.steps == 20
+    assert load_recipe("horse2zebra_mobile", [*epochs, f"data.root={tmp_path}"]).train.steps == 20
+    assert load_recipe("horse2zebra_mobile", epochs).train.steps == 4 * 1334
+    with pytest.raises(RecipeError, match=r"-s data.root=gone: data.root: the data folder .*gone does not exist"):
+        load_recipe("horse2zebra", ["data.root=gone"])
+
+
+def test_variants_are_recipes_like_others(tmp_path):
+    spelled = load_recipe("toy", ["method=cyclegan", "train.steps=600", "name=toy_cyclegan"])
+    assert load_recipe("toy_cyclegan") == spelled
+    (tmp_path / "my.yaml").write_text("extends: horse2zebra_fastcut\ntrain: {epochs: 1}\n")
+    mine = load_recipe(tmp_path / "my.yaml")
+    assert (mine.name, mine.method, mine.train.steps, mine.train.decay_from) == ("my", "fastcut", 1334, 1000)
+    assert shipped_recipes()["cat2dog_cut"] == "cat2dog with method: cut"
+    table = Path(registry.__file__).with_name("variants.yaml")
+    (line,) = (i for i, text in enumerate(table.read_text().splitlines(), 1) if text.startswith("toy_cyclegan:"))
+    assert str(load_recipe("toy_cyclegan").error("train.steps", "no")) == f"{table}:{line}: train.steps: no"
+
+
 def test_a_part_that_hints_at_what_pydantic_cannot_check(load):
     @registry.register("sampler", "odd")
     def odd(schema: int = 1, network: Generator | None = None, late: Unknown = None):  # noqa: F821
@@ -277,7 +324,6 @@ def test_json_schema_describes_every_part(parts):
 def test_shipped_recipes(name, tmp_path):
     recipe = load_recipe(name)
     assert recipe.name == name
-    assert summary(shipped_recipes()[name]).endswith(".")
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(tmp_path / "recipe.yaml") == recipe
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.building import augmentations
@@ -20,7 +19,7 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     """
     session = Session(recipe)
     check_kid(recipe)
-    dataset = recipe.build("data", channels=recipe.data.channels)
+    dataset = recipe.build("data")
     augmentations(recipe, "augmentations")
     rows = [("part", "type", "parameters", "")]
 
@@ -31,10 +30,7 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     # A missing training split raises below; test images are optional.
     splits = ["trainA", "trainB", *(s for s in ("testA", "testB") if dataset.has(s))]
     add("method", "method", recipe.method, None)
-    try:
-        counts = ", ".join(f"{s} {len(dataset.split(s))}" for s in splits)
-    except UserError as error:
-        raise recipe.error("data.root" if "root" in recipe.data.arguments else "data", str(error)) from error
+    counts = ", ".join(f"{split} {count}" for split, count in recipe.count_images(*splits).items())
     source = "testA" if recipe.data.direction == "AtoB" else "testB"
     lack = "" if source in splits else f"; no {source}: evaluations will have nothing to translate"
     rows.append(("data", recipe.data.type, "-", counts + lack))

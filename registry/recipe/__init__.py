@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,18 @@ from qsattn_plugin.registry.recipe.imports import import_parts
 from qsattn_plugin.registry.recipe.merging import stack
 from qsattn_plugin.registry.recipe.reading import (
     Layer,
-    find_recipe,
     follow,
-    read_file,
+    read_recipe,
     read_text,
     shipped_recipes,
     shown,
     write_out,
 )
 from qsattn_plugin.registry.recipe.schema import KEYS, PARTS, PIPELINE, Checkpoint, Data, Evaluate, PartSpec, Train
-from qsattn_plugin.registry.recipe.sections import plain, read_sections
+from qsattn_plugin.registry.recipe.sections import plain, read_sections, train_in_steps
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, write
 
-__all__ = ["PartSpec", "Recipe", "RecipeError", "load_recipe", "shipped_recipes", "summary"]
+__all__ = ["PartSpec", "Recipe", "RecipeError", "load_recipe", "shipped_recipes"]
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -47,14 +46,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the recipe or an override is not valid; one line per problem.
     """
-    path = find_recipe(source)
-    return _assemble(follow(read_file(path), path), overrides, shown(path), path.stem)
-
-
-def summary(path: Path) -> str:
-    """Return the first comment line of a recipe's file, which ``qsattn list recipes`` shows."""
-    with path.open(encoding="utf-8") as lines:
-        return next((line.lstrip("# ").strip() for line in lines if line.startswith("#")), "")
+    layer = read_recipe(source)
+    return _assemble(follow(layer), overrides, layer.tree.place.source)
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ class Recipe:
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
         """Return the recipe of a YAML text; relative paths start from the current directory."""
-        return _assemble(follow(read_text(text, Place(source), Path.cwd())), overrides, source, source)
+        return _assemble(follow(read_text(text, Place(source), Path.cwd(), source)), overrides, source)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -94,8 +87,8 @@ class Recipe:
         Its ``import`` is kept but not executed: a file of weights must not decide what code runs. To load a model with
         parts of your own, import them first.
         """
-        layer = Layer(write_out(from_plain(dict(values), Place(source))), Path.cwd())
-        return _assemble([layer], (), source, source, run_imports=False)
+        layer = Layer(write_out(from_plain(dict(values), Place(source))), Path.cwd(), source)
+        return _assemble([layer], (), source, run_imports=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the complete recipe as plain data (JSON-serialisable), in the form and order of a recipe."""
@@ -170,6 +163,18 @@ class Recipe:
             text = f"{spec.type} cannot be built: {what} ({shown(Path(last.filename))}, line {last.lineno})"
             raise self.error(section, text) from error
 
+    def count_images(self, *splits: str) -> dict[str, int]:
+        """Return the number of images of some splits.
+
+        Raises:
+            RecipeError: the data set cannot be built, or a split is missing or empty.
+        """
+        dataset = self.build("data")
+        try:
+            return {name: len(dataset.split(name)) for name in splits}
+        except UserError as error:
+            raise self.error("data.root" if "root" in self.data.arguments else "data", str(error)) from error
+
     def _place(self, key: str) -> Place:
         node = self.tree
         for name in key.split("."):
@@ -180,19 +185,25 @@ class Recipe:
         return node.place
 
 
-def _assemble(
-    layers: Sequence[Layer], overrides: Sequence[str], source: str, name: str, run_imports: bool = True
-) -> Recipe:
-    """Return the recipe of some layers, the lowest first; ``name`` is its name if it sets none."""
+def _assemble(layers: Sequence[Layer], overrides: Sequence[str], source: str, run_imports: bool = True) -> Recipe:
+    """Return the recipe of some layers, the lowest first."""
     imports = [done for layer in layers for done in import_parts(layer, run_imports)]
 
     def read() -> Recipe:
         tree = stack(layers, overrides)
         problems: list[Problem] = []
-        values = read_sections(tree, name, problems)
+        values = read_sections(tree, layers[-1].name, problems)
         if problems:
             raise RecipeError(*problems)
-        return Recipe(**values, imports=list(dict.fromkeys(imports)), source=source, tree=tree)
+        recipe = Recipe(**values, imports=list(dict.fromkeys(imports)), source=source, tree=tree)
+        train = recipe.train
+        if train.epochs is None:
+            return recipe
+        images = train.images or max(recipe.count_images("trainA", "trainB").values())
+        in_steps = train_in_steps(tree.value["train"], train, images, problems)
+        if in_steps is None:
+            raise RecipeError(*problems)
+        return replace(recipe, train=in_steps)
 
     try:
         return read()

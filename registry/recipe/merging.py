@@ -3,7 +3,8 @@
 From the lowest: the schema's defaults, the method's defaults, the recipes that are extended, the recipe itself, the
 overrides. Mappings merge key by key, lists are replaced. Arguments of a part do not apply to another part that replaces
 it: in a part's section a different ``type`` drops the arguments of lower layers (``data`` keeps the keys of its
-pipeline), and a different ``method`` drops their ``objective``.
+pipeline), and a different ``method`` drops their ``objective``. The length of the training is one value, in steps or in
+epochs, and the number of images goes with the data that it counts.
 """
 
 from __future__ import annotations
@@ -85,10 +86,24 @@ def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
     return replace(lower, value=kept)
 
 
+def _without_length(lower: Node, upper: Node) -> Node:
+    """Return ``lower`` without the length of the training where ``upper`` gives it, or names other images."""
+    train, data, above = lower.get("train"), upper.get("data"), upper.get("train")
+    if train is None:
+        return lower
+    stale: set[str] = set()
+    if above and above.value.keys() & {"steps", "epochs"}:
+        stale |= {"steps", "epochs"}
+    if data and data.value.keys() - {*PIPELINE}:
+        stale |= {"images"}
+    kept = {key: node for key, node in train.value.items() if key not in stale}
+    return replace(lower, value={**lower.value, "train": replace(train, value=kept)})
+
+
 def _over(lower: Node, upper: Node) -> Node:
     """Return an explicit layer over the lower ones; both may leave a part's type to the method's defaults."""
     before, after = _with_defaults(lower), _with_defaults(_overlay(lower, upper))
-    return _overlay(_without_exchanged(lower, before, after), upper)
+    return _overlay(_without_length(_without_exchanged(lower, before, after), upper), upper)
 
 
 def _with_defaults(explicit: Node) -> Node:

@@ -4,33 +4,55 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.recipe.schema import DEFAULTS, LISTS, PARTS
-from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse, write
 
-__all__ = ["Layer", "find_recipe", "follow", "read_file", "read_text", "shipped_recipes", "shown", "write_out"]
+__all__ = ["Layer", "follow", "read_recipe", "read_text", "shipped_recipes", "shown", "write_out"]
 
 #: Size limit of recipe files; weights and images are larger.
 MOST_BYTES = 1_000_000
 
+_RECIPES = Path(__file__).parents[1] / "recipes"
+_VARIANTS = _RECIPES.with_name("variants.yaml")
+
 
 @dataclass(frozen=True)
 class Layer:
-    """The content of one file, and the directory that its relative paths start from."""
+    """The content of one recipe, the directory that its relative paths start from, its name, and its file if any."""
 
     tree: Node
     directory: Path
+    name: str
+    file: Path | None = None
+
+    @property
+    def identity(self) -> tuple[str, Path | None]:
+        """Equal for the same recipe, by whatever path it was found: one file has many variants."""
+        return self.name, self.file and self.file.resolve()
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes of the package: name -> file."""
-    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))}
+@cache
+def _variants() -> dict[str, Node]:
+    """Return the shipped recipes that differ from another one in a line or two: name -> recipe."""
+    return parse(_VARIANTS.read_text(encoding="utf-8"), Place(str(_VARIANTS))).value
 
 
-def find_recipe(source: str | Path, directory: Path | None = None, at: Problem | None = None) -> Path:
-    """Return the file of a recipe: a path (to ``.yaml``, or with a directory), else a shipped name.
+def shipped_recipes() -> dict[str, str]:
+    """Return the recipes of the package: name -> a line about it. Variants of other recipes come last."""
+    files = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_RECIPES.glob("*.yaml"))}
+    known = {name: text.partition("\n")[0].lstrip("# ") for name, text in files.items()}
+    for name, node in _variants().items():
+        different = node.to_plain()
+        known[name] = f"{different.pop('extends')} with {write(different)[1:-1]}"
+    return known
+
+
+def read_recipe(source: str | Path, directory: Path | None = None, at: Problem | None = None) -> Layer:
+    """Return the layer of a recipe: of a path (to ``.yaml``, or with a directory), else of a shipped name.
 
     Args:
         source: Path or name.
@@ -38,22 +60,24 @@ def find_recipe(source: str | Path, directory: Path | None = None, at: Problem |
         at: The place that names the recipe, for the error.
 
     Raises:
-        RecipeError: there is no such file or shipped recipe.
+        RecipeError: as :func:`read_text`, there is no such file or shipped recipe, or it cannot be read.
     """
     at = at or Problem(Place(str(source)), "", "")
     text = str(source)
     if not (isinstance(source, Path) or Path(text).suffix in (".yaml", ".yml") or "/" in text or os.sep in text):
+        if text in _variants():
+            return Layer(write_out(_variants()[text]), _RECIPES, text, _VARIANTS)
         shipped = shipped_recipes()
         if text not in shipped:
-            known = f"(shipped: {', '.join(shipped) or 'none'}; a path ends in .yaml)"
+            known = f"(shipped: {', '.join(shipped)}; a path ends in .yaml)"
             raise RecipeError(at._replace(text=f"there is no recipe {text!r}{nearest(text, shipped)} {known}"))
-        return shipped[text]
+        return _read_file(_RECIPES / f"{text}.yaml")
     path = Path(os.path.expanduser(source))
     path = path if path.is_absolute() or directory is None else Path(os.path.normpath(directory / path))
     if not path.is_file():
         what = "is a folder, not a recipe" if path.is_dir() else "does not exist"
         raise RecipeError(at._replace(text=f"{shown(path) if at.key else 'the file'} {what}"))
-    return path
+    return _read_file(path)
 
 
 def shown(path: Path) -> str:
@@ -64,8 +88,8 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def read_text(text: str, place: Place, directory: Path) -> Layer:
-    """Return the layer of a recipe's text, with its shorthands expanded.
+def read_text(text: str, place: Place, directory: Path, name: str, file: Path | None = None) -> Layer:
+    """Return the layer of a recipe's text, with its shorthands expanded; for the rest see :class:`Layer`.
 
     Raises:
         RecipeError: not YAML, not a mapping, or a section of the wrong type.
@@ -75,15 +99,10 @@ def read_text(text: str, place: Place, directory: Path) -> Layer:
         raise RecipeError(Problem(place, "", "this recipe is empty"))
     if not isinstance(tree.value, dict):
         raise RecipeError(Problem(tree.place, "", f"a recipe consists of 'key: value' lines, got {tree}"))
-    return Layer(write_out(replace(tree, place=Place(place.source, 1))), directory)
+    return Layer(write_out(replace(tree, place=Place(place.source, 1))), directory, name, file)
 
 
-def read_file(path: Path) -> Layer:
-    """Return the layer of a recipe's file.
-
-    Raises:
-        RecipeError: as :func:`read_text`, or the file cannot be read as text.
-    """
+def _read_file(path: Path) -> Layer:
     place = Place(shown(path))
     try:
         with path.open("rb") as file:
@@ -95,30 +114,25 @@ def read_file(path: Path) -> Layer:
         raise RecipeError(Problem(place, "", "this is not a text file, and so not a recipe")) from None
     if len(content) > MOST_BYTES:
         raise RecipeError(Problem(place, "", "this file is too large for a recipe"))
-    return read_text(text, place, path.parent)
+    return read_text(text, place, path.parent, path.stem, path)
 
 
-def follow(layer: Layer, path: Path | None = None) -> list[Layer]:
+def follow(layer: Layer) -> list[Layer]:
     """Return a layer and those of the recipes that it extends, the lowest first.
-
-    Args:
-        layer: The layer of the recipe itself.
-        path: Its file, if it has one.
 
     Raises:
         RecipeError: a recipe cannot be read, or recipes extend each other in a circle.
     """
-    chain, paths = [layer], [path] if path else []
+    chain = [layer]
     while above := chain[0].tree.get("extends"):
         at = Problem(above.place, "extends", "")
         if not isinstance(above.value, str):
             raise RecipeError(at._replace(text=f"must be one shipped name or path, got {above}"))
-        path = find_recipe(above.value, chain[0].directory, at)
-        if any(path.samefile(other) for other in paths):
-            circle = " -> ".join(shown(p) for p in (*paths, path))
+        below = read_recipe(above.value, chain[0].directory, at)
+        chain.insert(0, below)
+        if below.identity in [other.identity for other in chain[1:]]:
+            circle = " -> ".join(shown(each.file) for each in reversed(chain) if each.file)
             raise RecipeError(at._replace(text=f"the recipes extend each other in a circle: {circle}"))
-        paths.append(path)
-        chain.insert(0, read_file(path))
     return chain
 
 

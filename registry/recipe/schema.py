@@ -19,6 +19,7 @@ from qsattn_plugin.errors import nearest
 __all__ = [
     "DEFAULTS",
     "KEYS",
+    "LENGTH",
     "LISTS",
     "PARTS",
     "PIPELINE",
@@ -78,6 +79,8 @@ DEFAULTS: dict[str, Any] = {
     "evaluate": {},
 }
 
+#: The keys of ``train`` that say its length in epochs; a resolved recipe has ``steps``.
+LENGTH = ("epochs", "images")
 
 #: Arguments that a part gets from the training if its recipe does not set them.
 INJECTED = {
@@ -163,7 +166,10 @@ class Train(Section):
     """The optimisation.
 
     Args:
-        steps: Optimiser steps in all.
+        steps: Optimiser steps in all; or give ``epochs``.
+        epochs: The length in epochs instead of steps: an epoch is max(|A|, |B|) images, of batch_size x accumulate a
+            step. The resolved recipe has the steps.
+        images: Images in an epoch; null counts those of the larger domain.
         decay_from: Step from which the learning rate falls linearly to zero at the last, or its share of all steps,
             such as 0.75; null is half the steps.
         batch_size: Images of each domain that go through the networks together.
@@ -183,6 +189,8 @@ class Train(Section):
     """
 
     steps: int = Field(ge=1)
+    epochs: float | None = Field(None, gt=0, exclude=True)
+    images: int | None = Field(None, ge=1, exclude=True)
     decay_from: int | Annotated[float, Field(gt=0, lt=1)] | None = Field(None, validate_default=True)
     batch_size: int = Field(1, ge=1)
     accumulate: int = Field(1, ge=1)

@@ -15,6 +15,7 @@ from qsattn_plugin import registry
 from qsattn_plugin.registry.recipe.checking import check, check_arguments, check_part, unknown_key
 from qsattn_plugin.registry.recipe.schema import (
     KEYS,
+    LENGTH,
     LISTS,
     PARTS,
     PIPELINE,
@@ -27,7 +28,7 @@ from qsattn_plugin.registry.recipe.schema import (
 )
 from qsattn_plugin.registry.yaml_lines import Node, Problem, from_plain
 
-__all__ = ["NAME", "objective_parameters", "plain", "read_sections"]
+__all__ = ["NAME", "objective_parameters", "plain", "read_sections", "train_in_steps"]
 
 #: The characters of a recipe's name, which becomes the name of a folder.
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -55,7 +56,8 @@ def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, A
     }
     for key in ("generator", "discriminator", "encoder", "sampler"):
         values[key] = check_part(PARTS[key], at[key], key, problems)
-    for key, model in (("train", Train), ("checkpoint", Checkpoint), ("evaluate", Evaluate)):
+    values["train"] = _train(at["train"], problems)
+    for key, model in (("checkpoint", Checkpoint), ("evaluate", Evaluate)):
         values[key] = check(model, at[key], key, problems)
     return values
 
@@ -100,6 +102,28 @@ def _data(node: Node, problems: list[Problem]) -> Data | None:
     if part is None or pipeline is None:
         return None
     return Data(**pipeline.model_dump(), type=part.type, arguments=part.arguments)
+
+
+def _train(node: Node, problems: list[Problem]) -> Train | None:
+    """Return the section. Where its length is in epochs, ``steps`` is 1 until :func:`train_in_steps`."""
+    epochs = node.get("epochs")
+    if epochs is None or epochs.value is None:
+        return check(Train, _without(node, *LENGTH), "train", problems)
+    if "steps" in node.value:
+        problems.append(Problem(epochs.place, "train.epochs", "give the length as steps or as epochs, not as both"))
+    given = _without(node, "decay_from")
+    return check(Train, replace(given, value={**given.value, "steps": Node(1, epochs.place)}), "train", problems)
+
+
+def train_in_steps(node: Node, train: Train, images: int, problems: list[Problem]) -> Train | None:
+    """Return a section ``train`` with its length in steps instead of epochs of so many images."""
+    steps = max(1, round((train.epochs or 0) * images / (train.batch_size * train.accumulate)))
+    given = {**_without(node, *LENGTH).value, "steps": Node(steps, node.value["epochs"].place)}
+    return check(Train, replace(node, value=given), "train", problems)
+
+
+def _without(node: Node, *keys: str) -> Node:
+    return replace(node, value={key: below for key, below in node.value.items() if key not in keys})
 
 
 def _objective(tree: Node, problems: list[Problem]) -> dict[str, Any]:
