@@ -18,6 +18,8 @@ from qsattn_plugin.errors import UserError
 __all__ = ["Store"]
 
 _THREADS = 4
+#: Bytes of images that are kept in memory if nothing else is said.
+BUDGET = 8 << 30
 
 
 class Store:
@@ -32,7 +34,7 @@ class Store:
         images: the images to read.
         prepare: applied to each image once, e.g. a :class:`~qsattn_plugin.data.preprocess.Preprocess`; uint8 (C, H, W)
             in and out. It may raise :class:`~qsattn_plugin.data.images.UnreadableImage` to skip an image.
-        limit: read only the first so many images.
+        limit: keep only the first so many images that can be read.
         budget: the most bytes of images kept in memory; 0 always uses the file.
         spill_to: the folder of the file; by default the system's folder for temporary files.
         threads: the number of images decoded at once, at most 4.
@@ -55,7 +57,7 @@ class Store:
         prepare: Callable[[Tensor], Tensor] | None = None,
         *,
         limit: int | None = None,
-        budget: int = 8 << 30,
+        budget: int = BUDGET,
         spill_to: str | os.PathLike | None = None,
         threads: int = _THREADS,
         progress: Callable[[int, int], None] | None = None,
@@ -76,7 +78,7 @@ class Store:
                 return error
 
         count = len(images) if limit is None else min(limit, len(images))
-        decoded = threaded_map(decode, range(count), max(1, min(threads, _THREADS, os.cpu_count() or 1)))
+        decoded = threaded_map(decode, range(len(images)), max(1, min(threads, _THREADS, os.cpu_count() or 1)))
         for index, image in enumerate(decoded):
             if isinstance(image, UnreadableImage):
                 self.skipped.append((images.names[index], image.reason))
@@ -84,10 +86,13 @@ class Store:
                 self._add(images.names[index], image, budget, spill_to)
             if progress is not None:
                 progress(index + 1, count)
+            if len(self.names) == count:
+                break
+        decoded.close()
         if not self.names:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
-            raise UserError(f"none of {count} pictures could be read ({shown}{more})")
+            raise UserError(f"none of {len(images)} pictures could be read ({shown}{more})")
 
     def _add(self, name: str, image: Tensor, budget: int, spill_to: str | os.PathLike | None) -> None:
         if image.dtype != torch.uint8 or image.dim() != 3:

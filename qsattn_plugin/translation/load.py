@@ -260,8 +260,8 @@ def find_weights(model: str | Path) -> Path:
             if file.is_file():
                 return file
             raise UserError(
-                f"{folder} has no best weights: none of its evaluations gave a score. {folder} without @best is its "
-                "newest checkpoint; with your own pictures, set evaluate.kid before the training to get scores"
+                f"{folder} has no best weights yet: an evaluation keeps them (evaluate.every), by evaluate.kid where "
+                f"the recipe sets it. {folder} without @best is its newest checkpoint"
             )
         newest, _ = Checkpoints(folder / "checkpoints").newest()
         if newest is not None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.training.distributed import World
+from qsattn_plugin.training.precision import PRECISIONS
 from qsattn_plugin.training.tuning import compile_networks, memory_format
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Parts(Protocol):
@@ -83,7 +82,7 @@ class Method(nn.Module, abc.ABC):
         """Move to the device and create the optimizers (Adam, one for each of :meth:`roles`).
 
         Args:
-            train: a recipe's ``train`` section.
+            train: a recipe's ``train`` section, its ``precision`` chosen.
             device: the training device.
 
         Raises:

@@ -41,6 +41,7 @@ class History:
         ends: the "end" event of each call of fit that was not killed.
         stopped: whether the last call of fit logged its "end".
         seconds: time spent in training steps, without evaluations.
+        pictures: names of the splits that the last evaluation translated and compared with.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -51,6 +52,7 @@ class History:
     ends: list[dict[str, Any]] = field(default_factory=list)
     stopped: bool = False
     seconds: float = 0.0
+    pictures: tuple[str, str] = ("testA", "testB")
 
     @property
     def step(self) -> int:
@@ -110,6 +112,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
         elif kind == "evaluate":
             scores = {k: v for k, v in _flat(event.get("scores")).items() if v is not None}
             grid = event.get("grid")
+            history.pictures = tuple(event.get("pictures") or history.pictures)
             evaluations[step] = EvaluationRecord(step, scores, Path(grid).name if isinstance(grid, str) else None)
         elif kind == "start":
             history.stopped = False
