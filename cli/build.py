@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from qsattn_plugin.cli.types import import_option
+
 
 @click.command("build", short_help="Check a recipe and create its run.")
 @click.argument("recipe")
@@ -15,8 +17,16 @@ import click
     "-s", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe: -s train.steps=100."
 )
 @click.option("--overwrite", is_flag=True, help="Delete the training in the folder.")
+@import_option
 @click.option("--no-trial", is_flag=True, help="Do not try two steps and an evaluation.")
-def command(recipe: str, folder: Path | None, overrides: tuple[str, ...], overwrite: bool, no_trial: bool) -> None:
+def command(
+    recipe: str,
+    folder: Path | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    imports: tuple[str, ...],
+    no_trial: bool,
+) -> None:
     """Check RECIPE, try it, and write the resolved recipe into a run folder.
 
     RECIPE is a YAML file or a shipped recipe's name (`qsattn list recipes`). Every part is built once, and two steps
@@ -29,7 +39,7 @@ def command(recipe: str, folder: Path | None, overrides: tuple[str, ...], overwr
     from qsattn_plugin.training.run import Run
     from qsattn_plugin.training.session import Session
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides, imports)
     run = Run.at(loaded, folder)
     run.check(overwrite)
     session = Session(loaded)

@@ -1,8 +1,9 @@
-"""Option types that click does not have."""
+"""Option types that click does not have, and an option of several commands."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -25,3 +26,9 @@ class Duration(click.ParamType):
         if not parts or "".join(n + u for n, u in parts) != text:
             self.fail(f"{value!r} is not a duration; write it like 90, 45s, 9m or 1h30m", param, ctx)
         return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+def import_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--import`` to a command, as its argument ``imports``."""
+    text = "Import a Python file or module that registers parts first, or what a recipe (.yaml) imports."
+    return click.option("--import", "imports", multiple=True, metavar="FILE", help=text)(command)

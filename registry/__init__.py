@@ -24,7 +24,6 @@ part does not import them. One that fails is named in a :class:`PartsWarning` an
 
 from __future__ import annotations
 
-import fnmatch
 import importlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.registry.parts import IndexedPart, Nested, Part, PartError, read_index
+from qsattn_plugin.registry.parts import IndexedPart, Nested, Part, PartError, fits, read_index
 
 __all__ = [
     "BUILTIN",
@@ -241,15 +240,11 @@ class Registry:
         self._load_others()
         of_kind = [part for part in self._parts.values() if part.kind in kinds]
         if len(kinds) > 1:
-            fits = [
-                part
-                for part in of_kind
-                if any(fnmatch.fnmatch(t, pattern) for t in (part.name, f"{part.kind}/{part.name}", *part.tags))
-            ]
-            if not fits and not any(c in pattern for c in "*?["):
+            fitting = [part for part in of_kind if fits(pattern, part.kind, part.name, part.tags)]
+            if not fitting and not any(c in pattern for c in "*?["):
                 known = [*KINDS, *(part.name for part in of_kind)]
                 raise PartError(f"no kind, part or tag is called {pattern!r}{nearest(pattern, known)}")
-            of_kind = fits
+            of_kind = fitting
         order = list(KINDS)
         return sorted(of_kind, key=lambda part: (order.index(part.kind), part.name))
 

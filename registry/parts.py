@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import collections.abc
 import contextlib
+import fnmatch
 import functools
 import importlib
 import inspect
@@ -19,7 +20,7 @@ from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
 
-__all__ = ["IndexedPart", "Nested", "Part", "PartError", "argument_docs", "describe_part", "read_index"]
+__all__ = ["IndexedPart", "Nested", "Part", "PartError", "argument_docs", "describe_part", "fits", "read_index"]
 
 
 class PartError(UserError, ValueError):
@@ -196,6 +197,11 @@ def describe_part(part: Part) -> dict[str, Any]:
         "arguments": {name: argument(parameter) for name, parameter in part.signature.parameters.items()},
         "docs": part.docs,
     }
+
+
+def fits(pattern: str, kind: str, name: str, tags: Iterable[str] = (), text: str = "") -> bool:
+    """Return whether a name, ``kind/name`` or a tag matches a pattern, or a text contains it in any case."""
+    return pattern.lower() in text.lower() or any(fnmatch.fnmatch(t, pattern) for t in (name, f"{kind}/{name}", *tags))
 
 
 _ITEM = re.compile(r"\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)")

@@ -26,6 +26,7 @@ from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.training.precision import choose_precision
 from qsattn_plugin.training.progress import Throughput, TrainingEvent, summarise_losses
 from qsattn_plugin.training.report import refresh_report
+from qsattn_plugin.training.resuming import check_architecture, rate_note
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
 
@@ -58,21 +59,24 @@ def fit(
         Interrupted: SIGINT or SIGTERM arrived; the step was finished and saved.
     """
     with world() as here, contextlib.ExitStack() as held:
-        newest, last = None, {}
+        newest, last, begun = None, {}, {}
         damaged: list[str] = []
         with here.sync_errors():
             if here.main:
                 held.enter_context(run.lock())
                 newest, damaged = run.checkpoints.newest()
                 last = run.last("evaluate")
-        newest, damaged, last = here.broadcast((newest, damaged, last))
+                if newest is not None:
+                    begun = read_document(newest)
+                    check_architecture(run.recipe, begun, newest)
+        newest, damaged, last, begun = here.broadcast((newest, damaged, last, begun))
         on_event = on_event if here.main else lambda event: None
         steps = run.recipe.train.steps
         done = 0 if newest is None else run.checkpoints.step_of(newest)
         if done >= steps and last.get("step") == done:  # else it stopped between the last step and its evaluation
             on_event(TrainingEvent("done", done, steps, {"folder": str(run.folder), **last}))
             return last["scores"]
-        loop = _Loop(run, on_event, here, newest, damaged)
+        loop = _Loop(run, on_event, here, newest, damaged, begun)
         try:
             return loop.train(max_steps, time_limit)
         except WriteFailed as error:
@@ -91,7 +95,13 @@ class _Loop:
     """The state of one call of :func:`fit`."""
 
     def __init__(
-        self, run: Run, on_event: Callable[[TrainingEvent], None], here: World, newest: Path | None, damaged: list[str]
+        self,
+        run: Run,
+        on_event: Callable[[TrainingEvent], None],
+        here: World,
+        newest: Path | None,
+        damaged: list[str],
+        begun: Mapping[str, Any],
     ):
         self.run, self.on_event, self.world = run, on_event, here
         recipe = self.recipe = run.recipe
@@ -100,8 +110,8 @@ class _Loop:
                 device = here.device(recipe.train.device)
             except UserError as error:
                 raise recipe.error("train.device", str(error)) from error
-        begun = None if newest is None else read_document(newest).get("precision")
-        precision = here.broadcast(choose_precision(recipe.train.precision, device, begun) if here.main else "")
+        asked = recipe.train.precision
+        precision = here.broadcast(choose_precision(asked, device, begun.get("precision")) if here.main else "")
         with here.sync_errors():
             self.session = Session(recipe, device, warm=newest is None, precision=precision)
             check_distributable(self.session.method, here)
@@ -124,11 +134,16 @@ class _Loop:
         evaluated = here.broadcast(run.last("evaluate") if here.main else {})
         self.evaluated: int = evaluated.get("step", 0)
         self.scores: dict[str, float] = evaluated.get("scores", {})
+        notes = [begun and rate_note(recipe.train, begun, self.session.step)]
+        if self.evaluator is not None and self.evaluator.source.startswith("train"):
+            notes.append(f"there are no test pictures: the first of {self.evaluator.source} are shown and scored")
         self._emit(
             "start",
             device=f"{here.size} x {self.session.device.type}" if here.size > 1 else str(self.session.device),
             resumed=newest is not None,
             damaged=damaged,
+            notes=list(filter(None, notes)),
+            log_every=recipe.train.log_interval,
             **self._images(),
             processes=here.size,
             environment={**describe_environment(self.session.device), "precision": precision},

@@ -20,7 +20,7 @@ from qsattn_plugin.registry.recipe.reading import shipped_recipes
 from qsattn_plugin.registry.recipe.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
 from qsattn_plugin.registry.recipe.sections import NAME, objective_parameters, plain
 
-__all__ = ["json_schema"]
+__all__ = ["argument_schemas", "json_schema"]
 
 _MODELS: dict[str, type[BaseModel]] = {"train": Train, "checkpoint": Checkpoint, "evaluate": Evaluate}
 
@@ -49,7 +49,13 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "qsattn-plugin recipe",
         **_object({key: {"description": text, **properties[key]} for key, text in KEYS.items()}),
-        "allOf": [_if({"method": m.name}, {"properties": {"objective": _object(_settings(m, defs))}}) for m in methods],
+        "allOf": [
+            _if(
+                {"method": m.name},
+                {"properties": {"objective": _object(argument_schemas(m, objective_parameters(m), defs))}},
+            )
+            for m in methods
+        ],
     }
     return {**schema, "$defs": defs} if defs else schema
 
@@ -60,18 +66,22 @@ def _part(parts: list[registry.Part], shared: dict, defs: dict, required: bool =
     cases = []
     for part in parts:
         parameters = part.signature.parameters
-        own = {"type": names, **_arguments(part, parameters, defs), **shared}
+        own = {"type": names, **argument_schemas(part, parameters, defs), **shared}
         any_key = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         cases.append(_if({"type": part.name}, {"properties": own} if any_key else _object(own)))
-    mapping = {"type": "object", "properties": {"type": names, **shared}, "allOf": cases}
-    return {"oneOf": [names, {**mapping, "required": ["type"]} if required else mapping]}
+    mapping = {"properties": {"type": names, **shared}, "allOf": cases}
+    # Not oneOf: with that an editor would say that no case fits, and not which key is wrong.
+    return {
+        "type": ["string", "object"],
+        "if": {"type": "object"},
+        "then": {**mapping, "required": ["type"]} if required else mapping,
+        "else": names,
+    }
 
 
-def _settings(method: registry.Part, defs: dict) -> dict[str, Any]:
-    return _arguments(method, objective_parameters(method), defs)
-
-
-def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict) -> dict[str, Any]:
+def argument_schemas(
+    part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict[str, Any]
+) -> dict[str, Any]:
     """Return the schema of each parameter that YAML can set; networks, for example, come from the method."""
     docs = part.docs
     found = {}
@@ -81,6 +91,7 @@ def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter],
         if inner := nested(parameter.annotation):
             kind, several = inner
             schema = _part([other for other in registry.list_parts(kind) if other is not part], {}, defs, required=True)
+            schema["title"] = kind
             schema = {"type": "array", "items": schema} if several else schema
         else:
             try:
