@@ -23,7 +23,13 @@ def _package():
     return load
 
 
-_ARGUMENTS = """
+_ENTRY = """{summary}
+
+    >>> from PIL import Image
+    >>> model = torch.hub.load(".", "qsattn_{name}", source="local")
+    >>> model.translate(Image.new("RGB", (250, 190), "tan")).size
+    (250, 190)
+
     Args:
         pretrained: load the published weights; otherwise the generator has its random initial weights.
         progress: show the progress of a download on stderr.
@@ -35,52 +41,27 @@ _ARGUMENTS = """
     """
 
 
-def _entry(name, summary):
-    """An entry for a published model, with the shared arguments below its own summary."""
+def _entries():
+    """An entry for each model in the index of published models beside this file."""
+    import os
 
-    def load(pretrained=True, progress=True, device="cpu"):
-        return _package().published(name, pretrained, progress, device)
+    import yaml
 
-    load.__name__ = load.__qualname__ = f"qsattn_{name}"
-    load.__doc__ = summary + _ARGUMENTS
-    return load
+    def entry(name, summary):
+        def load(pretrained=True, progress=True, device="cpu"):
+            return _package().published(name, pretrained, progress, device)
+
+        load.__name__ = load.__qualname__ = f"qsattn_{name}"
+        load.__doc__ = _ENTRY.format(name=name, summary=summary)
+        return load
+
+    here = os.path.dirname(os.path.realpath(__file__))
+    with open(os.path.join(here, "registry", "pretrained.yaml"), encoding="utf-8") as index:
+        models = yaml.safe_load(index)
+    return {f"qsattn_{name}": entry(name, model["summary"]) for name, model in models.items()}
 
 
-qsattn_toy = _entry(
-    "toy",
-    """Drawn toy horses to toy zebras, 64 pixels: small and fast, for first experiments.
-
-    >>> import torch
-    >>> model = torch.hub.load(".", "qsattn_toy", source="local")
-    >>> model(torch.zeros(1, 3, 64, 64)).shape
-    torch.Size([1, 3, 64, 64])
-""",
-)
-
-qsattn_horse2zebra = _entry(
-    "horse2zebra",
-    """Horses to zebras, 256 pixels: the best of the models trained with QS-Attn on CycleGAN's horse2zebra.
-
-    At present that is `qsattn_horse2zebra_mobile`; a better one will take this name. docs/horse2zebra.md shows its
-    translations of the first 16 test horses.
-
-    >>> from PIL import Image
-    >>> model = torch.hub.load(".", "qsattn_horse2zebra", source="local")
-    >>> model.translate(Image.new("RGB", (250, 190), "tan")).size
-    (250, 190)
-""",
-)
-
-qsattn_horse2zebra_mobile = _entry(
-    "horse2zebra_mobile",
-    """Horses to zebras, 256 pixels, by a small generator: two million parameters, trained on two CPU cores.
-
-    >>> from PIL import Image
-    >>> model = torch.hub.load(".", "qsattn_horse2zebra_mobile", source="local")
-    >>> model.translate(Image.new("RGB", (250, 190), "tan")).size
-    (250, 190)
-""",
-)
+globals().update(_entries())
 
 
 def qsattn_generator(weights=None, type=None, device="cpu", **arguments):

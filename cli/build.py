@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qsattn_plugin.cli.types import import_option
+from qsattn_plugin.cli.options import import_option
 
 
 @click.command("build", short_help="Check a recipe and create its run.")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsattn_plugin.data import SPLITS
+
 if TYPE_CHECKING:
     from qsattn_plugin.data.public.catalogue import PublicSet
-
-SPLITS = ("trainA", "trainB", "testA", "testB")
 
 
 @click.command("data", short_help="Write a data set's pictures into folders.")
@@ -82,8 +82,7 @@ def _public(one: PublicSet, root: Path, source: Path | None, url: str | None) ->
     if got.existed:
         click.echo(f"{one.name} exists already, nothing was done")
     if got.sha256:
-        agrees = (
-            "as published" if got.sha256 == one.sha256 else "differs from the published one; all pictures can be read"
-        )
+        differs = "differs from the published one; all pictures can be read"
+        agrees = "as published" if got.sha256 == one.sha256 else differs
         click.echo(f"SHA-256 of the archive: {got.sha256} ({agrees})")
     click.echo(f"domains: {one.domains}\nlicence: {one.licence}")

@@ -13,26 +13,23 @@ import click
 _FOLDER = click.Path(path_type=Path)
 
 
-class _CommaList(click.ParamType):
-    """A comma-separated list of names."""
+def _comma_list(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    if not (names := tuple(name.strip() for name in text.split(",") if name.strip())):
+        raise click.BadParameter("expected a comma-separated list")
+    return names
 
-    name = "NAME,..."
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        names = tuple(name.strip() for name in value.split(",") if name.strip())
-        if not names:
-            self.fail("expected a comma-separated list", param, ctx)
-        return names
+_NAMES: dict[str, Any] = {"callback": _comma_list, "metavar": "NAME,..."}
 
 
 @click.command("evaluate", short_help="Score translations.")
 @click.argument("scored", metavar="MODEL_OR_FOLDER")
 @click.option("--real", type=_FOLDER, help="Pictures of the target domain, for fid, kid and swd.")
 @click.option("--source", type=_FOLDER, help="What MODEL translates, or what FOLDER was translated from.")
-@click.option("--metrics", type=_CommaList(), help="fid, kid, swd, lpips, background, labels; see below.")
-@click.option("--features", type=_CommaList(), help="Feature layers: 64, 192, 768, 2048; or those of --extractor.")
+@click.option("--metrics", **_NAMES, help="fid, kid, swd, lpips, background, labels; see below.")
+@click.option("--features", **_NAMES, help="Feature layers: 64, 192, 768, 2048; or those of --extractor.")
 @click.option("--extractor", metavar="MODULE:CALLABLE", help="Your own network instead of Inception.")
 @click.option("--extractor-weights", "weights", type=_FOLDER, help="The weights file of the extractor or of Inception.")
 @click.option("--masks", type=_FOLDER, help="Masks, white where a change is wanted; same names as the pictures.")

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 
-from qsattn_plugin.cli.types import Duration
 from qsattn_plugin.errors import UserError
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+class Duration(click.ParamType):
+    """Seconds from text such as ``90``, ``45s``, ``9m``, ``1h30m`` or ``2d``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        text = value.strip().lower()
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            return float(text)
+        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+        if not parts or "".join(n + u for n, u in parts) != text:
+            self.fail(f"{value!r} is not a duration; write it like 90, 45s, 9m or 1h30m", param, ctx)
+        return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
 @click.command("fit", short_help="Train a run.")
@@ -76,11 +96,9 @@ def _launch(run: str | None, nproc: int, max_steps: int | None, time_limit: floa
     """Run this command in several processes, and return their common exit code."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--nproc starts processes, but this process is one of several already; leave it out")
-    cores = os.cpu_count() or 1
-    if nproc > max(2, cores):
-        raise UserError(
-            f"--nproc {nproc}: this machine has {cores} cores; start at most one process for each GPU or core"
-        )
+    if nproc > max(2, cores := os.cpu_count() or 1):
+        what = f"this machine has {cores} cores; start at most one process for each GPU or core"
+        raise UserError(f"--nproc {nproc}: {what}")
     from qsattn_plugin.training.distributed.launch import launch
 
     command = [sys.executable, "-m", "qsattn_plugin.cli", "fit"]

@@ -38,7 +38,6 @@ def command(
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
             click.echo(f"{what}: {', '.join(keys[:_SHOWN])}{more}")
     if done.arguments.get("norm") == "batch":
-        click.echo(
-            "its batch norms use their running statistics here, as with test.py --eval, not those of each picture"
-        )
+        statistics = "as with test.py --eval, not those of each picture"
+        click.echo(f"its batch norms use their running statistics here, {statistics}")
     click.echo(f"written to {out}; translate with: qsattn translate PICTURES -m {out} -o FOLDER")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from qsattn_plugin.cli.types import import_option
+from qsattn_plugin.cli.options import import_option
 
 
 @click.command("list", short_help="Show the parts that recipes can name, recipes, and published models.")

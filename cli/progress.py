@@ -131,10 +131,8 @@ class TrainingDisplay:
         self._bars.bar.set_description_str(self._state(progress), refresh=False)
 
     def _done(self, progress: TrainingEvent) -> None:
-        self._line(
-            f"{progress.values['folder']} is finished: {progress.step} steps (train.steps in its recipe.yaml; raise it "
-            "to go on)"
-        )
+        more = "train.steps in its recipe.yaml; raise it to go on"
+        self._line(f"{progress.values['folder']} is finished: {progress.step} steps ({more})")
         if "scores" in progress.values:
             self._evaluate(progress)
 
@@ -152,10 +150,8 @@ class TrainingDisplay:
         if progress.values["finished"]:
             self._line(f"finished at step {progress.step} after {duration(progress.values['seconds'])}")
         elif not progress.values["signal"]:  # then the command says it as it ends
-            self._line(
-                f"stopped at step {progress.step} of {progress.steps}; "
-                f"`qsattn fit {progress.values['folder']}` continues from here"
-            )
+            more = f"`qsattn fit {progress.values['folder']}` continues from here"
+            self._line(f"stopped at step {progress.step} of {progress.steps}; {more}")
 
     def _state(self, progress: TrainingEvent) -> str:
         """Return the rate, the time left, and the losses."""

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from qsattn_plugin.cli.types import import_option
+from qsattn_plugin.cli.options import import_option
 
 
 @click.command("schema", short_help="Print the JSON Schema of recipes.")

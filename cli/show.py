@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qsattn_plugin.cli.types import import_option
+from qsattn_plugin.cli.options import import_option
 
 if TYPE_CHECKING:
     from qsattn_plugin.registry import Part
@@ -119,9 +119,8 @@ def _published(name: str) -> None:
     from qsattn_plugin.registry.yaml_lines import write
 
     entry = published_model(name)
-    weights = entry.file or entry.url or "not published yet"
-    generator = {"type": entry.generator, **entry.arguments}
-    card = {"summary": entry.summary, "generator": generator, "weights": weights, "sha256": entry.sha256, **entry.card}
+    card: dict[str, Any] = {"summary": entry.summary, "generator": {"type": entry.generator, **entry.arguments}}
+    card |= {"weights": entry.file or entry.url or "not published yet", "sha256": entry.sha256, **entry.card}
     click.echo(f"pretrained/{name}")
     _echo_yaml(card, write)
 
@@ -138,17 +137,19 @@ def _echo_yaml(mapping: dict[str, Any], write: Callable[[Any], str], indent: str
 
 
 def _network(part: Part, size: int) -> None:
+    from qsattn_plugin.registry import create
     from qsattn_plugin.registry.describe import describe
     from qsattn_plugin.text import text_table
 
-    takes = part.signature.parameters.values()
-    if any(p.default is p.empty for p in takes):
+    try:
+        network = create(part.kind, part.name)
+    except ValueError:
         return  # its size depends on an argument that only a recipe can give
-    counts = describe(part.target(), size)
+    counts = describe(network, size)
     click.echo(f"\nparameters: {counts.parameters:,}")
     click.echo(f"multiply-adds at {size} x {size}: {counts.multiply_adds / 1e9:.2f} G")
     if counts.taps:
-        default = set(part.target().default_taps)
+        default = set(network.default_taps)
         rows = [("", "index", "name", "channels", "stride")]
         for tap in counts.taps:
             star = "*" if {tap.index, tap.name} & default else ""

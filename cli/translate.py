@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 
-def _parse_with(name: str) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """Return a callback that parses an option with a function of ``translation.files``."""
+def _parsed(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+    """Parse an option with the function of ``translation.files`` that is called after it."""
+    from qsattn_plugin.translation import files
 
-    def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-        from qsattn_plugin.translation import files
-
-        try:
-            return None if text is None else getattr(files, name)(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-
-    return read
+    try:
+        return None if text is None else getattr(files, f"parse_{param.name}")(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 @click.command("translate", short_help="Translate pictures with a trained model.")
@@ -34,9 +29,7 @@ def _parse_with(name: str) -> Callable[[click.Context, click.Parameter, str | No
 )
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
 @click.option("--overwrite", is_flag=True, help="Replace translations that exist in the output folder.")
-@click.option(
-    "--size", metavar="N|WxH", callback=_parse_with("parse_size"), help="Resize first: shorter side, or both."
-)
+@click.option("--size", metavar="N|WxH", callback=_parsed, help="Resize first: shorter side, or both.")
 @click.option(
     "--tile",
     type=click.IntRange(min=0),
@@ -53,7 +46,7 @@ def _parse_with(name: str) -> Callable[[click.Context, click.Parameter, str | No
 @click.option(
     "--shard",
     metavar="I/N",
-    callback=_parse_with("parse_shard"),
+    callback=_parsed,
     help="Translate only every N-th picture, from the I-th: 1/4 to 4/4 on four machines.",
 )
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")

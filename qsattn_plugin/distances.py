@@ -49,12 +49,7 @@ def _quantiles(ordered: Tensor, at: Tensor) -> Tensor:
 
 
 def sliced_wasserstein(
-    a: Tensor,
-    b: Tensor,
-    projections: int = 256,
-    seed: int = 0,
-    power: int = 2,
-    chunk: int = 64,
+    a: Tensor, b: Tensor, projections: int = 256, seed: int = 0, power: int = 2, chunk: int = 64
 ) -> float:
     """Return the sliced Wasserstein distance of two sets of vectors.
 
@@ -81,14 +76,12 @@ def sliced_wasserstein(
     Raises:
         ValueError: a set is empty, or the vectors differ in length.
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"b: both sets must be (P, D) with the same D, got {tuple(a.shape)} and {tuple(b.shape)}")
+    _same_length(a, b)
     if not len(a) or not len(b):
         raise ValueError(f"{'b' if len(a) else 'a'}: must hold at least one vector")
-    if projections < 1:
-        raise ValueError(f"projections: must be at least 1, got {projections}")
-    if power < 1:
-        raise ValueError(f"power: must be at least 1, got {power}")
+    for name, value in (("projections", projections), ("power", power)):
+        if value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
     # Drawn on the CPU, so that every device has the same directions.
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator)
@@ -126,10 +119,7 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, 
     Raises:
         ValueError: a set has less than two vectors, the vectors differ in length, or an argument is out of range.
     """
-    _check_pair(a, b)
-    _check_subsets(subsets, size)
-    # On the CPU: not every device has float64, and features of different sets are close, their kernels large.
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
+    a, b = _checked_pair(a, b, subsets, size)
     if max(len(a), len(b)) <= size:
         return float(_mmd(a, b))
     generator = torch.Generator().manual_seed(seed)
@@ -141,30 +131,15 @@ def kernel_distance(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, 
 
 
 def kernel_distances(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000, seed: int = 2020) -> Tensor:
-    """Return :func:`kernel_distance` on random subsets, one value each, for a mean with a standard deviation.
+    """Return :func:`kernel_distance` on random subsets, float64 (subsets,), for a mean with a standard deviation.
 
-    The subsets are those that torch-fidelity draws (NumPy's ``RandomState(seed)``, without replacement), so that the
-    numbers are the same. A set that is no larger than a subset is used whole each time: then the deviation is only that
-    of the other set, and 0 if both are.
-
-    Args:
-        a: (P, D).
-        b: (Q, D).
-        subsets: number of subsets.
-        size: vectors of each set in a subset, at most as many as the smaller set has.
-        seed: seed of the subsets.
-
-    Returns:
-        The distances, float64 (subsets,), on the CPU.
-
-    Raises:
-        ValueError: as :func:`kernel_distance`.
+    The subsets, of at most as many vectors as the smaller set has, are those that torch-fidelity draws (NumPy's
+    ``RandomState(seed)``, without replacement), so that the numbers are the same. A set that is no larger than a subset
+    is used whole each time: then the deviation is only that of the other set, and 0 if both are.
     """
-    _check_pair(a, b)
-    _check_subsets(subsets, size)
     import numpy as np
 
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
+    a, b = _checked_pair(a, b, subsets, size)
     size = min(size, len(a), len(b))
     draws = np.random.RandomState(seed)  # torch has no generator with the same draws
 
@@ -194,8 +169,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: a set has less than two vectors, or the vectors differ in length.
     """
-    _check_pair(a, b)
-    a, b = a.detach().cpu().double(), b.detach().cpu().double()
+    a, b = _checked_pair(a, b)
     apart = (a.mean(0) - b.mean(0)).square().sum()
     roots = [_root(vectors) for vectors in (a, b)]
     spread = sum(root.square().sum() for root in roots)
@@ -208,18 +182,21 @@ def _root(vectors: Tensor) -> Tensor:
     return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
 
 
-def _check_pair(a: Tensor, b: Tensor) -> None:
+def _same_length(a: Tensor, b: Tensor) -> None:
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"b: both sets must be (P, D) with the same D, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def _checked_pair(a: Tensor, b: Tensor, subsets: int = 1, size: int = 2) -> tuple[Tensor, Tensor]:
+    """Return two sets in float64 on the CPU: not every device has float64, and kernels of close features are large."""
+    _same_length(a, b)
     for name, vectors in (("a", a), ("b", b)):
         if len(vectors) < 2:
             raise ValueError(f"{name}: must hold at least two vectors, got {len(vectors)}")
-
-
-def _check_subsets(subsets: int, size: int) -> None:
     for name, value, least in (("subsets", subsets, 1), ("size", size, 2)):
         if value < least:
             raise ValueError(f"{name}: must be at least {least}, got {value}")
+    return a.detach().cpu().double(), b.detach().cpu().double()
 
 
 def _mmd(a: Tensor, b: Tensor) -> Tensor:

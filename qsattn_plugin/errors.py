@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
 
 
@@ -19,3 +21,11 @@ def nearest(name: object, known: Iterable[object]) -> str:
     by_text = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(name).lower(), by_text, n=1, cutoff=0.5)
     return f"; did you mean {by_text[close[0]]!r}?" if close else ""
+
+
+def describe_error(error: Exception) -> str:
+    """Return an error of somebody else's code in one line: its type, its text, and the file and line it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = os.path.relpath(last.filename) if last.filename.startswith(os.getcwd() + os.sep) else last.filename
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text} ({place}, line {last.lineno})"

@@ -51,10 +51,8 @@ class PatchNCE(nn.Module):
             ValueError: anchors and positives differ in shape.
         """
         if anchors.shape != positives.shape or anchors.ndim != 3:
-            raise ValueError(
-                f"anchors: must have the same shape (B, N, C) as positives, got {tuple(anchors.shape)} and "
-                f"{tuple(positives.shape)}"
-            )
+            got = f"{tuple(anchors.shape)} and {tuple(positives.shape)}"
+            raise ValueError(f"anchors: must have the same shape (B, N, C) as positives, got {got}")
         if self.detach_positives:
             positives = positives.detach()
         batch, count, _ = anchors.shape
@@ -113,11 +111,7 @@ class AdversarialLoss(nn.Module, abc.ABC):
     ) -> Tensor | None:
         """Return the gradient penalty of the discriminator's loss, or None where there is none.
 
-        Args:
-            discriminator: returns a score map, or a list of them, for images.
-            real: images of the target domain, (B, C, H, W).
-            fake: translated images of the same shape; no gradient flows to them.
-            generator: random generator of the draws; torch's global one without it.
+        ``real`` and ``fake`` are images (B, C, H, W); no gradient flows to them. ``generator`` is that of random draws.
         """
         return None
 

@@ -23,10 +23,9 @@ class ProjectionHeads(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int = 256, init_gain: float = 0.02):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
-        if init_gain < 0:
-            raise ValueError(f"init_gain: must be at least 0, got {init_gain}")
+        for name, value, least in (("width", width, 1), ("init_gain", init_gain, 0)):
+            if value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
         self.count = len(channels)
         for index, c in enumerate(channels):
             first, second = nn.Linear(c, width), nn.Linear(width, width)

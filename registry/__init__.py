@@ -211,10 +211,9 @@ class Registry:
         if (kind, name) not in self._parts:
             self._import(kind)
         if (kind, name) not in self._parts:
-            names = [n for k, n in self._parts if k == kind]
-            raise PartError(
-                f"there is no {kind} {name!r}{nearest(name, names)} ({kind}s: {', '.join(sorted(names)) or 'none'})"
-            )
+            names = sorted(n for k, n in self._parts if k == kind)
+            known = f"{nearest(name, names)} ({kind}s: {', '.join(names) or 'none'})"
+            raise PartError(f"there is no {kind} {name!r}{known}")
         return self._parts[kind, name]
 
     def create(self, kind: str, name: str, /, *args: Any, **arguments: Any) -> Any:
@@ -245,8 +244,7 @@ class Registry:
                 known = [*KINDS, *(part.name for part in of_kind)]
                 raise PartError(f"no kind, part or tag is called {pattern!r}{nearest(pattern, known)}")
             of_kind = fitting
-        order = list(KINDS)
-        return sorted(of_kind, key=lambda part: (order.index(part.kind), part.name))
+        return sorted(of_kind, key=lambda part: (list(KINDS).index(part.kind), part.name))
 
 
 #: The registry that recipes and the command line use.
@@ -272,10 +270,9 @@ def create_nested(kind: str, spec: str | Mapping[str, Any], argument: str, **sur
         given = {key: value for key, value in surroundings.items() if key in takes}
         return REGISTRY.create(kind, part.name, **given | arguments)
     except (UserError, ValueError) as error:
-        at, colon, text = str(error).partition(": ")
-        known = colon and at in arguments
-        where = f"{argument}.{at}" if known else argument
-        raise PartError(f"{where}: {text if known else error}", where) from error
+        at, _, text = str(error).partition(": ")
+        where, text = (f"{argument}.{at}", text) if at in arguments else (argument, str(error))
+        raise PartError(f"{where}: {text}", where) from error
 
 
 register = REGISTRY.register

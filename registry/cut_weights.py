@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -51,12 +52,9 @@ def normalise_keys(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         found = {key.removeprefix(prefix): value for key, value in found.items()}
     weights = (re.search(r"\.conv_block\.(\d+)\.weight$", key) for key, value in found.items() if value.dim() == 4)
     if {match[1] for match in weights if match} == {"1", "6"}:
-        found = {re.sub(r"\.conv_block\.([67])\.", _one_less, key): value for key, value in found.items()}
+        for there, here in ((".conv_block.6.", ".conv_block.5."), (".conv_block.7.", ".conv_block.6.")):
+            found = {key.replace(there, here): value for key, value in found.items()}
     return found
-
-
-def _one_less(match: re.Match[str]) -> str:
-    return f".conv_block.{int(match[1]) - 1}."
 
 
 def _shape(value: Tensor) -> str:
@@ -79,12 +77,8 @@ def load_cut_weights(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> 
     """
     given, own = normalise_keys(state_dict), generator.state_dict()
     norms = {name for name, m in generator.named_modules() if isinstance(m, nn.InstanceNorm2d)}
-    left_out = [
-        key
-        for key in given
-        if key not in own and key.rpartition(".")[0] in norms and key.rpartition(".")[2] in _OLD_BUFFERS
-    ]
-    fixed = {key for key in own if key.endswith(".filt")}
+    old = {f"{norm}.{buffer}" for norm in norms for buffer in _OLD_BUFFERS}
+    left_out = [key for key in given if key in old - own.keys()]
     unbiased = _unbiased(generator, given)
     filled_in = sorted((_optional(own) | unbiased) - set(given))
     given = {key: value for key, value in given.items() if key not in left_out}
@@ -99,17 +93,14 @@ def load_cut_weights(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> 
             problems.append(f"{key}: {_shape(given[key])}, the generator has no such layer")
         elif given[key].shape != own[key].shape:
             problems.append(f"{key}: {_shape(given[key])}, the generator has {_shape(own[key])}")
-        elif key in fixed and not torch.allclose(given[key].to(own[key]), own[key], rtol=0, atol=1e-3):
+        elif key.endswith(".filt") and not torch.allclose(given[key].to(own[key]), own[key], rtol=0, atol=1e-3):
             problems.append(f"{key}: {_shape(given[key])}, not the generator's blur filter")
     if problems:
         hint = ""
-        try:
+        with contextlib.suppress(UserError):
             name, arguments = recognise(state_dict)
             hint = f" (they look like {name} with {', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
-        except UserError:
-            pass
-        listing = "\n  ".join(problems)
-        raise UserError(f"{len(problems)} of the weights do not fit this generator{hint}:\n  {listing}")
+        raise UserError("\n  ".join([f"{len(problems)} of the weights do not fit this generator{hint}:", *problems]))
     constants = {key: torch.zeros_like(own[key]) if key in unbiased else own[key] for key in filled_in}
     generator.load_state_dict({**given, **constants})
     return LoadReport(len(given), left_out, filled_in)
@@ -120,9 +111,8 @@ def _unbiased(generator: nn.Module, given: Mapping[str, Tensor]) -> set[str]:
     if any(isinstance(m, (nn.InstanceNorm2d, nn.BatchNorm2d)) for m in generator.modules()):
         return set()
     convolutions = [name for name, m in generator.named_modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    return {f"{name}.bias" for name in convolutions if f"{name}.weight" in given and f"{name}.bias" not in given} & set(
-        generator.state_dict()
-    )
+    lacking = {f"{name}.bias" for name in convolutions if f"{name}.weight" in given and f"{name}.bias" not in given}
+    return lacking & generator.state_dict().keys()
 
 
 def _optional(own: Iterable[str]) -> set[str]:
@@ -183,11 +173,7 @@ def _recognise_unet(given: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
             f"{len(given)} tensors"
         )
     first = given["model.model.0.weight"]
-    arguments: dict[str, Any] = {
-        "width": first.shape[0],
-        "in_channels": first.shape[1],
-        "out_channels": outer.shape[1],
-    }
+    arguments: dict[str, Any] = {"width": first.shape[0], "in_channels": first.shape[1], "out_channels": outer.shape[1]}
     inner = "model.model.1.model."  # a convolution and its norm; the convolution has a bias with instance norm only
     if f"{inner}2.weight" in given:
         arguments["norm"] = "batch"
@@ -207,12 +193,8 @@ def find_state_dicts(content: Any, wanted: Callable[[dict[str, Tensor]], bool], 
     """Return the state_dicts inside a checkpoint that are ``wanted``, by their dotted path in it.
 
     A state_dict may be the whole content (its path is ""), lie below a key (``netG``, ``state_dict``, ...), or share
-    one mapping with others, distinguished by the prefix of their keys (``state_dict.netG``).
-
-    Args:
-        content: the content of a file: nested mappings, tensors and anything else.
-        wanted: returns whether a mapping of names to tensors is to be returned.
-        name: the path of ``content`` itself.
+    one mapping with others, distinguished by the prefix of their keys (``state_dict.netG``). ``name`` is the path of
+    ``content`` itself.
     """
     if not isinstance(content, Mapping):
         return {}

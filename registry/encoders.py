@@ -53,17 +53,7 @@ class GeneratorEncoder(nn.Module):
 
 @register("encoder", "timm", tags=("frozen",))
 class TimmEncoder(TimmFeatures):
-    """A timm model with feature maps, which normalises images as it was trained to; frozen or trained.
-
-    Args:
-        model: a timm name such as "convnext_tiny" or "swin_tiny_patch4_window7_224".
-        taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
-        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        trained: train the model together with the generator; otherwise it is frozen.
-        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
-        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
-    """
+    """A timm model with feature maps, which normalises images as it was trained to; frozen or trained."""
 
     def translate(self, generator: nn.Module, source: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the translation of ``source`` (B, C, H, W) and the features of ``source``."""

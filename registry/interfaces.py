@@ -1,14 +1,25 @@
-"""What the package uses of parts that need not derive from its base classes, with defaults for what they leave out."""
+"""What floors above share: words of recipes, and what parts that derive from no base class may leave out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Attentive", "attentive_layers", "side_multiple"]
+__all__ = ["Attentive", "PreprocessMode", "attentive_layers", "side_multiple"]
+
+#: What happens to a training image before it is cropped: CUT's and CycleGAN's modes.
+PreprocessMode = Literal[
+    "resize_and_crop",
+    "crop",
+    "scale_width",
+    "scale_width_and_crop",
+    "scale_shortside",
+    "scale_shortside_and_crop",
+    "none",
+]
 
 
 class Attentive(Protocol):

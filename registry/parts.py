@@ -12,6 +12,7 @@ import inspect
 import json
 import pathlib
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -87,17 +88,12 @@ class Part:
 
     def check(self, arguments: Iterable[str], complete: bool = True) -> None:
         """Raise :class:`PartError` for an argument that the part does not take, or (``complete``) for one it lacks."""
-        parameters = self.signature.parameters
-        given = list(arguments)
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            for name in given:
-                if name not in parameters:
-                    takes = ", ".join(parameters) or "no arguments"
-                    raise PartError(
-                        f"{self.kind} {self.name!r} takes no argument {name!r}{nearest(name, parameters)} "
-                        f"(it takes {takes})",
-                        name,
-                    )
+        parameters, given = self.signature.parameters, list(arguments)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name in given:
+            if name not in parameters and not takes_any:
+                what = f"{self.kind} {self.name!r} takes no argument {name!r}{nearest(name, parameters)}"
+                raise PartError(f"{what} (it takes {', '.join(parameters) or 'no arguments'})", name)
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
         if complete and missing:
@@ -204,7 +200,8 @@ def fits(pattern: str, kind: str, name: str, tags: Iterable[str] = (), text: str
     return pattern.lower() in text.lower() or any(fnmatch.fnmatch(t, pattern) for t in (name, f"{kind}/{name}", *tags))
 
 
-_ITEM = re.compile(r"\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*)")
+_BLOCK = re.compile(r"^( *)Arg(?:ument)?s:\n((?:\1 .*\n|\n)+)", re.M)
+_ITEM = re.compile(r"^\*{0,2}(\w+)(?:\s*\([^)]*\))?:\s*(.*(?:\n +.*)*)", re.M)
 
 
 def argument_docs(target: Callable[..., Any]) -> dict[str, str]:
@@ -223,25 +220,6 @@ def argument_docs(target: Callable[..., Any]) -> dict[str, str]:
 
 
 def _parse(docstring: str | None) -> dict[str, str]:
-    lines = iter(inspect.cleandoc(docstring or "").splitlines())
-    block = 0
-    for line in lines:
-        if line.strip() in ("Args:", "Arguments:"):
-            block = len(line) - len(line.lstrip())
-            break
-    found: dict[str, list[str]] = {}
-    name, item = "", None
-    for line in lines:
-        if not line.strip():
-            continue
-        indent = len(line) - len(line.lstrip())
-        if indent <= block:
-            break
-        item = indent if item is None else item
-        match = _ITEM.fullmatch(line.strip())
-        if indent <= item and match:
-            name = match[1]
-            found[name] = [match[2]]
-        elif name:
-            found[name].append(line.strip())
-    return {name: " ".join(filter(None, text)) for name, text in found.items()}
+    block = _BLOCK.search(inspect.cleandoc(docstring or "") + "\n")
+    items = _ITEM.findall(textwrap.dedent(block[2])) if block else ()
+    return {name: " ".join(text.split()) for name, text in items}

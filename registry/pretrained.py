@@ -9,15 +9,13 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.yaml_lines import Place, parse
-from qsattn_plugin.storage.download import DownloadFailed, checksum, download
+from qsattn_plugin.storage.download import DownloadFailed, checksum, download, download_bar
 
 __all__ = ["INDEX", "Entry", "entries", "published_model", "weights_file"]
 
@@ -27,27 +25,16 @@ INDEX = Path(__file__).parent / "pretrained.yaml"
 
 @dataclass(frozen=True)
 class Entry:
-    """One published model.
-
-    Attributes:
-        name: its name in the index.
-        summary: one line.
-        generator: registered name of its generator.
-        arguments: the generator's arguments that differ from its defaults.
-        sha256: of the weights, in hexadecimal; None while there are none.
-        file: name below ``registry/weights/``, if the file is part of the package.
-        url: address of the weights otherwise.
-        card: everything else: recipe, licence, data, training, scores and how they were computed.
-    """
+    """One published model, as the index describes it."""
 
     name: str
     summary: str
-    generator: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-    sha256: str | None = None
-    file: str | None = None
-    url: str | None = None
-    card: dict[str, Any] = field(default_factory=dict)
+    generator: str  # registered name
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the generator, that differ from its defaults
+    sha256: str | None = None  # of the weights, in hexadecimal; None while there are none
+    file: str | None = None  # name below registry/weights/, if the file is part of the package
+    url: str | None = None  # address of the weights otherwise
+    card: dict[str, Any] = field(default_factory=dict)  # everything else: recipe, licence, data, training, scores
 
     @property
     def has_weights(self) -> bool:
@@ -91,29 +78,26 @@ def published_model(name: str, index: Path = INDEX) -> Entry:
 def weights_file(entry: Entry, progress: bool = True, folder: Path | None = None) -> Path:
     """Return the file with a model's weights, after its checksum was compared.
 
-    A file that is not in the package is downloaded once, into torch.hub's cache; an interrupted download is resumed,
-    and is never taken for a whole file.
-
-    Args:
-        entry: what :func:`published_model` returned.
-        progress: show the progress of a download on stderr.
-        folder: target of downloads; ``torch.hub.get_dir()/checkpoints`` without it.
+    A file that is not in the package is downloaded once, with ``progress`` shown on stderr, into ``folder`` or else
+    torch.hub's cache; an interrupted download is resumed, and is never taken for a whole file.
 
     Raises:
         UserError: there are no weights yet, the file is missing, or its checksum is wrong.
         DownloadFailed: the download failed; the message says where to put the file by hand.
     """
     if entry.sha256 is None:
-        raise UserError(
-            f"the weights of {entry.name} are not published yet; pretrained=False gives its generator untrained, and "
-            f"`qsattn build {entry.card.get('recipe', entry.name)}` trains one"
-        )
+        trains = f"`qsattn build {entry.card.get('recipe', entry.name)}` trains one"
+        what = f"the weights of {entry.name} are not published yet; pretrained=False gives its generator untrained"
+        raise UserError(f"{what}, and {trains}")
     if entry.file is not None:
         path = INDEX.parent / "weights" / entry.file
         if not path.is_file():
             raise UserError(f"{path} is missing from this installation of qsattn-plugin; install the package again")
     else:
-        path = (folder or _hub_folder()) / f"qsattn_{entry.name}-{entry.sha256[:8]}.safetensors"
+        import torch
+
+        folder = folder or Path(torch.hub.get_dir()) / "checkpoints"
+        path = folder / f"qsattn_{entry.name}-{entry.sha256[:8]}.safetensors"
         if not path.is_file():
             _fetch(entry, path, progress)
     if checksum(path) != entry.sha256:
@@ -122,16 +106,11 @@ def weights_file(entry: Entry, progress: bool = True, folder: Path | None = None
     return path
 
 
-def _hub_folder() -> Path:
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
 def _fetch(entry: Entry, path: Path, progress: bool) -> None:
     assert entry.url is not None
     try:
-        download(entry.url, path, entry.sha256, _bar(entry.name) if progress else lambda done, total: None)
+        with download_bar(entry.name, disable=not progress) as show:
+            download(entry.url, path, entry.sha256, show)
     except DownloadFailed as error:
         raise DownloadFailed(
             f"the weights of {entry.name} are not on this machine: {error}. Without a network, copy {entry.url} "
@@ -139,19 +118,3 @@ def _fetch(entry: Entry, path: Path, progress: bool) -> None:
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _bar(name: str) -> Callable[[int, int | None], None]:
-    """Return a progress callback that rewrites one line of stderr."""
-    shown = -1
-
-    def show(done: int, total: int | None) -> None:
-        nonlocal shown
-        share = 100 * done // total if total else done >> 20
-        if share != shown:
-            shown = share
-            end = "\n" if done == total else ""
-            sys.stderr.write(f"\rdownloading {name}: {share}{' %' if total else ' MiB'}{end}")
-            sys.stderr.flush()
-
-    return show

@@ -28,13 +28,14 @@ class TimmFeatures(nn.Module):
     from timm or from a file, they are not in ``state_dict``: the same arguments build it again.
 
     Args:
-        model: a timm name.
+        model: a timm name such as "convnext_tiny" or "swin_tiny_patch4_window7_224".
         taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: load timm's weights, downloaded or from its cache.
+        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        trained: train the model too.
-        size: the side of the images in pixels, for models that are built for one size.
-        in_channels: channels of the images: 3, or 1 (grey, repeated).
+        trained: train the model together with the generator; otherwise it is frozen.
+        size: the side of the images in pixels, for models that are built for one size; a recipe takes it from
+            ``data.crop``.
+        in_channels: channels of the images: 3, or 1 (grey, repeated); a recipe takes them from ``data.channels``.
         deepest: without named taps, the number of coarsest levels to use.
     """
 
@@ -78,7 +79,8 @@ class TimmFeatures(nn.Module):
 
         settings = self.model.pretrained_cfg
         # Images are resized for models that are built for one size.
-        fixed = settings.get("fixed_input_size", False) and not _dynamic(self.model)
+        dynamic = self.model._model_args.get("dynamic_img_size")
+        fixed = settings.get("fixed_input_size", False) and not dynamic
         self.fixed_size: int | None = (size or settings["input_size"][-1]) if fixed else None
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
@@ -146,10 +148,6 @@ def _keep_frozen(module: TimmFeatures, state_dict: dict[str, Tensor], prefix: st
             state_dict.setdefault(key, value)
 
 
-def _dynamic(model: Any) -> bool:
-    return bool(model._model_args.get("dynamic_img_size"))
-
-
 def _levels(model: str, size: int | None) -> dict[int, int]:
     """Return the pixels that a position spans at each level of a timm model, by the index of the level."""
     with torch.random.fork_rng(devices=[]):  # must not change later random draws
@@ -191,8 +189,13 @@ def _build(
     free: dict[str, Any] = {"img_size": size, "dynamic_img_size": True}
     # Padding is for vision transformers whose patch size (14 pixels, say) does not divide the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
-    # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
-    with _hub() if pretrained or ":" in model else contextlib.nullcontext(), _silent("timm.models._builder"):
+    builder = logging.getLogger("timm.models._builder")
+    with contextlib.ExitStack() as stack:
+        if pretrained or ":" in model:
+            stack.enter_context(_hub())
+        # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
+        stack.callback(builder.setLevel, builder.level)
+        builder.setLevel(logging.ERROR)
         for way in ways:
             try:
                 return timm.create_model(model, **arguments, **way)
@@ -230,18 +233,6 @@ def _explain(
     return (
         f"timm cannot give the features of {model}{at}: {said}{_fitting(model, size, own[-1]) if size and own else ''}"
     )
-
-
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Silence a logger below errors."""
-    logger = logging.getLogger(name)
-    was = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(was)
 
 
 @contextlib.contextmanager
@@ -295,6 +286,5 @@ def _check_taken(model: nn.Module, file: Mapping[str, Tensor], name: str, path: 
     taken = [mark(parameter) in marks for parameter in model.parameters()]
     # Not all, because timm resamples what depends on the image's size.
     if sum(taken) < 0.8 * len(taken):
-        raise UserError(
-            f"{path}: holds {sum(taken)} of the {len(taken)} weights of {name}; is it another model's file?"
-        )
+        what = f"holds {sum(taken)} of the {len(taken)} weights of {name}"
+        raise UserError(f"{path}: {what}; is it another model's file?")

@@ -359,6 +359,11 @@ def test_a_shipped_recipe_can_be_shown():
     assert "there is no recipe" in refused("show", "recipe/horse")
 
 
+def test_show_describes_a_network_that_a_recipe_alone_can_build():
+    said = qsattn("show", "discriminator/projected")
+    assert said.exit_code == 0 and "pretrained: bool" in said.output and "parameters" not in said.output
+
+
 def test_arguments_that_name_parts_are_shown_as_such():
     assert "of: list of discriminators" in qsattn("show", "discriminator/ensemble").output
     assert "gan: objective = lsgan" in qsattn("show", "method/cut").output

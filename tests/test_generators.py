@@ -119,6 +119,15 @@ def test_swift_resnet_begins_with_a_small_change_of_the_picture():
     torch.manual_seed(0)
     plain = create("generator", "swift_resnet_6blocks", width=16, residual=False)
     assert (plain(x) - x).abs().mean() > 0.3, "without the picture nothing of it is there yet"
+    masked = create("generator", "swift_resnet_6blocks", width=16, mask=True)
+    assert 1e-3 < (masked(x) - x).abs().mean() < 0.2
+    with torch.no_grad():
+        masked.model[-1][3].weight.zero_()
+        masked.model[-1][3].bias.fill_(0.25)[-4:] = 20.0
+    # Float32 rounds x + (y - x) to y but for two units in the last place of numbers below 2.
+    torch.testing.assert_close(masked(x), torch.full_like(x, 0.25).tanh(), rtol=0, atol=5e-7)
+    with pytest.raises(ValueError, match="mask: mixes the output with the image"):
+        create("generator", "swift_resnet_6blocks", residual=False, mask=True)
     with pytest.raises(ValueError, match="residual: images of 1 input and 3 output channels"):
         create("generator", "swift_resnet_6blocks", residual=True, in_channels=1)
 

@@ -93,7 +93,7 @@ def remote(site) -> Entry:
 def test_a_download_happens_once_and_is_checked_every_time(site, remote, tmp_path, capsys):
     path = weights_file(remote, folder=tmp_path)
     assert path.read_bytes() == CONTENT and path.parent == tmp_path
-    assert "downloading far: 100 %" in capsys.readouterr().err
+    assert "downloading far: 100%" in capsys.readouterr().err
     assert weights_file(remote, folder=tmp_path) == path
     assert len(site.requests) == 1
     path.write_bytes(CONTENT[:-1])

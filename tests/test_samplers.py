@@ -9,7 +9,6 @@ import torch
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create, list_parts, register
-from qsattn_plugin.registry import find as find_part
 from qsattn_plugin.samplers import AttendsNowhere, QSAttnSampler, RandomSampler
 from tests import equations
 from tests.test_attention import Watch
@@ -29,7 +28,7 @@ def generator(seed=0):
 def brute_force(attention, significance, routing, source, features):
     """What the sampler's route gives for the features, in float64: (queries, (B, N, C))."""
     window = {"global": (None, None), "local": (WINDOW, WINDOW), "local_global": (WINDOW, None)}[attention]
-    draws = torch.rand(source.shape[0], source.shape[2] * source.shape[3], generator=generator())
+    draws = torch.rand(source.shape[0], source.shape[2:].numel(), generator=generator())
     queries, out = [], []
     for f, values, draw in zip(source.double(), features.double(), draws, strict=True):
         a = equations.attention(f, window[0])
@@ -240,13 +239,6 @@ def test_detach_stops_the_gradient_into_the_source():
 def test_bad_arguments_are_named(name, arguments, at_fault):
     with pytest.raises(ValueError, match=f"^{at_fault}: "):
         create("sampler", name, **arguments)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_every_argument_is_documented(name):
-    part = find_part("sampler", name)
-    documented = part.target.__doc__
-    assert all(f"    {argument}: " in documented for argument in part.signature.parameters)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -414,7 +414,8 @@ def test_too_little_memory(workplace, translator, monkeypatch):
 
     monkeypatch.setattr(translator, "translate", small)
     steps: list[float] = []
-    outcome = translate_files(translator, [(s, Path("out", s.name)) for s in sources], False, steps.append, batch=3)
+    pairs = [(source, Path("out", source.name)) for source in sources]
+    outcome = translate_files(translator, pairs, progress=steps.append, batch=3)
     assert written() == ["0.png", "1.png", "2.png"], "one by one, where a batch is too much"
     ((source, reason),) = outcome.failed
     assert source.name == "large.png" and "64 x 64 pixels do not fit into memory; try --tile 32" in reason

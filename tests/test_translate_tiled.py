@@ -58,6 +58,7 @@ CASES = [
     ("mobile_resnet_9blocks", PLAIN, (103, 131)),
     ("swift_resnet_6blocks", {}, (131, 102)),
     ("swift_resnet_6blocks", {"norm": "instance", "residual": False}, (103, 131)),
+    ("swift_resnet_6blocks", {"mask": True}, (131, 102)),
     ("unet_64", {}, (203, 131)),
     ("unet_256", {"width": 4}, (300, 203)),
     ("unet_64", {"norm": "batch", "init_gain": 0.5}, (64, 260)),

@@ -9,7 +9,7 @@ from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.errors import UserError
 
-__all__ = ["Store", "UnpairedBatches"]
+__all__ = ["UnpairedBatches"]
 
 # The purposes that seeds are derived for, beside the domain.
 _ORDER, _TOP, _LEFT = 0, 1, 2
@@ -32,15 +32,11 @@ class UnpairedBatches:
         batch_size: images of each domain per step and rank.
         crop: side of the random square crop in pixels, or ``None`` for whole images.
         seed: the run's seed.
-        rank: this process's rank, 0 to world - 1.
-        world: the number of processes that share a step.
+        rank: this process's rank, among the ``world`` that share a step.
 
     Raises:
         UserError: images are smaller than the crop; or, without a crop, a batch would hold images of different sizes.
         ValueError: an argument is out of range.
-
-    Attributes:
-        epoch_steps: the steps of one pass over the larger domain, rounded up; CUT's epoch.
     """
 
     def __init__(
@@ -61,7 +57,6 @@ class UnpairedBatches:
         for domain, letter in zip(self._domains, "AB", strict=True):
             domain.check(letter, batch_size, crop)
         self.batch_size, self.crop, self.rank, self.world = batch_size, crop, rank, world
-        self.epoch_steps = -(-max(len(store_a), len(store_b)) // (batch_size * world))
 
     def batch(self, step: int) -> dict[str, Tensor]:
         """Return the batch of a step, counted from 0.
@@ -79,10 +74,8 @@ class UnpairedBatches:
         drawn = {}
         for domain, letter in zip(self._domains, "AB", strict=True):
             numbers = range(first, first + self.batch_size)
-            indices = [domain.index(number) for number in numbers]
-            images = [domain.image(i, number, self.crop) for i, number in zip(indices, numbers, strict=True)]
-            drawn[letter] = torch.stack(images)
-            drawn[f"index_{letter.lower()}"] = torch.tensor(indices)
+            drawn[letter] = torch.stack([domain.image(number, self.crop) for number in numbers])
+            drawn[f"index_{letter.lower()}"] = torch.tensor([domain.index(number) for number in numbers])
         return drawn
 
 
@@ -124,9 +117,9 @@ class _Domain:
             self._orders[epoch] = torch.randperm(len(self.store), generator=generator).tolist()
         return self._orders[epoch][position]
 
-    def image(self, index: int, number: int, crop: int | None) -> Tensor:
-        """Return the image, or its random crop for a running number, the same on every rank."""
-        image = self.store[index]
+    def image(self, number: int, crop: int | None) -> Tensor:
+        """Return the image of a running number, or its random crop, the same on every rank."""
+        image = self.store[self.index(number)]
         if crop is None:
             return image
         # 63 random bits modulo a few hundred: the bias is below 1e-16, and no generator is needed.

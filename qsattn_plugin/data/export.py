@@ -13,13 +13,9 @@ from qsattn_plugin.data.pixels import as_pil
 def write_dataset(
     dataset: Dataset, root: Path, splits: Iterable[str], progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, int]:
-    """Write each split's pictures into ``root/<split>``; return the number of pictures by split.
+    """Write the pictures of splits such as ``testA`` into ``root/<split>``; return their number by split.
 
-    Args:
-        dataset: the data set.
-        root: created if missing.
-        splits: names such as ``testA``.
-        progress: called with 1 after each picture.
+    Folders are created; ``progress`` is called with 1 after each picture.
 
     Raises:
         UserError: a split does not exist, or a file cannot be written.

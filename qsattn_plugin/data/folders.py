@@ -20,13 +20,8 @@ __all__ = ["Folders", "ImageFiles"]
 class ImageFiles:
     """Picture files as an :class:`~qsattn_plugin.data.ImageSet`; a file is read at each access.
 
-    Args:
-        paths: the files.
-        channels: 1 to 4, see :func:`~qsattn_plugin.data.pixels.to_channels`.
-        root: names are relative to this folder; None uses the paths as names.
-
-    Raises:
-        ValueError: ``channels`` is not 1 to 4.
+    Names are the paths relative to ``root``, if that is given. For ``channels``, 1 to 4, see
+    :func:`~qsattn_plugin.data.pixels.to_channels`.
     """
 
     def __init__(self, paths: Iterable[Path], channels: int = 3, root: Path | None = None):
@@ -95,7 +90,6 @@ class Folders:
 
         Raises:
             UserError: the root or the split's folder is missing, or has no pictures.
-            ValueError: ``name`` is not the name of a split.
         """
         folder = self._place(name)
         if folder is None:
@@ -110,10 +104,8 @@ class Folders:
             return f"the data folder {show(self.root)} {what}{near} (it should hold {', '.join(SPLITS)})"
         there = _folders(self.root)
         near = nearest(name, [other for other in there if other not in SPLITS])
-        return (
-            f"there is no folder {show(self.root / name)}{near} "
-            f"({show(self.root)} holds {'the folders ' + ', '.join(there) if there else 'no folders'})"
-        )
+        holds = f"{show(self.root)} holds {'the folders ' + ', '.join(there) if there else 'no folders'}"
+        return f"there is no folder {show(self.root / name)}{near} ({holds})"
 
 
 def _folders(place: Path) -> list[str]:

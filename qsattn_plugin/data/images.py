@@ -17,18 +17,6 @@ from qsattn_plugin.data.pixels import memory_of
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
 
-__all__ = [
-    "EXTENSIONS",
-    "NoPictures",
-    "UnreadableImage",
-    "find_images",
-    "normalise_mode",
-    "open_image",
-    "read_image",
-    "show",
-    "write_image",
-]
-
 #: File name endings of pictures, in lower case: those of CUT and its forks, and others that Pillow reads.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
@@ -56,15 +44,11 @@ def show(path: str | os.PathLike) -> str:
     return os.fspath(path).encode("utf-8", "replace").decode("utf-8")
 
 
-def find_images(folder: str | os.PathLike, recursive: bool = True) -> list[Path]:
-    """Return the pictures in a folder, found by their endings (:data:`EXTENSIONS`).
+def find_images(folder: str | os.PathLike) -> list[Path]:
+    """Return the pictures in a folder and its subfolders, found by their endings (:data:`EXTENSIONS`).
 
     Hidden files and folders (with a leading dot) are ignored; links to files and folders are followed. The result is
     sorted by the characters of the relative paths, independent of the locale and the file system.
-
-    Args:
-        folder: the folder to search.
-        recursive: also search subfolders.
 
     Raises:
         NoPictures: the folder contains no pictures.
@@ -88,7 +72,7 @@ def find_images(folder: str | os.PathLike, recursive: bool = True) -> list[Path]
             below.clear()
             continue
         seen.add(place)
-        below[:] = sorted(name for name in below if recursive and not name.startswith("."))
+        below[:] = sorted(name for name in below if not name.startswith("."))
         for name in files:
             ending = os.path.splitext(name)[1].lower()
             if name.startswith(".") or not os.path.isfile(os.path.join(top, name)):
@@ -99,10 +83,8 @@ def find_images(folder: str | os.PathLike, recursive: bool = True) -> list[Path]
                 others[ending or "no ending"] += 1
     if not found:
         there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(4))
-        raise NoPictures(
-            f"no pictures in {show(folder)}: looked for {' '.join(EXTENSIONS)} "
-            f"{'in it and its subfolders' if recursive else 'in it, not in subfolders'}; found {there or 'no files'}"
-        )
+        looked = f"looked for {' '.join(EXTENSIONS)} in it and its subfolders"
+        raise NoPictures(f"no pictures in {show(folder)}: {looked}; found {there or 'no files'}")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -114,9 +96,6 @@ def read_image(path: str | os.PathLike) -> Image.Image:
     converted as Pillow does, without colour profiles, as in CUT and its forks. Only the first frame of a file is read.
     Greyscale of more than 8 bits is scaled by a constant, not to the picture's own range: integers from 0..65535;
     floats from [0, 1], or from [0, 255] if any value is greater than 1.
-
-    Args:
-        path: the file.
 
     Raises:
         UnreadableImage: the file is missing, empty, not a picture, damaged, or has more pixels than Pillow's guard
@@ -173,22 +152,17 @@ def _reason(error: Exception) -> str:
     return f"damaged, or in a format that Pillow cannot read ({text})"
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Decode a picture and apply its EXIF orientation; EXIF data that cannot be parsed are ignored."""
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - EXIF that cannot be read: the picture as it is stored
-        return image.copy()
-
-
 def normalise_mode(image: Image.Image) -> Image.Image:
     """Return a picture as :func:`read_image` does: upright, in mode L, LA, RGB or RGBA.
 
     Raises:
         UnreadableImage: its values are out of range.
     """
-    image = _upright(image)
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - EXIF that cannot be read: the picture as it is stored
+        image = image.copy()
     if image.mode.startswith(("I", "F")):
         return _eight_bits(image)
     if image.mode in ("1", "L", "La", "LA"):
@@ -222,12 +196,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Write a picture atomically, in the format of the file's ending.
 
-    Missing folders are created. JPEG is written at quality 95 without chroma subsampling, WebP at quality 95. Alpha is
-    dropped for formats that do not support it.
-
-    Args:
-        image: a picture from :func:`~qsattn_plugin.data.pixels.from_tensor` or :func:`read_image`.
-        path: the file; an existing one is replaced.
+    Missing folders are created, an existing file is replaced. JPEG is written at quality 95 without chroma subsampling,
+    WebP at quality 95. Alpha is dropped for formats that do not support it.
 
     Raises:
         UserError: the ending is not a picture format, or the file cannot be written.
@@ -236,9 +206,8 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     Image.init()
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE or path.suffix.lower() not in EXTENSIONS:
-        raise UserError(
-            f"{show(path)}: cannot write pictures of format {path.suffix!r}{nearest(path.suffix, EXTENSIONS)}"
-        )
+        near = nearest(path.suffix, EXTENSIONS)
+        raise UserError(f"{show(path)}: cannot write pictures of format {path.suffix!r}{near}")
     if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
         image = image.convert(image.mode[:-1])
     options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})

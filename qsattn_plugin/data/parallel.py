@@ -21,10 +21,7 @@ def threaded_map(function: Callable[[_In], _Out], items: Iterable[_In], threads:
     >>> list(threaded_map(abs, [-1, 2, -3]))
     [1, 2, 3]
 
-    Args:
-        function: called on several threads.
-        items: read as needed.
-        threads: the number of threads; None uses one per core, at most 8.
+    Items are read as needed. Without a number of threads there is one per core, at most 8.
     """
     threads = threads or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:

@@ -32,10 +32,6 @@ def to_channels(image: Image.Image, channels: int) -> Tensor:
     Surplus alpha is *dropped*, not composited on a background: the colours of transparent pixels appear, as with
     ``convert("RGB")`` in CUT and its forks, so that trained weights see the same input.
 
-    Args:
-        image: of any mode; those of :func:`~qsattn_plugin.data.images.read_image` convert without loss.
-        channels: 1 to 4.
-
     Raises:
         ValueError: ``channels`` is not 1 to 4.
     """
@@ -68,12 +64,9 @@ def from_tensor(image: Tensor) -> Image.Image:
 
     The inverse of :func:`to_float`: all 256 levels are preserved, as far as float16 and bfloat16 can represent them.
 
-    Args:
-        image: C from 1 to 4.
-
     Raises:
         NaNImageError: the image contains NaN.
-        ValueError: the image is not floating or not (C, H, W).
+        ValueError: the image is not floating or not (C, H, W), C from 1 to 4.
     """
     if not image.is_floating_point() or image.dim() != 3:
         raise ValueError(f"image: must be float (C, H, W) in [-1, 1], got {image.dtype} {tuple(image.shape)}")

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 from PIL import Image
 from torch import Tensor
 
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.pixels import as_pil, to_channels
+from qsattn_plugin.registry.interfaces import PreprocessMode
 
-__all__ = ["Mode", "Preprocess"]
-
-Mode = Literal[
-    "resize_and_crop",
-    "crop",
-    "scale_width",
-    "scale_width_and_crop",
-    "scale_shortside",
-    "scale_shortside_and_crop",
-    "none",
-]
+__all__ = ["Preprocess"]
 
 #: The most pixels of a resized picture; only extreme aspect ratios come near it.
 MAX_PIXELS = 1 << 27
@@ -62,15 +53,15 @@ class Preprocess:
         ValueError: the mode is unknown, a size is below 1, or the crop is not a multiple of 4 or exceeds ``resize``.
     """
 
-    mode: Mode = "resize_and_crop"
+    mode: PreprocessMode = "resize_and_crop"
     resize: int = 286
     crop: int = 256
     multiple: int = 4
     centre: bool = False
 
     def __post_init__(self):
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode: must be one of {', '.join(get_args(Mode))}, got {self.mode!r}")
+        if self.mode not in get_args(PreprocessMode):
+            raise ValueError(f"mode: must be one of {', '.join(get_args(PreprocessMode))}, got {self.mode!r}")
         if self.resize < 1:
             raise ValueError(f"resize: must be at least 1, got {self.resize}")
         if self.crop_size is not None:
@@ -113,14 +104,9 @@ class Preprocess:
         return max(self.multiple, round(side / self.multiple) * self.multiple)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Resize an image, and take the centre crop if ``centre`` is set.
+        """Resize an image, uint8 (C, H, W), C from 1 to 4, and take the centre crop if ``centre`` is set.
 
-        Args:
-            image: uint8 (C, H, W), C from 1 to 4; with 2 or 4 channels the last one is alpha, and colours are weighted
-                by it, as in Pillow.
-
-        Returns:
-            uint8 (C, H', W') with (W', H') from :meth:`size`; (C, crop, crop) with ``centre`` in a mode with a crop.
+        With 2 or 4 channels the last one is alpha, and colours are weighted by it, as in Pillow.
 
         Raises:
             UnreadableImage: the resized picture would have more than :data:`MAX_PIXELS` pixels.
@@ -129,9 +115,8 @@ class Preprocess:
         w, h = self.size(width, height)
         if (w, h) != (width, height):
             if w * h > MAX_PIXELS:
-                raise UnreadableImage(
-                    f"{width} x {height} pixels would have to become {w} x {h}: crop the picture first"
-                )
+                what = f"{width} x {height} pixels would have to become {w} x {h}"
+                raise UnreadableImage(f"{what}: crop the picture first")
             image = to_channels(as_pil(image).resize((w, h), Image.Resampling.BICUBIC), channels)
         if self.centre and self.crop_size is not None:
             top, left = (h - self.crop) // 2, (w - self.crop) // 2

@@ -19,11 +19,8 @@ def _splitmix64(state: int) -> int:
 def derive_seed(*values: int) -> int:
     """Hash integers into a seed in [0, 2**63), for ``torch.Generator.manual_seed``.
 
-    The order and the number of the values matter; neighbouring values give unrelated seeds. The result is the same on
-    every machine and with every version of Python and torch.
-
-    Args:
-        values: any integers, taken modulo 2**64.
+    The order and the number of the values, which are taken modulo 2**64, matter; neighbouring values give unrelated
+    seeds. The result is the same on every machine and with every version of Python and torch.
 
     >>> derive_seed(0, 1, 2) == derive_seed(0, 1, 2), derive_seed(0, 1, 2) == derive_seed(0, 2, 1)
     (True, False)

@@ -17,6 +17,7 @@ from qsattn_plugin.errors import UserError
 
 __all__ = ["Store"]
 
+#: The most images that are decoded at once.
 _THREADS = 4
 #: Bytes of images that are kept in memory if nothing else is said.
 BUDGET = 8 << 30
@@ -37,16 +38,13 @@ class Store:
         limit: keep only the first so many images that can be read.
         budget: the most bytes of images kept in memory; 0 always uses the file.
         spill_to: the folder of the file; by default the system's folder for temporary files.
-        threads: the number of images decoded at once, at most 4.
         progress: called as ``progress(done, total)`` after each image, from this thread.
 
     Raises:
         UserError: no image could be read, or the file could not be written.
 
     Attributes:
-        names: the images' names, in order.
-        sizes: their (height, width).
-        skipped: (name, reason) of the images that could not be read.
+        sizes: the (height, width) of the images.
         nbytes: the bytes of all images.
         channels: the number of channels of every image.
     """
@@ -59,7 +57,6 @@ class Store:
         limit: int | None = None,
         budget: int = BUDGET,
         spill_to: str | os.PathLike | None = None,
-        threads: int = _THREADS,
         progress: Callable[[int, int], None] | None = None,
     ):
         self.names: list[str] = []
@@ -78,7 +75,7 @@ class Store:
                 return error
 
         count = len(images) if limit is None else min(limit, len(images))
-        decoded = threaded_map(decode, range(len(images)), max(1, min(threads, _THREADS, os.cpu_count() or 1)))
+        decoded = threaded_map(decode, range(len(images)), min(_THREADS, os.cpu_count() or 1))
         for index, image in enumerate(decoded):
             if isinstance(image, UnreadableImage):
                 self.skipped.append((images.names[index], image.reason))

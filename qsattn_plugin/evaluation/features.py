@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qsattn_plugin.data.images import show
-from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.errors import UserError, describe_error, nearest
 from qsattn_plugin.evaluation.pictures import Pictures
 from qsattn_plugin.registry.recipe.imports import import_file
 
@@ -35,21 +34,15 @@ class Extractor(Protocol):
 class FeatureSets:
     """Features of the scored and of the real pictures, for metrics that compare the two sets.
 
-    Attributes:
-        scored: (N, D) on the CPU for each layer, by its name.
-        real: (M, D) for the same layers.
-        images: how many pictures there are: ``{"scored": N, "real": M}``.
-        resize: what was done to the pictures' sizes.
-        settings: what else the features depend on, for the report.
-        published: whether they are of the network that FIDs are published with, so that torch-fidelity's own formulas
-            judge them. Those of :mod:`qsattn_plugin.distances` give the same numbers and need nothing installed.
+    ``published`` is whether they are of the network that FIDs are published with, so that torch-fidelity's own formulas
+    judge them. Those of :mod:`qsattn_plugin.distances` give the same numbers and need nothing installed.
     """
 
-    scored: dict[str, Tensor]
-    real: dict[str, Tensor]
-    images: dict[str, int]
-    resize: str
-    settings: dict[str, Any]
+    scored: dict[str, Tensor]  # (N, D) on the CPU for each layer, by its name
+    real: dict[str, Tensor]  # (M, D) for the same layers
+    images: dict[str, int]  # how many pictures there are: {"scored": N, "real": M}
+    resize: str  # what was done to the pictures' sizes
+    settings: dict[str, Any]  # what else the features depend on, for the report
     published: bool = False
 
 
@@ -58,14 +51,9 @@ Factory = Callable[[str | None, torch.device], Extractor]
 
 
 def load_extractor(name: str, weights: Path | None, device: torch.device) -> Extractor:
-    """Make the extractor that ``module:callable`` or ``file.py:callable`` makes.
+    """Return the extractor that a :data:`Factory`, ``module:callable`` or ``file.py:callable``, makes.
 
     Modules are looked for in the current directory, too.
-
-    Args:
-        name: see above; the callable is a :data:`Factory`.
-        weights: given to it, as text.
-        device: given to it.
 
     Raises:
         UserError: there is no such module, callable or weights file, or it failed.
@@ -87,7 +75,7 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{name}(weights, device) failed: {_say(error)}") from error
+        raise UserError(f"{name}(weights, device) failed: {describe_error(error)}") from error
     if not callable(extractor):
         raise UserError(f"{name}(weights, device) must return something to be called with pictures, got {extractor!r}")
     return extractor
@@ -107,21 +95,14 @@ def _import(place: str) -> object:
         return import_file(Path(here, place))
     except ModuleNotFoundError as error:
         if not f"{place}.".startswith(f"{error.name}."):
-            raise UserError(f"importing {place} failed: {_say(error)}") from error
-        raise UserError(
-            f"there is no module {error.name!r} for the extractor {place}, neither installed nor in {show(here)}"
-        ) from error
+            raise UserError(f"importing {place} failed: {describe_error(error)}") from error
+        what = f"there is no module {error.name!r} for the extractor {place}"
+        raise UserError(f"{what}, neither installed nor in {show(here)}") from error
     except Exception as error:
-        raise UserError(f"importing {place} failed: {_say(error)}") from error
+        raise UserError(f"importing {place} failed: {describe_error(error)}") from error
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
-
-
-def _say(error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text} ({show(Path(last.filename).name)}, line {last.lineno})"
 
 
 def extract(
@@ -131,14 +112,9 @@ def extract(
     batch: int = 8,
     done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Tensor]:
-    """Return the features of all pictures, by name, each (N, D), float32 or float64 as they came, on the CPU.
+    """Return the features of N pictures, by name, each (N, D), float32 or float64 as they came, on the CPU.
 
-    Args:
-        extractor: see :class:`Extractor`.
-        pictures: N of them.
-        wanted: these alone, in this order; None: all that there are.
-        batch: the most pictures at once.
-        done: called with how many pictures were dealt with.
+    Only those ``wanted`` are returned, in this order; ``done`` is called with how many pictures were dealt with.
 
     Raises:
         UserError: a feature that is wanted is not there, or what came back is not (B, D) or not finite.
@@ -148,19 +124,16 @@ def extract(
         found = {str(name): value for name, value in extractor(images).items()}
         for name in found if wanted is None else wanted:
             if name not in found:
-                raise UserError(
-                    f"the extractor has no features {name!r}{nearest(name, found)} (it has {', '.join(found)})"
-                )
+                near = nearest(name, found)
+                raise UserError(f"the extractor has no features {name!r}{near} (it has {', '.join(found)})")
             parts.setdefault(name, []).append(_checked(name, found[name], len(images)))
     return {name: torch.cat(some) for name, some in parts.items()}
 
 
 def _checked(name: str, features: Tensor, count: int) -> Tensor:
     if features.ndim != 2 or len(features) != count or not features.is_floating_point():
-        raise UserError(
-            f"the extractor's features {name!r} must be floats ({count}, D), got {features.dtype} "
-            f"{tuple(features.shape)}"
-        )
+        got = f"{features.dtype} {tuple(features.shape)}"
+        raise UserError(f"the extractor's features {name!r} must be floats ({count}, D), got {got}")
     features = features.detach().cpu()
     features = features if features.dtype == torch.float64 else features.float()
     if not features.isfinite().all():

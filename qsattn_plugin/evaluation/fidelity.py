@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from qsattn_plugin.data.images import show
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.storage.download import DownloadFailed, download
+from qsattn_plugin.storage.download import DownloadFailed, download, download_bar
 
 #: The widths that its Inception has features of, and the one that FIDs are published with.
 WIDTHS = ("64", "192", "768", "2048")
@@ -27,11 +26,7 @@ _VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 
 
 def library() -> Any:
-    """Import torch-fidelity.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Return torch-fidelity; raise UserError if it is not installed."""
     try:
         import torch_fidelity
     except ImportError as error:
@@ -45,10 +40,7 @@ def library() -> Any:
 class Inception:
     """torch-fidelity's Inception of 2015, an :class:`~qsattn_plugin.evaluation.features.Extractor`.
 
-    Args:
-        widths: some of :data:`WIDTHS`.
-        weights: a file; None takes it from torch.hub's folder, or downloads it there.
-        device: where to compute.
+    Its features are those of some of :data:`WIDTHS`; weights are downloaded into torch.hub's folder, unless given.
 
     Raises:
         UserError: torch-fidelity or the weights cannot be had, or a width is none of those.
@@ -125,34 +117,21 @@ class Lpips:
 def fetched(url: str, otherwise: str) -> Path:
     """Return the file of weights in torch.hub's folder, downloaded if it is not there.
 
-    Args:
-        url: where from; its last part is the file's name.
-        otherwise: what else one may do, for the error.
-
     Raises:
-        UserError: it is not there and cannot be downloaded.
+        UserError: it cannot be downloaded; the message says what may be done ``otherwise``.
     """
     place = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not place.is_file():
-        with tqdm(desc=f"downloading {place.name}", unit="B", unit_scale=True, disable=None) as bar:
-
-            def progress(done: int, total: int | None) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            try:
+        try:
+            with download_bar(place.name) as progress:
                 download(url, place, progress=progress)
-            except DownloadFailed as error:
-                raise UserError(f"{error}: get the file elsewhere and put it at {show(place)}, {otherwise}") from error
+        except DownloadFailed as error:
+            raise UserError(f"{error}: get the file elsewhere and put it at {show(place)}, {otherwise}") from error
     return place
 
 
 def _only_tensors(file: Path) -> None:
-    """Refuse a file that holds anything but tensors: the library would unpickle it, and run what is in it.
-
-    Raises:
-        UserError: it does, or is damaged, or is not there.
-    """
+    """Raise UserError for a file with anything but tensors: the library would unpickle it, and run what is in it."""
     if not file.is_file():
         raise UserError(f"there is no file {show(file)} with weights")
     try:

@@ -10,40 +10,24 @@ from qsattn_plugin.text import text_table
 
 @dataclass(frozen=True)
 class Figure:
-    """One number and how it was taken.
+    """One number and how it was taken."""
 
-    Attributes:
-        name: such as ``fid-768``.
-        value: the number.
-        better: "lower" or "higher".
-        images: how many pictures went into it, by what they are: ``{"scored": 120, "real": 140}``.
-        resize: what was done to the pictures' sizes.
-        settings: everything else that the number depends on.
-        deviation: of the value over random subsets, where there are some.
-    """
-
-    name: str
+    name: str  # such as fid-768
     value: float
-    better: str
-    images: dict[str, int]
-    resize: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    deviation: float | None = None
+    better: str  # "lower" or "higher"
+    images: dict[str, int]  # how many pictures went into it, by what they are: {"scored": 120, "real": 140}
+    resize: str  # what was done to the pictures' sizes
+    settings: dict[str, Any] = field(default_factory=dict)  # everything else that the number depends on
+    deviation: float | None = None  # of the value over random subsets, where there are some
 
 
 @dataclass
 class Scores:
-    """All figures of one evaluation.
+    """All figures of one evaluation, in the order they were asked for."""
 
-    Attributes:
-        about: what was scored, and with which versions.
-        figures: in the order they were asked for.
-        warnings: what one should know before quoting them, one sentence each.
-    """
-
-    about: dict[str, Any]
+    about: dict[str, Any]  # what was scored, and with which versions
     figures: list[Figure] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # sentences that one should know before quoting them
 
     def __getitem__(self, name: str) -> Figure:
         """Return a figure by its name."""

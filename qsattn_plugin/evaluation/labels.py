@@ -85,12 +85,9 @@ class LabelMaps:
     """A folder of label maps as numbers of classes.
 
     Files of one channel hold numbers, those of three (or a palette) colours: a pixel is of the class with the nearest
-    colour, so that JPEG's noise does not matter; the colours of what is not scored count among them.
-
-    Args:
-        pictures: the files.
-        kind: what they hold; "auto" takes colours for colours, and numbers for ``labelIds`` if any of them in the first
-            20 files is over 18 and below 255 (``trainIds`` have none such), or if files are called ``*_labelIds``.
+    colour, so that JPEG's noise does not matter; the colours of what is not scored count among them. The kind "auto"
+    takes colours for colours, and numbers for ``labelIds`` if any of them in the first 20 files is over 18 and below
+    255 (``trainIds`` have none such), or if files are called ``*_labelIds``.
     """
 
     def __init__(self, pictures: Pictures, kind: Kind = "auto"):
@@ -161,15 +158,10 @@ def nearest_class(picture: Tensor) -> Tensor:
 
 
 def confusion(predicted: Tensor, true: Tensor, classes: int = CLASSES) -> Tensor:
-    """Count pixels by true class (rows) and predicted class (columns).
+    """Count pixels of two maps, int64 (H, W), by true class (rows) and predicted class (columns).
 
-    Args:
-        predicted: int64 (H, W), 0 to ``classes`` - 1; anything else is a class that is never right.
-        true: int64 (H, W); pixels outside 0 to ``classes`` - 1 do not count.
-        classes: how many.
-
-    Returns:
-        int64 (classes, classes + 1); the last column is of predictions that are no class.
+    Pixels whose true class is outside 0 to ``classes`` - 1 do not count; the last of ``classes`` + 1 columns is of
+    predictions that are no class.
     """
     counts = (true >= 0) & (true < classes)
     guessed = torch.where((predicted >= 0) & (predicted < classes), predicted, classes)

@@ -11,7 +11,6 @@ import torch
 
 from qsattn_plugin.data.images import UnreadableImage, read_image, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
-from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
@@ -34,19 +33,17 @@ def draw_maps(
     weights: Path | None = None,
     failed: list[tuple[Path, str]] | None = None,
 ) -> list[tuple[Path, Path]]:
-    """Write ``NAME-tap-T.png`` and ``.json`` for every picture and tap; return their paths.
+    """Write ``NAME-tap-T.png`` and ``.json`` into a folder for every picture and tap; return their paths.
 
     Args:
         images: files, folders or patterns.
-        model: see :func:`~qsattn_plugin.evaluation.sources.feature_source`.
+        model: see :func:`~qsattn_plugin.evaluation.sources.feature_source`, for ``weights`` too.
         out: the folder.
         taps: layers; the attentive ones of the model without any.
         sampler: a registered sampler's name; the model's own without it, or ``qsattn_global`` if that is not attentive.
         options: arguments over the sampler's own, such as ``queries``.
         scale: how entropies become colours, see :meth:`~qsattn_plugin.evaluation.maps.EntropyMap.warmth`.
         size: the shorter side in pixels to which pictures are resized first.
-        device: where to compute.
-        weights: a file with a timm network's weights.
         failed: is given (picture, reason) for every picture that cannot be read; without it, the first one raises.
 
     Raises:
@@ -63,22 +60,18 @@ def draw_maps(
         try:
             picture = read_image(path)
             picture = picture if size is None else resize_picture(picture, size)
+            image = to_float(to_channels(picture, source.channels))
+            padded = pad_for(source.generator, image[None].to(device))
+            features = source.features(padded)
+            if not all(maps.isfinite().all() for maps, _ in features.values()):
+                raise UnreadableImage("the model produced NaN or infinite values", path)
         except UnreadableImage as error:
             error = error if error.path else UnreadableImage(error.reason, path)
             if failed is None:
                 raise error from None
             failed.append((path, str(error)))
             continue
-        image = to_float(to_channels(picture, source.channels))
-        padded = pad_for(source.generator, image[None].to(device))
         height, width = padded.shape[-2:]
-        features = source.features(padded)
-        if not all(maps.isfinite().all() for maps, _ in features.values()):
-            reason = f"{path}: the model produced NaN or infinite values"
-            if failed is None:
-                raise UserError(reason)
-            failed.append((path, reason))
-            continue
         for tap, place in zip(map(str, source.taps), places(target), strict=True):
             maps, stride = features[tap]
             draws = torch.Generator().manual_seed(0)

@@ -33,21 +33,13 @@ _SMALLEST = 192
 
 @dataclass(frozen=True)
 class EntropyMap:
-    """One image at one tap.
+    """One image at one tap."""
 
-    Attributes:
-        image: (C, H, W) in [-1, 1].
-        log_entropy: (h, w), the natural logarithm of each position's row entropy in nats.
-        queries: (N, 2), the selected positions as (row, column), most significant first.
-        stride: pixels that one position spans.
-        padded: (H', W') of what the encoder saw: the image, and padding on the right and below.
-    """
-
-    image: Tensor
-    log_entropy: Tensor
-    queries: Tensor
-    stride: int
-    padded: tuple[int, int]
+    image: Tensor  # (C, H, W) in [-1, 1]
+    log_entropy: Tensor  # (h, w), the natural logarithm of each position's row entropy in nats
+    queries: Tensor  # (N, 2), the selected positions as (row, column), most significant first
+    stride: int  # pixels that one position spans
+    padded: tuple[int, int]  # (H', W') of what the encoder saw: the image, and padding on the right and below
 
     def centres(self) -> list[tuple[float, float]]:
         """Return where the queries lie in the image, as (x, y) in pixels; those in its padding come to its border."""
@@ -145,15 +137,9 @@ def entropy_map(
     draws: torch.Generator,
     padded: tuple[int, int] | None = None,
 ) -> EntropyMap:
-    """Return the entropy map of one image.
+    """Return the entropy map of one image from its features (1, C', h, w) at one tap; see :class:`EntropyMap`.
 
-    Args:
-        image: (C, H, W) in [-1, 1].
-        features: (1, C', h, w), the image's at one tap.
-        sampler: chooses the queries; one that does not look at entropy itself (``random``) is shown on the global one.
-        stride: pixels that one position of ``features`` spans.
-        draws: for samplers that draw.
-        padded: (H', W') that the image was padded to, on the right and below, for the encoder; its own without it.
+    ``sampler`` chooses the queries; one that does not look at entropy itself (``random``) is shown on the global one.
     """
     selector = getattr(sampler, "selector", None) or GlobalAttention()
     h, w = features.shape[-2:]

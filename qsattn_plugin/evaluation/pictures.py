@@ -25,10 +25,7 @@ Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 class Pictures:
     """The pictures in a folder and below, in the order of their relative paths.
 
-    Attributes:
-        folder: where they lie.
-        paths: the files.
-        size: every picture is resized to this height and width (bicubic, antialiased) unless it has it; None: as it is.
+    Every picture is resized to ``size`` x ``size`` (bicubic, antialiased) unless it has that size; None: as it is.
     """
 
     folder: Path
@@ -96,15 +93,9 @@ def resized(picture: Tensor, size: int) -> Tensor:
 
 
 def partners(wanted: Pictures, others: Pictures, key: Callable[[str], str] = lambda name: name) -> list[int]:
-    """Find, for every picture, the one of the same name (its ending aside) in another folder.
+    """Return, for every picture, the index of the one of the same name (its ending aside) in another folder.
 
-    Args:
-        wanted: each of these must have a partner.
-        others: may hold more.
-        key: what of a name counts.
-
-    Returns:
-        Places in ``others``.
+    ``key`` returns what of a name counts.
 
     Raises:
         UserError: a partner is missing, or two pictures of a folder have the same name.
@@ -134,10 +125,8 @@ def read_pair(after: Pictures, before: Pictures, index: int) -> tuple[Tensor, Te
     pair = after.read(index), before.read(index)
     if pair[0].shape != pair[1].shape:
         sizes = " and ".join(f"{x.shape[2]} x {x.shape[1]}" for x in pair)
-        raise UserError(
-            f"{show(after.paths[index])} and {show(before.paths[index])} differ in size ({sizes}); "
-            "--size brings every picture to one"
-        )
+        names = f"{show(after.paths[index])} and {show(before.paths[index])}"
+        raise UserError(f"{names} differ in size ({sizes}); --size brings every picture to one")
     return pair
 
 
@@ -159,15 +148,9 @@ def translate_pictures(
     most: int = 8,
     others: Iterable[Path] = (),
 ) -> Pictures:
-    """Translate pictures at their own size (or ``source.size``) into PNGs below ``out``; return those.
+    """Translate pictures at their own size (or ``source.size``) into PNGs below ``out``, ``most`` at once; return them.
 
-    Args:
-        translator: translates.
-        source: what is translated.
-        out: the folder.
-        done: called with how many more are done.
-        most: how many at once.
-        others: files beside the sources that are never written over.
+    ``done`` is called with how many more are done; ``others`` are never written over, as the sources.
 
     Raises:
         UserError: a picture cannot be read or written, or would get the name of another or of what is to stay.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from qsattn_plugin.evaluation.labels import KINDS, Kind, LabelMaps, of_kind, sce
 from qsattn_plugin.evaluation.pictures import Pictures, Stage, paired, partners, translate_pictures
 from qsattn_plugin.registry import Part, PartError, find
 from qsattn_plugin.registry.pretrained import entries
+from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.load import Translator, is_run, load
 
 #: What is taken where no metric is named, in this order, as far as the given folders allow.
@@ -36,6 +36,9 @@ INPUTS: dict[str, str | None] = {
     **dict.fromkeys(("scored", "predicted", "lpips_network", "stage", "warn")),
     **dict.fromkeys(("seed", "subsets", "subset_size", "batch", "device")),
 }
+
+#: The folders of pictures that an evaluation may have beside the scored ones.
+_FOLDERS = ("real", "source", "masks", "labels", "predicted")
 
 
 def _silent(what: str, count: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -96,7 +99,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.device)
-        for name in ("real", "source", "masks", "labels", "predicted", "weights", "keep"):
+        for name in (*_FOLDERS, "weights", "keep"):
             if getattr(self, name) is not None:
                 setattr(self, name, Path(getattr(self, name)))
 
@@ -110,11 +113,8 @@ class Evaluation:
         """
         translator = None if _is_folder(self.scored) else self._load()
         metrics = self._metrics(translator)
-        folders = {
-            name: Pictures.find(getattr(self, name), self.size)
-            for name in ("real", "source", "masks", "labels", "predicted")
-            if getattr(self, name) is not None
-        }
+        given_folders = {name: folder for name in _FOLDERS if (folder := getattr(self, name)) is not None}
+        folders = {name: Pictures.find(folder, self.size) for name, folder in given_folders.items()}
         for name, kind in (("labels", self.label_kind), ("predicted", self.predicted_kind)):
             if name in folders:
                 folders[name] = of_kind(folders[name], kind)
@@ -174,11 +174,8 @@ class Evaluation:
             for need in self._lacking(found[-1]):
                 if need in INPUTS:
                     raise UserError(f"{name} needs --{INPUTS[need]}, a folder")
-                raise PartError(
-                    f"metric {name!r} asks for {need!r}, which no evaluation has{nearest(need, INPUTS)} "
-                    f"(there are {', '.join(INPUTS)})",
-                    need,
-                )
+                what = f"metric {name!r} asks for {need!r}, which no evaluation has{nearest(need, INPUTS)}"
+                raise PartError(f"{what} (there are {', '.join(INPUTS)})", need)
         return found
 
     def _taken(self, part: Part) -> list[str]:
@@ -200,11 +197,9 @@ class Evaluation:
                     matched[need] = paired(given, folders[need])
                 elif need == "labels":
                     partners(folders.get("predicted", given), folders[need], scene)
-                elif need == "real" and min(len(given), len(folders[need])) < 2:
-                    small = min((given, folders[need]), key=len)
-                    raise UserError(
-                        f"{part.name} needs at least two pictures of each kind; {show(small.folder)} has one"
-                    )
+                elif need == "real" and len(small := min((given, folders[need]), key=len)) < 2:
+                    what = f"{part.name} needs at least two pictures of each kind"
+                    raise UserError(f"{what}; {show(small.folder)} has one")
         return matched
 
     def _extractor(self) -> Extractor:
@@ -230,8 +225,7 @@ class Evaluation:
         weights = extractor.weights if isinstance(extractor, Inception) else self.weights
         about: dict[str, Any] = {"extractor": self.extractor or "torch-fidelity's inception-v3-compat"}
         if weights is not None:
-            with open(weights, "rb") as file:
-                about |= {"weights": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+            about |= {"weights": weights.name, "sha256": checksum(weights)[:16]}
         return about
 
     def _about(self, translator: Translator | None) -> dict[str, Any]:
@@ -239,11 +233,7 @@ class Evaluation:
         if translator is not None:
             document = translator.document
             about |= {"step": document.get("step"), "generator": self.generator} if document else {}
-        about |= {
-            name: str(getattr(self, name))
-            for name in ("real", "source", "masks", "labels", "predicted")
-            if getattr(self, name) is not None
-        }
+        about |= {name: str(folder) for name in _FOLDERS if (folder := getattr(self, name)) is not None}
         about["first"] = self.first
         return about | {"device": str(self.device), "qsattn_plugin": __version__, "torch": torch.__version__}
 

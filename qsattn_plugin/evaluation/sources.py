@@ -21,21 +21,13 @@ TIMM = "timm:"
 
 @dataclass
 class FeatureSource:
-    """An encoder, with what is known of it.
+    """An encoder, with what is known of it."""
 
-    Attributes:
-        generator: the generator that the encoder belongs to, if there is one.
-        encoder: the module that gives the features.
-        channels: channels of the images it takes.
-        sampler: the sampler of the model's recipe (``{"type": ..., ...}``), or an empty mapping.
-        taps: the taps that the recipe's sampler attends to, or else the deepest.
-    """
-
-    generator: nn.Module | None
+    generator: nn.Module | None  # that the encoder belongs to, if there is one
     encoder: Any
-    channels: int
-    sampler: dict[str, Any]
-    taps: tuple[Any, ...]
+    channels: int  # of the images it takes
+    sampler: dict[str, Any]  # of the model's recipe ({"type": ..., ...}), or an empty mapping
+    taps: tuple[Any, ...]  # that the recipe's sampler attends to, or else the deepest
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, tuple[Tensor, int]]:
@@ -50,11 +42,9 @@ def feature_source(
 ) -> FeatureSource:
     """Open a model for a look at its features.
 
-    Args:
-        model: as for :func:`qsattn_plugin.translation.load.load`, or ``timm:NAME`` for a pretrained timm network.
-        taps: the layers wanted, by index or name; without any, those that the model was trained with.
-        device: where to put it.
-        weights: for a timm network: a file with its weights, instead of those that timm names.
+    The model is as for :func:`qsattn_plugin.translation.load.load`, or ``timm:NAME`` for a pretrained timm network, if
+    need be with a file of weights. ``taps`` are the layers wanted, by index or name; without any, those that the model
+    was trained with.
 
     Raises:
         UserError: no such model, tap or file.

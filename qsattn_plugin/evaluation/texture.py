@@ -34,14 +34,8 @@ def texture_distance(
     the larger one, where the reference demands equal counts. Each set has its own draws of places, so that one and the
     same set is not 0 from itself: 120 zebras are about 15.
 
-    Args:
-        a: pictures of one size, ``a.size``.
-        b: as many or not, ``b.size`` the same.
-        seed: of places and directions; the second set's places are drawn with ``seed + 1``.
-        done: called with how many pictures were dealt with.
-
-    Returns:
-        Distances times 1000, at least 0.
+    Distances are times 1000, at least 0. ``seed`` is that of places and directions; the second set's places are drawn
+    with ``seed + 1``. ``done`` is called with how many pictures were dealt with.
 
     Raises:
         ValueError: the sets have no size, or not the same.
@@ -105,15 +99,10 @@ def _normalised(patches: Tensor) -> Tensor:
 
 
 def laplacian_pyramid(images: Tensor, count: int) -> list[Tensor]:
-    """Split images into what is lost from one scale to the next, and the smallest scale.
+    """Return ``count`` levels of (B, C, H, W), largest first: what is lost from one to the next, and the smallest.
 
-    Args:
-        images: float (B, C, H, W).
-        count: levels.
-
-    Returns:
-        ``count`` images, largest first; each but the last is a Gaussian level minus the next one brought back to its
-        size (Burt and Adelson, "The Laplacian Pyramid as a Compact Image Code", 1983).
+    Each but the last is a Gaussian level minus the next one brought back to its size (Burt and Adelson, "The Laplacian
+    Pyramid as a Compact Image Code", 1983).
     """
     found = [images]
     for _ in range(count - 1):

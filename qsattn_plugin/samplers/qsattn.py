@@ -12,7 +12,6 @@ Samplers have no parameters and keep no state.
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -101,12 +100,12 @@ class QSAttnSampler(Sampler):
 
     def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
         if self.taps is None:
-            found = [f.shape[-2] * f.shape[-1] <= self.positions for f in features]
+            sizes = [f.shape[2:].numel() for f in features]
+            found = [size <= self.positions for size in sizes]
             if features and not any(found):
-                smallest = min(f.shape[-2] * f.shape[-1] for f in features)
                 warnings.warn(
-                    f"no feature map has at most {self.positions} positions (the smallest has {smallest}): all queries "
-                    f"are random, as in CUT. Name the sampler's taps, or set its positions",
+                    f"no feature map has at most {self.positions} positions (the smallest has {min(sizes)}): all "
+                    f"queries are random, as in CUT. Name the sampler's taps, or set its positions",
                     AttendsNowhere,
                     stacklevel=2,
                 )
@@ -126,7 +125,7 @@ class QSAttnSampler(Sampler):
         with torch.no_grad():
             significance = self._significance(features, self.selector, generator=generator)
             queries = self.select(significance, features, generator)
-        shape = features.shape[-2:]
+        shape = features.shape[2:]
         if self.routing == "cross":
             route = self.router.route(features, queries, self.detach)
         elif self.routing == "own":
@@ -154,12 +153,8 @@ class QSAttnSampler(Sampler):
 def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type[QSAttnSampler]]:
     """Return a class decorator that gives a subclass the arguments of QSAttnSampler, except those it fixes.
 
-    They take the place of ``**arguments`` in its signature, and their texts go to the end of its docstring.
+    They take the place of ``**arguments`` in its signature.
     """
-    # Without docstrings (`python -OO`) there are no texts to share.
-    arguments = inspect.cleandoc(QSAttnSampler.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-    texts = re.split(r"^    (?=\w+: )", arguments, flags=re.M)[1:]
-    shared = "".join(f"    {text}" for text in texts if text.partition(":")[0] not in fixed).rstrip()
 
     def complete(subclass: type[QSAttnSampler]) -> type[QSAttnSampler]:
         constructor: Any = subclass.__init__
@@ -168,8 +163,6 @@ def _with_arguments_of_base(*fixed: str) -> Callable[[type[QSAttnSampler]], type
         parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
         parameters += [p for name, p in base.parameters.items() if name not in fixed]
         constructor.__signature__ = own.replace(parameters=parameters)
-        doc = inspect.cleandoc(subclass.__doc__ or "")
-        subclass.__doc__ = f"{doc}\n{shared}" if "Args:" in doc else f"{doc}\n\nArgs:\n{shared}"
         return subclass
 
     return complete

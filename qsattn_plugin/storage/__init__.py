@@ -81,21 +81,13 @@ def may_write(folder: Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
-
-    Raises:
-        WriteFailed: it could not be written.
-    """
+    """Write a text file atomically; raise WriteFailed if that is not possible."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON-serialisable document to ``path`` atomically.
-
-    Raises:
-        WriteFailed: it could not be written.
-    """
+    """Write tensors and a JSON-serialisable document atomically; raise WriteFailed if that is not possible."""
     from safetensors.torch import save_file  # imports torch, which reading the index of published models does not need
 
     copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -149,9 +141,8 @@ def _document(path: Path, file: Any) -> dict[str, Any]:
     try:
         return json.loads((file.metadata() or {})[_KEY])
     except (KeyError, ValueError) as error:
-        raise DamagedFile(
-            f"{path} is a safetensors file, but not one that this package wrote (no {_KEY!r} document in it)"
-        ) from error
+        what = f"not one that this package wrote (no {_KEY!r} document in it)"
+        raise DamagedFile(f"{path} is a safetensors file, but {what}") from error
 
 
 __all__ = ["DamagedFile", "WriteFailed", "load_tensors", "read_document", "replacing", "save_tensors", "write_text"]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, save_tensors
+from qsattn_plugin.storage import DamagedFile, read_document, save_tensors
 
 _NAME = re.compile(r"step-(\d{9,})\.safetensors")
 
@@ -93,28 +93,9 @@ class Checkpoints:
         """The path of the weights with the best score, which need not exist."""
         return self.folder / "best.safetensors"
 
-    def save_best(self, step: int, tensors: dict[str, Tensor], document: dict[str, Any]) -> Path:
-        """Write the weights with the best score, in place of the previous ones; ``keep`` does not count them.
-
-        Args:
-            step: the step of the weights.
-            tensors: as for :meth:`save`.
-            document: holds the score under "best".
-
-        Raises:
-            WriteFailed: they could not be written; the previous ones are unchanged.
-        """
-        save_tensors(self.best, tensors, {**document, "step": step})
-        return self.best
-
     def best_of(self) -> dict[str, Any]:
         """Return the score of the best weights, ``document["best"]``; {} where there are none to read."""
         try:
             return read_document(self.best).get("best", {})
         except UserError:  # also a damaged file: the next evaluation replaces it
             return {}
-
-    @staticmethod
-    def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return a checkpoint's tensors and document."""
-        return load_tensors(path)

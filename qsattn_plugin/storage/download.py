@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from qsattn_plugin.errors import UserError
 
-__all__ = ["DownloadFailed", "ProgressCallback", "checksum", "download"]
+__all__ = ["DownloadFailed", "ProgressCallback", "checksum", "download", "download_bar"]
 
 #: Called with the bytes that have arrived and the size of the file, or None where the server does not tell it.
 ProgressCallback = Callable[[int, int | None], None]
@@ -50,10 +50,27 @@ class _Interrupted(Exception):
         self.connected = connected
 
 
+@contextmanager
+def download_bar(name: str, disable: bool | None = None) -> Iterator[ProgressCallback]:
+    """Yield the progress callback of a bar on stderr; where ``disable`` is None, it is drawn on a terminal only."""
+    from torch.hub import tqdm  # a simple one where tqdm is not installed
+
+    with tqdm(desc=f"downloading {name}", unit="B", unit_scale=True, disable=disable) as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def download(
@@ -76,8 +93,7 @@ def download(
         path: target; folders are created, an existing file is replaced at the end.
         sha256: the expected checksum; None accepts any file.
         progress: called as bytes arrive.
-        attempts: maximum number of requests.
-        wait: seconds before the second attempt; each further wait is twice as long, at most 30 seconds.
+        attempts: maximum number of requests; ``wait`` seconds before the second, then each time twice as long.
         timeout: seconds without a byte after which a connection counts as interrupted.
 
     Raises:
@@ -110,10 +126,9 @@ def download(
         if sha256 is not None and found != sha256:
             _Note(part).forget()
             part.unlink()  # nothing to resume from
-            raise DownloadFailed(
-                f"{url} has the wrong checksum: its SHA-256 should be {sha256} and is {found}. Either the file there "
-                "has changed, or it was changed on the way; the download was deleted"
-            )
+            what = f"{url} has the wrong checksum: its SHA-256 should be {sha256} and is {found}"
+            why = "the file there has changed, or it was changed on the way"
+            raise DownloadFailed(f"{what}. Either {why}; the download was deleted")
         os.fsync(file.fileno())
         os.replace(part, path)
         _Note(part).forget()
@@ -232,16 +247,16 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
     """Send the request; failures become :class:`DownloadFailed` or, if a retry may help, :class:`_Interrupted`."""
     url = request.full_url
     try:
-        return _opener().open(request, timeout=timeout)
+        # Local files and ftp, which urllib reads too, were refused with the address and are with redirections.
+        return urllib.request.build_opener(_SafeRedirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:
             return error  # handled by the caller
         if error.code in _TRANSIENT:
             raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
-        raise DownloadFailed(
-            f"{url} could not be downloaded: the server answers {error.code} {error.reason}"
-        ) from error
+        what = f"the server answers {error.code} {error.reason}"
+        raise DownloadFailed(f"{url} could not be downloaded: {what}") from error
     except urllib.error.URLError as error:
         reason = error.reason
         if isinstance(reason, ssl.SSLError):
@@ -272,19 +287,3 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             raise DownloadFailed(f"{request.full_url} redirects to {newurl}, which is not followed: it is not https")
         return super().redirect_request(request, fp, code, message, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener for http and https only: urllib's own would also read local files and ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        _SafeRedirects(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.training.run import Run
 
 
@@ -15,9 +16,6 @@ class BestWeights:
     """Tracks the first score of every evaluation and keeps the weights with its smallest value.
 
     The smallest of many scores is biased downwards, so the number of evaluations it was picked from is kept with it.
-
-    Args:
-        run: holds the weights (``checkpoints/best.safetensors``) and the log of earlier evaluations.
     """
 
     def __init__(self, run: Run):
@@ -29,15 +27,9 @@ class BestWeights:
     def update(
         self, step: int, scores: dict[str, float], state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
     ) -> dict[str, Any] | None:
-        """Record an evaluation; write the weights if its first score is smaller than all before.
+        """Record an evaluation; write the weights of ``state()`` if its first score is smaller than all before.
 
-        Args:
-            step: the step of the weights.
-            scores: smaller is better, the first one counts.
-            state: returns the tensors and the document to write.
-
-        Returns:
-            The best so far and how many evaluations it was picked from; None if there are no scores.
+        Return the best so far and how many evaluations it was picked from; None if there are no scores.
 
         Raises:
             WriteFailed: the weights could not be written; the previous best is unchanged.
@@ -51,5 +43,6 @@ class BestWeights:
         if value < lowest:
             self.best = {"score": name, "value": value, "step": step, "evaluations": self.evaluations}
             tensors, document = state()
-            self.checkpoints.save_best(step, tensors, {**document, "scores": scores, "best": self.best})
+            document |= {"scores": scores, "best": self.best, "step": step}
+            save_tensors(self.checkpoints.best, tensors, document)
         return {**self.best, "evaluations": self.evaluations}

@@ -44,15 +44,10 @@ class RecipeParts:
 
     def encoder(self, generator: nn.Module) -> nn.Module:
         made = self._build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
-        lacking = [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]
-        if lacking:
-            name = self.recipe.encoder.type
-            raise self.recipe.error(
-                "encoder.type", f"{name} lacks the attributes {', '.join(lacking)}: each a list with one entry per tap"
-            )
-        both = _Features(made, generator)
-        shape = self._shape("augmentations")
-        self._try("encoder", both, shape, "augmentations")
+        if lacking := [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]:
+            what = f"lacks the attributes {', '.join(lacking)}: each a list with one entry per tap"
+            raise self.recipe.error("encoder.type", f"{self.recipe.encoder.type} {what}")
+        self._try("encoder", _Features(made, generator), self._shape("augmentations"), "augmentations")
         return made
 
     def augmentation(self) -> Augmentations:

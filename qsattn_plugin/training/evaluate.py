@@ -28,12 +28,7 @@ class Evaluator:
     """Translates and scores a fixed set of test images, or of training images where the data set has no others.
 
     The leading score is the data set's own, else ``evaluate.kid``, else the sliced Wasserstein distance, which needs
-    no network (:mod:`qsattn_plugin.evaluation.texture`).
-
-    Args:
-        recipe: its ``evaluate`` section gives the number of images and the scores beside the data set's own.
-        loader: gives the data set, its direction and the device.
-        most: use at most so many images.
+    no network (:mod:`qsattn_plugin.evaluation.texture`). At most ``most`` images are used.
 
     Raises:
         RecipeError: the model of ``evaluate.kid`` cannot be loaded, or there are too few images to compare.
@@ -63,9 +58,7 @@ class Evaluator:
     ) -> tuple[dict[str, float], Image.Image] | None:
         """Return the scores (smaller is better, the first one leads) and the picture grid.
 
-        Args:
-            generator: the network to evaluate.
-            stop: called before every batch; if it returns true, the evaluation ends and the result is None.
+        ``stop`` is called before every batch; if it returns true, the evaluation ends and the result is None.
         """
         translated = self._translated(generator, stop)
         if translated is None:
@@ -103,10 +96,7 @@ class Evaluator:
         return translated
 
     def _pictures(self, generator: nn.Module, images: Tensor) -> list[Tensor]:
-        """Translate a batch; one image at a time if memory runs out.
-
-        Raises:
-            UserError: there is not enough memory for one image."""
+        """Translate a batch; one image at a time if memory runs out, and UserError if it runs out for one."""
         try:
             return list(translate(generator, to_float(images.to(self.loader.device))).float().cpu())
         except (RuntimeError, MemoryError) as error:

@@ -57,10 +57,9 @@ class FiniteGuard:
             first = min(bad.values())
             names = ", ".join(name for name, step in bad.items() if step == first)
             where = f"; the source features are not finite at {taps}" if taps else ""
-            raise NonFiniteLossError(
-                f"the loss {names} became NaN or infinite at step {first:.0f}{where}. Resume from an earlier "
-                f"checkpoint with a smaller train.lr or train.precision=fp32"
-            )
+            what = f"the loss {names} became NaN or infinite at step {first:.0f}{where}"
+            remedy = "Resume from an earlier checkpoint with a smaller train.lr or train.precision=fp32"
+            raise NonFiniteLossError(f"{what}. {remedy}")
 
 
 def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
@@ -73,7 +72,5 @@ def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
     bad = torch.stack([~t.isfinite().all() for t in floating.values()]).cpu().tolist()  # read once
     names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
     if names:
-        raise NonFiniteLossError(
-            f"{len(names)} of {len(bad)} weights are NaN or infinite at step {step}, the first is {names[0]}. "
-            f"Resume from an earlier checkpoint with a smaller train.lr"
-        )
+        what = f"{len(names)} of {len(bad)} weights are NaN or infinite at step {step}, the first is {names[0]}"
+        raise NonFiniteLossError(f"{what}. Resume from an earlier checkpoint with a smaller train.lr")

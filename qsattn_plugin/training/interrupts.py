@@ -11,17 +11,12 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal; everything is saved.
-
-    Attributes:
-        signal: the signal.
-        exit_code: 128 plus the signal's number, as shells expect: 130 for SIGINT, 143 for SIGTERM.
-    """
+    """Training was stopped by a signal; everything is saved."""
 
     def __init__(self, number: signal.Signals, text: str):
         super().__init__(text)
         self.signal = number
-        self.exit_code = 128 + number
+        self.exit_code = 128 + number  # as shells expect: 130 for SIGINT, 143 for SIGTERM
 
 
 class StopSignal:

@@ -20,11 +20,8 @@ from qsattn_plugin.registry.timm_features import TimmFeatures, check_model
 class TimmEmbedder(nn.Module):
     """Maps images (B, C, H, W) in [-1, 1] to feature vectors (B, D): a timm model's deepest feature map, averaged.
 
-    Images are resized to the model's training size, so that images of any sizes can be compared.
-
-    Args:
-        model: the name of a timm model.
-        weights: a file with its weights; None downloads them, or takes them from timm's cache.
+    Images are resized to the model's training size, so that images of any sizes can be compared. Without a file of
+    weights they are downloaded, or taken from timm's cache.
 
     Raises:
         UserError: there is no such model, or its weights cannot be loaded.
@@ -46,12 +43,9 @@ class TimmEmbedder(nn.Module):
 
 
 class KernelDistance:
-    """Computes the kernel inception distance between translations and fixed target images.
+    """Computes the kernel inception distance between translations and target images, uint8 (C, H, W), of any size.
 
-    Args:
-        embedder: maps images (B, C, H, W) in [-1, 1] to vectors (B, D), such as :class:`TimmEmbedder`.
-        targets: images of the target domain, uint8 (C, H, W), of any size.
-        device: computes the features.
+    ``embedder`` maps images (B, C, H, W) in [-1, 1] to vectors (B, D), as :class:`TimmEmbedder` does.
     """
 
     def __init__(self, embedder: nn.Module, targets: Iterable[Tensor], device: torch.device):

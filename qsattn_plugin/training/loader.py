@@ -31,8 +31,7 @@ class TrainingLoader:
         recipe: its ``data``, ``augmentations`` and ``train`` sections are used.
         device: receives the batches.
         progress: called as ``progress(split, done, total)`` while images are decoded.
-        rank: this process's rank.
-        world: the number of processes that share a step; each decodes and keeps all images.
+        rank: of this process, among the ``world`` that share a step; each decodes and keeps all images.
         multiple: sides of images that are not cropped are rounded to this multiple, which the generator needs.
         first: the first step; its images are decoded immediately.
         limit: use only the first so many images of each domain.
@@ -57,7 +56,7 @@ class TrainingLoader:
         self.rank, self.world = rank, world
         self.device = device
         self.direction = data.direction
-        self.dataset = recipe.build("data", channels=data.channels)
+        self.dataset = recipe.build("data")
         prepare = Preprocess(data.preprocess, data.resize, data.crop, multiple)
         self._prepare_test = prepare.for_test()
         # The preprocessing from each of these steps on.
@@ -80,11 +79,7 @@ class TrainingLoader:
         return max((stage for stage in self._stages.items() if stage[0] <= step), key=lambda stage: stage[0])[1]
 
     def prepare(self, step: int) -> None:
-        """Decode the images if this step needs another preprocessing than the decoded ones have.
-
-        Raises:
-            UserError: they cannot be read.
-        """
+        """Decode the images if this step needs another preprocessing than the decoded ones; UserError if that fails."""
         prepare = self._stage(step)
         if prepare == self._prepared:
             return

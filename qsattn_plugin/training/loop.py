@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -211,7 +210,8 @@ class _Loop:
         """Write a checkpoint of this step if there is none yet.
 
         Raises:
-            NonFiniteLossError: a loss since the last check, or a weight, is not finite; nothing is written."""
+            NonFiniteLossError: a loss since the last check, or a weight, is not finite; nothing is written.
+        """
         if self.saved == self.session.step:
             return
         with self.world.sync_errors():
@@ -261,8 +261,7 @@ class _Loop:
         step, steps, came = self.session.step, self.recipe.train.steps, self.stop_signal.signal
         finished = step >= steps and self.evaluated == step
         with self.world.sync_errors():  # the other ranks wait until rank 0 has written everything
-            folder = {"folder": str(self.run.folder)}  # shown, but not logged
-            self._emit("end", folder, seconds=round(seconds, 1), finished=finished, signal=came.name if came else None)
+            self._emit("end", seconds=round(seconds, 1), finished=finished, signal=came.name if came else None)
             if self.world.main:
                 refresh_report(self.run)
         if came:
@@ -276,10 +275,11 @@ class _Loop:
             return f"nothing is saved yet; `qsattn fit {folder}` begins again"
         return f"step {self.saved} of {steps} is saved; `qsattn fit {folder}` carries on from there"
 
-    def _emit(self, event: str, shown: Mapping[str, Any] = MappingProxyType({}), **values: Any) -> None:
+    def _emit(self, event: str, **values: Any) -> None:
         if self.world.main:
             self.run.log(event, step=self.session.step, **values)
-        self.on_event(TrainingEvent(event, self.session.step, self.recipe.train.steps, {**values, **shown}))
+        values["folder"] = str(self.run.folder)  # shown, but not logged
+        self.on_event(TrainingEvent(event, self.session.step, self.recipe.train.steps, values))
 
     def _redecode(self) -> None:
         """Decode the pictures again as this step needs them. The run is saved first: this takes a while.

@@ -73,16 +73,12 @@ class Run:
         if steps or self.checkpoints.best.exists():
             if not overwrite:
                 holds = f"a training of {steps[-1]} steps" if steps else f"{self.checkpoints.best.name}"
-                raise UserError(
-                    f"{self.folder} holds {holds}; carry on with "
-                    f"`qsattn fit {self.folder}`, choose another folder with --run, or replace it with --overwrite"
-                )
+                what = f"carry on with `qsattn fit {self.folder}`, choose another folder with --run"
+                raise UserError(f"{self.folder} holds {holds}; {what}, or replace it with --overwrite")
             start = self.recipe.train.init_from
             if start is not None and start.resolve() in {path.resolve() for path in self.checkpoints.files()}:
-                raise self.recipe.error(
-                    "train.init_from",
-                    f"{start} is a checkpoint that --overwrite would remove; choose another folder with --run",
-                )
+                what = f"{start} is a checkpoint that --overwrite would remove; choose another folder with --run"
+                raise self.recipe.error("train.init_from", what)
 
     def _begin(self, overwrite: bool) -> None:
         """Write the recipe; with ``overwrite`` remove an earlier training first."""
@@ -108,10 +104,8 @@ class Run:
             path = next((p for p in (Path(folder), RUNS / folder) if (p / "recipe.yaml").is_file()), Path(folder))
         if not (path / "recipe.yaml").is_file():
             known = [p.parent.name for p in RUNS.glob("*/recipe.yaml")]
-            raise UserError(
-                f"{path} is not a run (there is no recipe.yaml in it){nearest(path.name, known)}; "
-                f"build one with `qsattn build RECIPE`"
-            )
+            what = f"{path} is not a run (there is no recipe.yaml in it){nearest(path.name, known)}"
+            raise UserError(f"{what}; build one with `qsattn build RECIPE`")
         return cls(path, load_recipe(path / "recipe.yaml"))
 
     def _clear(self) -> None:
@@ -162,9 +156,8 @@ class Run:
                 stale.unlink(missing_ok=True)
         self.checkpoints.prune(step)
         path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return
-        write_text(path, "".join(f"{line}\n" for line, values in self._lines() if values.get("step", 0) <= step))
+        if path.is_file():
+            write_text(path, "".join(f"{line}\n" for line, values in self._lines() if values.get("step", 0) <= step))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -39,11 +39,8 @@ class GeneratorMismatchWarning(UserWarning):
 class Session:
     """A recipe's method with its optimizers and averages, at some step.
 
-    Args:
-        recipe: the recipe to build.
-        device: None uses ``train.device``.
-        warm: whether to load the weights of ``train.init_from``; not needed before :meth:`restore`.
-        precision: the number format; None is what ``train.precision`` means on the device.
+    Without a device it is on ``train.device``; ``warm`` loads the weights of ``train.init_from``, which is not needed
+    before :meth:`restore`. Without a precision it has the one that ``train.precision`` means on the device.
 
     Raises:
         UserError: the recipe cannot be built, or the device or the weights are not available.
@@ -65,10 +62,8 @@ class Session:
             self.warm_start(recipe.train.init_from)
         self.precision = precision or choose_precision(recipe.train.precision, self.device)
         self.method.start(recipe.train.model_copy(update={"precision": self.precision}), self.device)
-        decay = recipe.train.ema
-        self.averages = (
-            {name: EMA(network, decay) for name, network in self.method.published().items()} if decay else {}
-        )
+        averaged = self.method.published().items() if recipe.train.ema else ()
+        self.averages = {name: EMA(network, recipe.train.ema) for name, network in averaged}
         #: Steps done so far.
         self.step = 0
 
@@ -109,8 +104,7 @@ class Session:
     def state(self, memories: Sequence[Mapping[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the contents of a checkpoint: tensors by name, and a JSON-serialisable document.
 
-        Args:
-            memories: the method's memory of each rank; None uses only this process's.
+        ``memories`` are the method's memories of all ranks; None uses only this process's.
         """
         tensors = {f"model/{name}": t for name, t in self.method.state_dict().items()}
         tensors |= {f"optimizer/{name}": t for name, t in self.method.optimizer_state().items()}
@@ -136,11 +130,7 @@ class Session:
         return tensors, document
 
     def restore(self, path: Path, rank: int = 0) -> None:
-        """Load a checkpoint of this recipe.
-
-        Args:
-            path: the checkpoint.
-            rank: the rank whose memory is loaded; empty if the checkpoint was written with fewer ranks.
+        """Load a checkpoint of this recipe, and of the method's memory that of ``rank`` (empty if there was none).
 
         Raises:
             UserError: its networks are not the recipe's.
@@ -180,12 +170,11 @@ class Session:
         wanted = tuple(f"{name}." for name, module in self.method.named_modules() if id(module) in published)
         lacking = [k for k in mine if k.startswith(wanted) and k not in fits]
         if lacking:
-            there = f"{tuple(tensors[lacking[0]].shape)} there" if lacking[0] in tensors else "not there"
-            raise self.recipe.error(
-                "train.init_from",
-                f"the generator in {path} does not fit the recipe's: {len(lacking)} tensors differ, the first is "
-                f"{lacking[0]}, {tuple(mine[lacking[0]].shape)} here and {there}",
-            )
+            first = lacking[0]
+            there = f"{tuple(tensors[first].shape)} there" if first in tensors else "not there"
+            what = f"the generator in {path} does not fit the recipe's: {len(lacking)} tensors differ"
+            what += f", the first is {first}, {tuple(mine[first].shape)} here and {there}"
+            raise self.recipe.error("train.init_from", what)
         self._compare_generators(path, document)
         self.method.load_state_dict(fits, strict=False)
 
@@ -207,13 +196,10 @@ class Session:
         names = {id(module): name for name, module in self.method.named_modules()}
         found: dict[str, Tensor] = {}
         for name, network in self.method.published().items():
-            prefix = document.get("generators", {}).get(name, {}).get("prefix")
+            prefix, own = document.get("generators", {}).get(name, {}).get("prefix"), names[id(network)]
             if prefix is not None:
-                found |= {
-                    f"{names[id(network)]}.{key.removeprefix(prefix)}": tensor
-                    for key, tensor in tensors.items()
-                    if key.startswith(prefix)
-                }
+                theirs = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+                found |= {f"{own}.{key}": tensor for key, tensor in theirs.items()}
         return found
 
 
@@ -247,12 +233,5 @@ def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     except RuntimeError as error:
         lines = str(error).splitlines()[1:]  # the first names the class
         more = [f"\t... and {len(lines) - 3} more"] if len(lines) > 3 else []
-        raise UserError(
-            "\n".join(
-                [
-                    f"{path} does not fit the recipe.yaml of its run; was that changed after training began?",
-                    *lines[:3],
-                    *more,
-                ]
-            )
-        ) from error
+        what = f"{path} does not fit the recipe.yaml of its run; was that changed after training began?"
+        raise UserError("\n".join([what, *lines[:3], *more])) from error

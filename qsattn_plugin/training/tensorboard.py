@@ -16,10 +16,7 @@ class TensorBoard:
     """Writes the loop's events as TensorBoard event files; pass it to ``fit`` as ``on_event``.
 
     Losses are logged as ``loss/NCE``, statistics under their own names (``tap_12/entropy_q50``), scores as
-    ``score/...``, the picture grid as ``grid``.
-
-    Args:
-        folder: created when training starts.
+    ``score/...``, the picture grid as ``grid``. The folder is created when training starts.
 
     Raises:
         UserError: TensorBoard is not installed.

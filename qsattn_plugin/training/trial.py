@@ -122,10 +122,8 @@ def quicker_recipes(session: Session, trial: Trial) -> dict[str, float]:
 
 def _multiply_adds(recipe: Recipe) -> float:
     """Return the multiply-adds of the generator on the images of a step."""
-    channels = recipe.data.channels
-    generator = recipe.build("generator", in_channels=channels, out_channels=channels)
     images = recipe.train.batch_size * recipe.train.accumulate
-    return describe(generator, recipe.data.crop, channels).multiply_adds * images
+    return describe(recipe.build("generator"), recipe.data.crop).multiply_adds * images
 
 
 def _explained(error: Exception, session: Session) -> Exception:

@@ -89,11 +89,7 @@ def with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def resize_picture(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Resize a picture with Pillow's antialiased bicubic filter, as for training.
-
-    Args:
-        picture: any mode.
-        size: pixels of the shorter side, or (width, height).
+    """Resize a picture with Pillow's antialiased bicubic filter: to a shorter side in pixels, or to (width, height).
 
     Raises:
         UnreadableImage: the result would have more than 128 megapixels.

@@ -34,13 +34,8 @@ def plan(
     the part without wildcards is kept). A file that is named twice counts once. Pictures in the output folder are no
     inputs where it lies inside an input folder or is named among several inputs. Destinations are PNGs, except for
     sources with a suffix in ``kept``. Where two sources would get the same name, the one that already has it keeps it;
-    ``photo.bmp`` then becomes ``photo.bmp.png``, and others are numbered.
-
-    Args:
-        inputs: files, folders and patterns.
-        out: the output folder.
-        kept: suffixes whose format is kept.
-        files: returns the files that will be written for a destination.
+    ``photo.bmp`` then becomes ``photo.bmp.png``, and others are numbered. ``files`` returns what will be written for a
+    destination.
 
     Raises:
         UserError: an input does not exist, or a file to be written is one of the inputs, also by another name.
@@ -56,9 +51,8 @@ def plan(
         for file in files(target):
             # By device and inode, not by name: links, and file systems that ignore case.
             if identity(file) in sources:
-                raise UserError(
-                    f"{show(file)} is one of the inputs and would be overwritten; choose another output folder"
-                )
+                what = f"{show(file)} is one of the inputs and would be overwritten"
+                raise UserError(f"{what}; choose another output folder")
     return named
 
 
@@ -122,9 +116,8 @@ def _inputs(inputs: Iterable[Path | str], out: Path) -> list[Path | str]:
     others = [one for one in given if identity(Path(one)) != identity(out)]
     if not others or len(others) == len(given):
         return given
-    warnings.warn(
-        f"{show(out)} is the output folder: pictures in it are not translated", OutputAmongInputs, stacklevel=3
-    )
+    text = f"{show(out)} is the output folder: pictures in it are not translated"
+    warnings.warn(text, OutputAmongInputs, stacklevel=3)
     return others
 
 

@@ -10,32 +10,25 @@ from torch import Tensor
 from qsattn_plugin.data.pixels import from_tensor
 
 _GAP = 2
+_COLUMNS = 8
 _SMALLEST = 96
 
 
-def picture_grid(rows: Sequence[Sequence[Tensor]], columns: int = 8) -> Image.Image:
-    """Return pictures in rows on one sheet.
+def picture_grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
+    """Return pictures, float (C, H, W) in [-1, 1], in rows (such as sources and their translations) on one RGB sheet.
 
-    Args:
-        rows: such as sources and their translations: pictures, float (C, H, W) in [-1, 1], equally many in each row.
-            Sizes may differ; smaller ones are centred in their cell.
-        columns: longer rows continue below, as another block.
-
-    Returns:
-        An RGB picture. Pictures below 96 pixels are enlarged by an integer factor (nearest).
+    Smaller ones are centred in their cell; all are enlarged by an integer factor (nearest) where they are below 96
+    pixels. Rows of more than eight continue below, as another block.
     """
     pictures = [[from_tensor(p).convert("RGB") for p in row] for row in rows]
     flat = [p for row in pictures for p in row]
     scale = max(1, -(-_SMALLEST // max(max(p.size) for p in flat)))
     cell_w, cell_h = (scale * max(p.size[axis] for p in flat) + _GAP for axis in (0, 1))
     count = max(len(row) for row in pictures)
-    columns = min(columns, count)
+    columns = min(_COLUMNS, count)
     blocks = -(-count // columns)
-    sheet = Image.new(
-        "RGB",
-        (columns * cell_w + _GAP, blocks * (len(rows) * cell_h + 3 * _GAP) - 2 * _GAP),
-        "white",
-    )
+    size = columns * cell_w + _GAP, blocks * (len(rows) * cell_h + 3 * _GAP) - 2 * _GAP
+    sheet = Image.new("RGB", size, "white")
     for r, row in enumerate(pictures):
         for i, p in enumerate(row):
             block, column = divmod(i, columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import re
 import warnings
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.registry.cut_weights import LoadReport, find_state_dicts, load_cut_weights, matches, recognise
-from qsattn_plugin.registry.recipe.checking import check_arguments
-from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse_assignment
+from qsattn_plugin.registry.recipe.checking import check_settings
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.files import check_output
@@ -27,18 +25,11 @@ _PREFIX = "model/generator."
 
 
 class Imported(NamedTuple):
-    """The result of :func:`import_weights`.
-
-    Attributes:
-        type: the generator's registered name.
-        arguments: all of its arguments.
-        place: the key of the weights in the file; "" for the file itself.
-        loaded: which tensors were loaded, left out and filled in.
-    """
+    """The generator that :func:`import_weights` found, and which tensors were loaded, left out and filled in."""
 
     type: str
     arguments: dict[str, Any]
-    place: str
+    place: str  # the key of the weights in the file; "" for the file itself
     loaded: LoadReport
 
 
@@ -116,27 +107,16 @@ def read_checkpoint(file: Path) -> Any:
         raise
     except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         if "TorchScript" in str(error):
-            raise UserError(
-                f"{file} is a TorchScript program, not weights; import the checkpoint that it was made from"
-            ) from error
+            what = f"{file} is a TorchScript program, not weights"
+            raise UserError(f"{what}; import the checkpoint that it was made from") from error
         raise UserError(f"{file} is not a file that torch.save wrote, or it is damaged") from error
 
 
 def _arguments(arch: str, settings: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:
     """Return all arguments of a generator: its defaults, then those recognised from the weights, then the settings."""
     parameters = find("generator", arch).signature.parameters
-    defaults = {n: p.default for n, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    problems: list[Problem] = []
-    given = {}
-    for text in settings:
-        name, value = parse_assignment(text, "width=64")
-        given[name.removeprefix("generator.")] = value
-    needed = {n: p for n, p in parameters.items() if n in given or n not in {**defaults, **found}}
-    node = Node(given, Place(f"--arch {arch}"))
-    also = [name for name in parameters if name not in needed]
-    values = check_arguments(needed, node, "generator", f"generator {arch!r}", problems, also)
-    if problems:
-        raise RecipeError(*problems)
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    values = check_settings("generator", arch, settings, "width=64", {**defaults, **found})
     return {**defaults, **found, **values}
 
 

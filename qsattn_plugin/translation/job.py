@@ -72,14 +72,10 @@ def translate_files(
         pairs: (source, destination).
         overwrite: translate pictures again whose file exists.
         progress: called with the number of pictures done since the last call; a part of one for a large picture.
-        tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0: none are. None:
-            tiles of 512 pixels for pictures of more than 1024 x 1024.
+        tile: see :meth:`~qsattn_plugin.translation.load.Translator.translate`.
         batch: the most pictures of equal size in a batch; fewer where they are large. None: 1 on the CPU, 8 elsewhere.
         size: resize every picture first: the shorter side, or (width, height), in pixels.
-        outcome: updated as the job goes on, so that it is known after an exception as well.
-
-    Returns:
-        The outcome.
+        outcome: updated as the job goes on, so that it is known after an exception as well; it is returned.
 
     Raises:
         UserError: the disk is full or broken, or ``tile`` is set and the generator cannot work in tiles.

@@ -99,7 +99,6 @@ class Translator(nn.Module):
         return [with_alpha(from_tensor(r), picture) for r, picture in zip(results, pictures, strict=True)]
 
     def _in_tiles(self, picture: Image.Image, tile: int | None) -> Image.Image:
-        """Translate a large picture."""
         try:
             pixels = translate_tiled(self.generator, to_channels(picture, self.channels), tile or TILE)
         except CannotTile:
@@ -136,10 +135,8 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     except DamagedFile as error:
         if path.suffix.lower() not in _FOREIGN_SUFFIXES:
             raise
-        raise UserError(
-            f"{path} is not a weights file of this package; convert it with "
-            f"`qsattn import {path} -o {path.with_suffix('.safetensors')}` first"
-        ) from error
+        convert = f"qsattn import {path} -o {path.with_suffix('.safetensors')}"
+        raise UserError(f"{path} is not a weights file of this package; convert it with `{convert}` first") from error
     generators = _generators(path, document)
     name = name or main_generator(generators)
     if name not in generators:
@@ -203,13 +200,9 @@ def _import_parts(path: Path, document: dict[str, Any]) -> None:
 def published(
     name: str, pretrained: bool = True, progress: bool = True, device: torch.device | str = "cpu"
 ) -> Translator:
-    """Load a published model, also if a run or file has its name; ``torch.hub.load`` calls this.
+    """Load a published model (``qsattn list pretrained``), also if a run or file has its name; for ``torch.hub.load``.
 
-    Args:
-        name: its name in the index, see ``qsattn list pretrained``.
-        pretrained: with its weights; otherwise its untrained generator.
-        progress: show the progress of a download on stderr.
-        device: where to put the generator.
+    Without ``pretrained`` its generator is untrained; ``progress`` shows the progress of a download on stderr.
 
     Raises:
         UserError: there is no such model, it has no weights yet, or they could not be downloaded.
@@ -221,11 +214,7 @@ def published(
 
 
 def fresh(type: str, **arguments: Any) -> Translator:
-    """Return an untrained generator.
-
-    Args:
-        type: its registered name.
-        arguments: for its constructor.
+    """Return an untrained generator by its registered name.
 
     Raises:
         PartError: there is no such generator, or it takes other arguments.

@@ -17,31 +17,20 @@ _PREFIX = "generator/"
 
 
 class Published(NamedTuple):
-    """What :func:`publish` wrote.
-
-    Attributes:
-        path: the file.
-        sha256: its checksum, in hexadecimal.
-        size: its bytes.
-        largest: the largest change of a random image's translation, on [-1, 1], by half precision.
-        mean: the mean of these changes.
-    """
+    """The file that :func:`publish` wrote, and how much half precision changes a random image's translation."""
 
     path: Path
     sha256: str
-    size: int
-    largest: float
+    size: int  # bytes
+    largest: float  # change on [-1, 1]
     mean: float
 
 
 def publish(model: str | Path, out: Path, generator: str | None = None, overwrite: bool = False) -> Published:
-    """Write a model's generator in float16, with the recipe that trained it.
+    """Write a model's generator in float16, with the recipe that trained it, into a safetensors file.
 
-    Args:
-        model: as for :func:`qsattn_plugin.translation.load.load`.
-        out: a safetensors file, or a folder, in which the file is named after the model's recipe.
-        generator: which one, where a method trains several.
-        overwrite: replace the file if it exists; never if it is the model itself.
+    The model is as for :func:`qsattn_plugin.translation.load.load`; in a folder the file is named after its recipe. An
+    existing file is replaced with ``overwrite``, but never the model itself.
 
     Raises:
         UserError: there is no such model, or the file exists already.

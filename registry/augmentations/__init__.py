@@ -22,7 +22,10 @@ class Augmentation(nn.Module):
     """One kornia augmentation whose draws come from a given generator.
 
     kornia draws from torch's global CPU generator. :meth:`forward` seeds that generator with one number from the given
-    one, and restores its state afterwards.
+    one, and restores its state afterwards. An argument that most augmentations have:
+
+    Args:
+        p: probability, for each image independently.
     """
 
     kornia_part: K.AugmentationBase2D
@@ -33,12 +36,7 @@ class Augmentation(nn.Module):
         self.__dict__["kornia_part"] = kornia_part
 
     def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment images (B, C, H, W) in [-1, 1].
-
-        Args:
-            x: the images; gradients flow back to them.
-            generator: source of the random draws; exactly one number is drawn from it.
-        """
+        """Augment images (B, C, H, W) in [-1, 1], to which gradients flow; one number is drawn from ``generator``."""
         self._check(x)
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
@@ -92,11 +90,7 @@ def check_share(name: str, value: float, lowest: float = 0.0, highest: float = 1
 
 @register("augmentation", "flip", tags=("geometry",))
 class Flip(Augmentation):
-    """Mirrors images left to right.
-
-    Args:
-        p: probability, for each image independently.
-    """
+    """Mirrors images left to right."""
 
     def __init__(self, p: float = 0.5):
         super().__init__(K.RandomHorizontalFlip(p=check_share("p", p)))
@@ -150,7 +144,6 @@ class Affine(Augmentation):
         scale: factors from 1 - scale to 1 + scale.
         shear: largest shear in degrees, to either side.
         padding: fills the area outside the image: the mirrored image, its repeated border, or mid-grey (zeros).
-        p: probability, for each image independently.
     """
 
     def __init__(

@@ -22,7 +22,6 @@ class Colour(Augmentation):
         contrast: factors from 1 - contrast to 1 + contrast.
         saturation: factors from 1 - saturation to 1 + saturation.
         hue: largest rotation of the colour circle to either side; 0.5 is half of it.
-        p: probability, for each image independently.
     """
 
     def __init__(

@@ -18,7 +18,6 @@ class Translation(Augmentation):
 
     Args:
         share: largest shift to either side, as a share of the image's side.
-        p: probability, for each image independently.
     """
 
     def __init__(self, share: float = 0.125, p: float = 1.0):
@@ -34,7 +33,6 @@ class Cutout(Augmentation):
 
     Args:
         share: the square's side as a share of the image's.
-        p: probability, for each image independently.
     """
 
     def __init__(self, share: float = 0.5, p: float = 1.0):

@@ -10,20 +10,28 @@ from qsattn_plugin.registry.layers import Downsample, Init, Norm, initialise, no
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential
 
 
+class Discriminator(nn.Module):
+    """Base class of these discriminators. Arguments that they share:
+
+    Args:
+        width: channels of the first layer.
+        norm: "instance" (the papers'), "batch" or "none".
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
+        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
+        in_channels: channels of the images; a recipe takes them from ``data.channels``.
+    """
+
+
 @register("discriminator", "patchgan", tags=("cut", "cyclegan", "pix2pix"))
-class PatchGAN(nn.Module):
+class PatchGAN(Discriminator):
     """Scores overlapping patches, 70 x 70 pixels with the default three layers (Isola et al. 2017).
 
     ``state_dict`` keys are those of CUT's and CycleGAN's ``NLayerDiscriminator``.
 
     Args:
         layers: downsampling steps; each doubles the patch size and the channels (up to eight times ``width``).
-        width: channels of the first layer.
-        norm: "instance" (the papers'), "batch" or "none".
         antialias: blur when downsampling, as CUT does; CycleGAN uses strides only.
-        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: scale of that distribution.
-        in_channels: channels of the images; a recipe takes them from ``data.channels``.
         shrink: factor by which images are downsampled first (means over squares of pixels): patches are larger by this
             factor, the arithmetic is less, and the finest detail is not seen.
     """
@@ -75,17 +83,13 @@ class PatchGAN(nn.Module):
 
 
 @register("discriminator", "pixel", tags=("pix2pix", "cyclegan", "cut"))
-class PixelGAN(nn.Module):
+class PixelGAN(Discriminator):
     """Scores each pixel by its colour alone (Isola et al. 2017).
 
     ``state_dict`` keys are those of pix2pix's and CUT's ``PixelDiscriminator``.
 
     Args:
         width: channels of the first layer; the second has twice as many.
-        norm: "instance" (the papers'), "batch" or "none".
-        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: scale of that distribution.
-        in_channels: channels of the images; a recipe takes them from ``data.channels``.
     """
 
     def __init__(
@@ -115,7 +119,7 @@ class PixelGAN(nn.Module):
 
 
 @register("discriminator", "multi_scale", tags=("pix2pixhd",))
-class MultiScale(nn.Module):
+class MultiScale(Discriminator):
     """Several patch discriminators, each on the image at half the size of the last (Wang et al. 2018).
 
     Returns a list of score maps, the finest first.
@@ -123,12 +127,7 @@ class MultiScale(nn.Module):
     Args:
         scales: number of discriminators.
         layers: downsampling steps in each, as in ``patchgan``.
-        width: channels of the first layer of each.
-        norm: "instance" (the papers'), "batch" or "none".
         antialias: blur when downsampling, as in ``patchgan``.
-        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: scale of that distribution.
-        in_channels: channels of the images; a recipe takes them from ``data.channels``.
     """
 
     def __init__(

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 from torch import Tensor, nn
 
 from qsattn_plugin.registry import Nested, create_nested, register
+from qsattn_plugin.registry.discriminators import Discriminator
 
 
 @register("discriminator", "ensemble", tags=("several",))
-class Ensemble(nn.Module):
+class Ensemble(Discriminator):
     """Several discriminators, each with its own share of the adversarial loss and its own lines in the log.
 
     Returns the score maps of all of them in one list; training uses each of them separately.
@@ -19,8 +20,6 @@ class Ensemble(nn.Module):
         of: the discriminators: for each a registered name, or ``{type: name, ...}`` with its arguments.
         weights: weight of each one's adversarial loss, in its own loss and in the generator's; 1 each without it.
         r1: weight of each one's R1 penalty; without it the method's ``r1`` for each.
-        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
-        in_channels: channels of the images; a recipe takes them from ``data.channels``.
     """
 
     def __init__(

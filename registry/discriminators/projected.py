@@ -10,12 +10,44 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from qsattn_plugin.registry import register
+from qsattn_plugin.registry.discriminators import Discriminator
 from qsattn_plugin.registry.layers import initialise
 from qsattn_plugin.registry.timm_features import TimmFeatures
 
 
+class OnTimmFeatures(Discriminator):
+    """Small trained heads on the frozen features of a timm model; a subclass adds the heads. It returns a list of maps.
+
+    Args:
+        model: a timm name such as "efficientnet_lite0".
+        taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
+        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
+        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
+        width: channels of each head.
+        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        taps: tuple[int, ...] | None,
+        pretrained: bool,
+        weights: Path | None,
+        width: int,
+        size: int | None,
+        in_channels: int,
+        deepest: int | None = None,
+    ):
+        super().__init__()
+        if width < 1:
+            raise ValueError(f"width: must be at least 1, got {width}")
+        self.features = TimmFeatures(
+            model, taps, pretrained, weights, size=size, in_channels=in_channels, deepest=deepest
+        )
+
+
 @register("discriminator", "projected", tags=("frozen", "timm"))
-class Projected(nn.Module):
+class Projected(OnTimmFeatures):
     """Scores frozen timm features, mixed at random across channels and scales (Sauer et al. 2021, Projected GANs).
 
     Features of each level go through a fixed random 1 x 1 convolution; from coarse to fine, each level is then added
@@ -24,14 +56,11 @@ class Projected(nn.Module):
     Returns a list of score maps, one per level, the finest first. The paper's loss is ``objective: {gan: hinge}``.
 
     Args:
-        model: a timm name such as "tf_efficientnet_lite0".
         taps: levels of the model, as timm's ``out_indices``; without them its four coarsest.
         pretrained: load timm's weights, downloaded or from its cache; ``false`` asks for random ones.
         weights: a file with weights instead, whatever ``pretrained`` says: ``.safetensors``, or a state_dict that
             ``torch.save`` wrote.
         width: channels of each head, and of the finest mixed level; coarser levels have up to four times as many.
-        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
-        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
     """
 
     def __init__(
@@ -44,9 +73,6 @@ class Projected(nn.Module):
         size: int | None = None,
         in_channels: int = 3,
     ):
-        super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
         if pretrained is None and weights is None:
             raise ValueError(
                 "pretrained: the features must be those of a trained network: set pretrained: true to download timm's "
@@ -54,7 +80,7 @@ class Projected(nn.Module):
             )
         # A recipe that downloads is extended where there is no network: the file alone has to be said there.
         download = bool(pretrained) and weights is None
-        self.features = TimmFeatures(model, taps, download, weights, False, size, in_channels, deepest=4)
+        super().__init__(model, taps, download, weights, width, size, in_channels, deepest=4)
         levels = [width * min(2**i, 4) for i in range(len(self.features.channels))]
         self.across_channels = nn.ModuleList(
             nn.Conv2d(before, after, 1) for before, after in zip(self.features.channels, levels, strict=True)
@@ -92,20 +118,11 @@ class Projected(nn.Module):
 
 
 @register("discriminator", "timm", tags=("frozen",))
-class TimmDiscriminator(nn.Module):
+class TimmDiscriminator(OnTimmFeatures):
     """Small trained heads on the frozen features of a timm model, after Sauer et al. 2021 (projected GANs).
 
     Returns a list of score maps, one per tap. Heads have spectral norm; features are used directly, without the paper's
     random mixing across levels.
-
-    Args:
-        model: a timm name such as "efficientnet_lite0".
-        taps: levels of the model, as timm's ``out_indices``; without them those with a stride up to 16.
-        pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
-        weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
-        width: channels of each head.
-        size: the side of the images in pixels; a recipe takes it from ``data.crop``.
-        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
     """
 
     def __init__(
@@ -118,10 +135,7 @@ class TimmDiscriminator(nn.Module):
         size: int | None = None,
         in_channels: int = 3,
     ):
-        super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
-        self.features = TimmFeatures(model, taps, pretrained, weights, False, size, in_channels)
+        super().__init__(model, taps, pretrained, weights, width, size, in_channels)
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, width, 1),

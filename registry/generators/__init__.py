@@ -10,7 +10,7 @@ The layers of a generator are its *taps*, whose features a contrastive loss may 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -33,7 +33,14 @@ class Tap(NamedTuple):
 class TappedGenerator(nn.Module):
     """A generator whose ``self.model`` is a sequence of layers, each of them a tap.
 
-    A subclass builds its layers in its constructor and passes them to :meth:`finish`.
+    A subclass builds its layers in its constructor and passes them to :meth:`finish`. Arguments that generators share:
+
+    Args:
+        norm: "instance" (the papers'), "batch" or "none".
+        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
+        init_gain: scale of that distribution.
+        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
+        out_channels: channels of the output images; likewise.
     """
 
     #: The taps that the contrastive loss uses if a recipe names none.
@@ -65,13 +72,16 @@ class TappedGenerator(nn.Module):
         self.taps: list[Tap] = []
         channels, stride = in_channels, 1
         for index, layer in enumerate(model):
-            inner: list[Any] = list(layer.modules())
-            channels = next((m.out_channels for m in reversed(inner) if hasattr(m, "out_channels")), channels)
-            for m in inner:
+            for m in layer.modules():
+                channels = cast(int, getattr(m, "out_channels", channels))
                 if isinstance(m, Downsample) or (type(m) is nn.Conv2d and m.stride[0] == 2):
                     stride *= 2
                 elif isinstance(m, (Upsample, nn.ConvTranspose2d)):
                     stride //= 2
+                elif isinstance(m, nn.PixelUnshuffle):
+                    channels, stride = channels * m.downscale_factor**2, stride * m.downscale_factor
+                elif isinstance(m, nn.PixelShuffle):
+                    channels, stride = channels // m.upscale_factor**2, stride // m.upscale_factor
             self.taps.append(Tap(index, (names or {}).get(index, str(index)), channels, stride))
 
     def find_taps(self, taps: Sequence[int | str] | None = None) -> list[Tap]:
@@ -126,23 +136,25 @@ class TappedGenerator(nn.Module):
         """Return the layers that :meth:`forward` runs, see :mod:`qsattn_plugin.registry.layers.primitives`."""
         return list(self.model)
 
+    def check_sides(self, x: Tensor) -> None:
+        """Raise ValueError for images whose sides are not multiples of ``self.multiple``."""
+        height, width = x.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            what = f"this generator takes sides that are multiples of {self.multiple}, got {height} x {width}"
+            raise ValueError(what)
 
-class ResnetBlock(nn.Module):
-    """Two 3 x 3 convolutions and a skip connection; reflection padding (Johnson et al. 2016)."""
 
-    def __init__(self, channels: int, norm: Norm):
+def chained(layers: Mapping[str, list[nn.Module]]) -> tuple[list[nn.Module], dict[int, str]]:
+    """Return named groups of layers as :meth:`TappedGenerator.finish` takes them: one module each, and their names."""
+    return [g[0] if len(g) == 1 else nn.Sequential(*g) for g in layers.values()], dict(enumerate(layers))
+
+
+class ResidualBlock(nn.Module):
+    """Layers with a skip connection: ``x + self.conv_block(x)``."""
+
+    def __init__(self, conv_block: nn.Sequential):
         super().__init__()
-        make_norm = normalisation(norm)
-        bias = norm != "batch"
-        self.conv_block = FusedSequential(
-            ReflectionPad(1),
-            nn.Conv2d(channels, channels, 3, bias=bias),
-            make_norm(channels),
-            nn.ReLU(),
-            ReflectionPad(1),
-            nn.Conv2d(channels, channels, 3, bias=bias),
-            make_norm(channels),
-        )
+        self.conv_block = conv_block
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv_block(x)
@@ -150,6 +162,16 @@ class ResnetBlock(nn.Module):
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         return [Skip.FORK, *self.conv_block, Skip.ADD]
+
+
+class ResnetBlock(ResidualBlock):
+    """Two 3 x 3 convolutions and a skip connection; reflection padding (Johnson et al. 2016)."""
+
+    def __init__(self, channels: int, norm: Norm):
+        make_norm = normalisation(norm)
+        convolutions = [nn.Conv2d(channels, channels, 3, bias=norm != "batch") for _ in range(2)]
+        first, second = ([ReflectionPad(1), conv, make_norm(channels)] for conv in convolutions)
+        super().__init__(FusedSequential(*first, nn.ReLU(), *second))
 
 
 class ResnetGenerator(TappedGenerator):
@@ -160,13 +182,8 @@ class ResnetGenerator(TappedGenerator):
 
     Args:
         width: channels of the stem; the blocks have four times as many.
-        norm: "instance" (the papers'), "batch" or "none".
         antialias: blur when downsampling, as CUT does; CycleGAN does not.
         antialias_up: blur when upsampling, as CUT does; CycleGAN uses transposed convolutions.
-        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: scale of that distribution.
-        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
-        out_channels: channels of the output images; likewise.
     """
 
     #: The number of residual blocks, and their class.
@@ -226,25 +243,20 @@ class ResnetGenerator(TappedGenerator):
         self.finish(model, {index: name for name, index in names.items()}, in_channels, init, init_gain)
 
 
-def _for_blocks(count: str, use: str) -> str:
-    """Return the docstring of a ResNet generator with a fixed number of blocks: a first line, the shared arguments."""
-    return f"ResNet generator with {count} blocks: {use}.\n" + (ResnetGenerator.__doc__ or "").split("\n", 1)[-1]
-
-
 @register("generator", "resnet_9blocks", tags=("resnet", "cut", "cyclegan"))
 class Resnet9Blocks(ResnetGenerator):
-    __doc__ = _for_blocks("nine", "the papers' generator at 256 pixels")
+    """ResNet generator with nine blocks: the papers' generator at 256 pixels."""
 
 
 @register("generator", "resnet_6blocks", tags=("resnet", "cut", "cyclegan"))
 class Resnet6Blocks(ResnetGenerator):
-    __doc__ = _for_blocks("six", "CycleGAN's at 128 pixels")
+    """ResNet generator with six blocks: CycleGAN's at 128 pixels."""
 
     blocks = 6
 
 
 @register("generator", "resnet_4blocks", tags=("resnet", "small"))
 class Resnet4Blocks(ResnetGenerator):
-    __doc__ = _for_blocks("four", "for small pictures")
+    """ResNet generator with four blocks: for small pictures."""
 
     blocks = 4

@@ -7,13 +7,11 @@ where memory bandwidth limits the speed, it has only few channels.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qsattn_plugin.registry import register
-from qsattn_plugin.registry.generators import Tap, TappedGenerator
-from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
-from qsattn_plugin.registry.layers.memory_saving import FusedSequential
-from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, chained
+from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, normalisation
 
 
 def _depthwise(channels: int, stride: int = 1) -> list[nn.Module]:
@@ -21,29 +19,15 @@ def _depthwise(channels: int, stride: int = 1) -> list[nn.Module]:
     return [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, stride=stride, groups=channels, bias=False)]
 
 
-class MobileBlock(nn.Module):
+class MobileBlock(ResidualBlock):
     """Two depthwise separable convolutions and a skip connection."""
 
     def __init__(self, channels: int, norm: Norm):
-        super().__init__()
-        make_norm = normalisation(norm)
-        bias = norm == "none"
-        self.conv_block = nn.Sequential(
-            *_depthwise(channels),
-            nn.Conv2d(channels, channels, 1, bias=bias),
-            make_norm(channels),
-            nn.ReLU(),
-            *_depthwise(channels),
-            nn.Conv2d(channels, channels, 1, bias=bias),
-            make_norm(channels),
-        )
+        def half() -> list[nn.Module]:
+            pointwise = nn.Conv2d(channels, channels, 1, bias=norm == "none")
+            return [*_depthwise(channels), pointwise, normalisation(norm)(channels)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_block(x)
-
-    def primitives(self) -> list[Primitive]:
-        """Return the layers that :meth:`forward` runs."""
-        return [Skip.FORK, *self.conv_block, Skip.ADD]
+        super().__init__(nn.Sequential(*half(), nn.ReLU(), *half()))
 
 
 @register("generator", "mobile_resnet_9blocks", tags=("resnet", "mobile", "small"))
@@ -56,14 +40,10 @@ class MobileResnet9Blocks(TappedGenerator):
 
     Args:
         width: channels of the stem; the blocks have four times as many.
-        norm: "instance" (the papers'), "batch" or "none".
         antialias: downsample by a fixed blur; without it by learned filters.
         antialias_up: upsample by interpolation; without it by pixel shuffling.
         init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
             Depthwise filters always keep the scale of their input: with the others' scale their output would vanish.
-        init_gain: scale of that distribution.
-        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
-        out_channels: channels of the output images; likewise.
     """
 
     blocks: int = 9
@@ -85,12 +65,6 @@ class MobileResnet9Blocks(TappedGenerator):
             raise ValueError(f"width: must be at least 4, got {width}")
         make_norm = normalisation(norm)
         bias = norm == "none"
-        model: list[nn.Module] = []
-        self.taps = []
-
-        def add(*layers: nn.Module, name: str, channels: int, stride: int) -> None:
-            self.taps.append(Tap(len(model), name, channels, stride))
-            model.append(layers[0] if len(layers) == 1 else nn.Sequential(*layers))
 
         def pointwise(before: int, after: int) -> nn.Conv2d:
             return nn.Conv2d(before, after, 1, bias=bias)
@@ -102,21 +76,18 @@ class MobileResnet9Blocks(TappedGenerator):
             return [pointwise(before, 4 * after), nn.PixelShuffle(2)]
 
         deep, thin = 4 * width, width // 4
-        add(nn.PixelUnshuffle(2), name="image", channels=4 * in_channels, stride=2)
         stem = nn.Conv2d(4 * in_channels, width, 3, bias=bias)
-        add(nn.ReflectionPad2d(1), stem, make_norm(width), nn.ReLU(), name="stem", channels=width, stride=2)
         halve = [Downsample(width)] if antialias else _depthwise(width, stride=2)
-        add(*halve, pointwise(width, deep), make_norm(deep), nn.ReLU(), name="down_1", channels=deep, stride=4)
-        for block in range(1, self.blocks + 1):
-            add(MobileBlock(deep, norm), name=f"block_{block}", channels=deep, stride=4)
-        sharpen = _depthwise(width)
-        add(*double(deep, width), *sharpen, make_norm(width), nn.ReLU(), name="up_1", channels=width, stride=2)
-        add(*double(width, thin), make_norm(thin), nn.ReLU(), name="up_2", channels=thin, stride=1)
-        paint = nn.Conv2d(thin, out_channels, 5)
-        add(nn.ReflectionPad2d(2), paint, nn.Tanh(), name="output", channels=out_channels, stride=1)
-        self.model = FusedSequential(*model)
-
-        initialise(self, init, init_gain)
+        layers: dict[str, list[nn.Module]] = {
+            "image": [nn.PixelUnshuffle(2)],
+            "stem": [nn.ReflectionPad2d(1), stem, make_norm(width), nn.ReLU()],
+            "down_1": [*halve, pointwise(width, deep), make_norm(deep), nn.ReLU()],
+            **{f"block_{i + 1}": [MobileBlock(deep, norm)] for i in range(self.blocks)},
+            "up_1": [*double(deep, width), *_depthwise(width), make_norm(width), nn.ReLU()],
+            "up_2": [*double(width, thin), make_norm(thin), nn.ReLU()],
+            "output": [nn.ReflectionPad2d(2), nn.Conv2d(thin, out_channels, 5), nn.Tanh()],
+        }
+        self.finish(*chained(layers), in_channels, init, init_gain)
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d) and layer.groups > 1:

@@ -13,32 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.registry import register
-from qsattn_plugin.registry.generators import Tap, TappedGenerator
-from qsattn_plugin.registry.layers import Init, Norm, Upsample, initialise, normalisation
-from qsattn_plugin.registry.layers.primitives import Primitive, Skip
-
-
-class PlainBlock(nn.Module):
-    """Two 3 x 3 convolutions with zero padding and a skip connection."""
-
-    def __init__(self, channels: int, norm: Norm):
-        super().__init__()
-        make_norm = normalisation(norm)
-        bias = norm == "none"
-        self.conv_block = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
-            make_norm(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=bias),
-            make_norm(channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv_block(x)
-
-    def primitives(self) -> list[Primitive]:
-        """Return the layers that :meth:`forward` runs."""
-        return [Skip.FORK, *self.conv_block, Skip.ADD]
+from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, chained
+from qsattn_plugin.registry.layers import Init, Norm, Upsample, normalisation
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip, blend
 
 
 @register("generator", "swift_resnet_6blocks", tags=("resnet", "residual", "small"))
@@ -54,10 +31,10 @@ class SwiftResnet6Blocks(TappedGenerator):
             and a crop is translated like the image it was cut from.
         residual: add the output of the last layer to the input image; without, that output is the translation. By
             default it is added if the images have as many output as input channels.
-        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: scale of that distribution. The last layer has a tenth of it, so that the initial residual is small.
-        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
-        out_channels: channels of the output images; likewise.
+        mask: predict a mask too, and mix image and output by it instead of adding them (as Mejjati et al. 2018): what
+            lies in the image, such as stripes, can then be painted over, where a sum has to cancel it.
+        init_gain: scale of the initial weights' distribution. The last layer has a tenth of it, so that the initial
+            residual is small.
     """
 
     blocks: int = 6
@@ -69,6 +46,7 @@ class SwiftResnet6Blocks(TappedGenerator):
         width: int = 64,
         norm: Norm = "none",
         residual: bool | None = None,
+        mask: bool = False,
         init: Init = "orthogonal",
         init_gain: float = 1.0,
         in_channels: int = 3,
@@ -77,49 +55,49 @@ class SwiftResnet6Blocks(TappedGenerator):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
-        self.residual = in_channels == out_channels if residual is None else residual
+        self.residual = mask or in_channels == out_channels if residual is None else residual
+        self.mask = mask
+        if mask and not self.residual:
+            raise ValueError("mask: mixes the output with the image, so residual cannot be false")
         if self.residual and in_channels != out_channels:
             raise ValueError(
-                f"residual: images of {in_channels} input and {out_channels} output channels cannot be added"
+                f"residual: images of {in_channels} input and {out_channels} output channels cannot be joined"
             )
         make_norm = normalisation(norm)
         bias = norm == "none"
         deep = 2 * width
-        model: list[nn.Module] = []
-        self.taps = []
-
-        def add(*layers: nn.Module, name: str, channels: int, stride: int) -> None:
-            self.taps.append(Tap(len(model), name, channels, stride))
-            model.append(layers[0] if len(layers) == 1 else nn.Sequential(*layers))
 
         def conv(before: int, after: int, size: int = 3, stride: int = 1) -> list[nn.Module]:
             layer = nn.Conv2d(before, after, size, stride=stride, padding=size // 2, bias=bias)
             return [layer, make_norm(after), nn.ReLU()]
 
-        add(nn.PixelUnshuffle(4), name="image", channels=16 * in_channels, stride=4)
-        add(*conv(16 * in_channels, width), name="stem", channels=width, stride=4)
-        add(*conv(width, deep, stride=2), name="down_1", channels=deep, stride=8)
-        for block in range(1, self.blocks + 1):
-            add(PlainBlock(deep, norm), name=f"block_{block}", channels=deep, stride=8)
-        add(*conv(deep, width, size=1), Upsample(width), name="up_1", channels=width, stride=4)
+        def block() -> list[nn.Module]:
+            first, (second, norm_after, _) = conv(deep, deep), conv(deep, deep)
+            return [ResidualBlock(nn.Sequential(*first, second, norm_after))]
+
         # Predicted at half the side and interpolated: rearranged to full size, it would show a grid pattern.
-        paint = nn.Conv2d(width, 4 * out_channels, 3, padding=1)
-        enlarge = [nn.PixelShuffle(2), Upsample(out_channels)]
-        add(*conv(width, width), paint, *enlarge, name="output", channels=out_channels, stride=1)
-        self.model = nn.Sequential(*model)
+        painted = out_channels + mask
+        paint = nn.Conv2d(width, 4 * painted, 3, padding=1)
+        layers: dict[str, list[nn.Module]] = {
+            "image": [nn.PixelUnshuffle(4)],
+            "stem": conv(16 * in_channels, width),
+            "down_1": conv(width, deep, stride=2),
+            **{f"block_{i + 1}": block() for i in range(self.blocks)},
+            "up_1": [*conv(deep, width, size=1), Upsample(width)],
+            "output": [*conv(width, width), paint, nn.PixelShuffle(2), Upsample(painted)],
+        }
+        self.finish(*chained(layers), in_channels, init, init_gain)
+        self.taps[-1] = self.taps[-1]._replace(channels=out_channels)  # joined with the image, without the mask
         # A residual through tanh would have to invert it wherever the image is to stay unchanged.
         self.bound = nn.Hardtanh() if self.residual else nn.Tanh()
-
-        initialise(self, init, init_gain)
         with torch.no_grad():
             paint.weight *= 0.1
+            if mask:
+                assert paint.bias is not None
+                paint.bias[-4:] = -2.0  # sigmoid 0.12: the image nearly as it is, with a gradient
 
     def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
-        if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
-            height, width = x.shape[-2:]
-            raise ValueError(
-                f"this generator takes sides that are multiples of {self.multiple}, got {height} x {width}"
-            )
+        self.check_sides(x)
         picture, stem = x, x
         for index, layer in enumerate(self.model):
             x = layer(x)
@@ -129,11 +107,18 @@ class SwiftResnet6Blocks(TappedGenerator):
             elif name == "up_1":
                 x = stem + x
             elif name == "output":
-                x = self.bound(picture + x if self.residual else x)
+                x = self.bound(self._joined(picture, x))
             yield index, x
+
+    def _joined(self, picture: Tensor, x: Tensor) -> Tensor:
+        """Return the last layer's output joined with the image, not yet bounded."""
+        if self.mask:
+            return blend(picture, x)
+        return picture + x if self.residual else x
 
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         unshuffle, stem, *inner, output = self.model
         change: list[Primitive] = [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]
-        return [*([Skip.FORK, *change, Skip.ADD] if self.residual else change), self.bound]
+        join = Skip.BLEND if self.mask else Skip.ADD
+        return [*([Skip.FORK, *change, join] if self.residual else change), self.bound]

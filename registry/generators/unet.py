@@ -64,10 +64,6 @@ class UnetGenerator(TappedGenerator):
     Args:
         width: channels of the first level; they double up to eight times as many.
         norm: "instance", "batch" (pix2pix's) or "none".
-        init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
-        init_gain: scale of that distribution.
-        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
-        out_channels: channels of the output images; likewise.
     """
 
     levels: int = 8
@@ -115,12 +111,7 @@ class UnetGenerator(TappedGenerator):
             self.taps.append(Tap(self.levels + j, name, channels[k - 1] if k else out_channels, 2**k))
 
     def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
-        if x.shape[-2] % self.multiple or x.shape[-1] % self.multiple:
-            height, width = x.shape[-2:]
-            raise ValueError(
-                f"this U-Net halves images {self.levels} times: sides must be multiples of {self.multiple}, "
-                f"got {height} x {width}"
-            )
+        self.check_sides(x)
         index = 0
         yield index, x
         blocks, skips = [], []
@@ -145,25 +136,20 @@ class UnetGenerator(TappedGenerator):
         return self.model.primitives()
 
 
-def _at_size(use: str) -> str:
-    """Return the docstring of a U-Net with a fixed number of levels: a first line, the shared arguments."""
-    return f"U-Net {use}.\n" + (UnetGenerator.__doc__ or "").split("\n", 1)[-1]
-
-
 @register("generator", "unet_256", tags=("unet", "pix2pix", "cyclegan"))
 class Unet256(UnetGenerator):
-    __doc__ = _at_size("with eight levels, for images whose sides are multiples of 256 pixels")
+    """U-Net with eight levels, for images whose sides are multiples of 256 pixels."""
 
 
 @register("generator", "unet_128", tags=("unet", "pix2pix", "cyclegan"))
 class Unet128(UnetGenerator):
-    __doc__ = _at_size("with seven levels, for images whose sides are multiples of 128 pixels")
+    """U-Net with seven levels, for images whose sides are multiples of 128 pixels."""
 
     levels = 7
 
 
 @register("generator", "unet_64", tags=("unet", "small"))
 class Unet64(UnetGenerator):
-    __doc__ = _at_size("with six levels, for small pictures whose sides are multiples of 64 pixels")
+    """U-Net with six levels, for small pictures whose sides are multiples of 64 pixels."""
 
     levels = 6

@@ -15,9 +15,9 @@ import enum
 from collections.abc import Iterable
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["Primitive", "Skip", "primitives"]
+__all__ = ["Primitive", "Skip", "blend", "primitives"]
 
 
 class Skip(enum.Enum):
@@ -29,9 +29,20 @@ class Skip(enum.Enum):
     ADD = "add"
     #: The kept input is concatenated before the value here, along the channels.
     CONCATENATE = "concatenate"
+    #: The kept input and the value here are mixed by the value's last channel, a mask: :func:`blend`.
+    BLEND = "blend"
 
 
 Primitive = nn.Module | Skip
+
+
+def blend(kept: Tensor, change: Tensor) -> Tensor:
+    """Return ``kept`` (B, C, H, W) with a content (B, C, H, W) over it, as far as a mask (B, 1, H, W) lets it.
+
+    The change (B, C + 1, H, W) is the content before its tanh, and the mask's logit in its last channel.
+    """
+    content, mask = change.split([kept.shape[1], 1], 1)
+    return kept + mask.sigmoid() * (content.tanh() - kept)
 
 
 def primitives(layers: nn.Module | Iterable[Primitive]) -> list[Primitive]:

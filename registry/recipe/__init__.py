@@ -9,7 +9,6 @@ value and loads as the same recipe.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,18 +16,10 @@ from typing import Any
 
 import qsattn_plugin
 from qsattn_plugin import registry
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import UserError, describe_error
 from qsattn_plugin.registry.recipe.imports import import_named, import_parts
 from qsattn_plugin.registry.recipe.merging import stack
-from qsattn_plugin.registry.recipe.reading import (
-    Layer,
-    follow,
-    read_recipe,
-    read_text,
-    shipped_recipes,
-    shown,
-    write_out,
-)
+from qsattn_plugin.registry.recipe.reading import Layer, follow, read_recipe, read_text, shipped_recipes, write_out
 from qsattn_plugin.registry.recipe.schema import KEYS, PARTS, PIPELINE, Checkpoint, Data, Evaluate, PartSpec, Train
 from qsattn_plugin.registry.recipe.sections import plain, read_sections, train_in_steps
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, write
@@ -152,17 +143,14 @@ class Recipe:
         except RecipeError:
             raise
         except (UserError, ValueError) as error:
-            text = str(error)
+            key, text = section, str(error)
             argument = getattr(error, "argument", None) or text.partition(":")[0]
-            if argument.partition(".")[0] not in spec.arguments:
-                raise self.error(section, text) from error
-            key = f"{'objective' if section == 'method' else section}.{argument}"
-            raise self.error(key, text.removeprefix(f"{argument}: ")) from error
+            if argument.partition(".")[0] in spec.arguments:
+                key = f"{'objective' if section == 'method' else section}.{argument}"
+                text = text.removeprefix(f"{argument}: ")
+            raise self.error(key, text) from error
         except Exception as error:  # such as PyTorch's about a width too large for memory, or that of a user's part
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            text = f"{spec.type} cannot be built: {what} ({shown(Path(last.filename))}, line {last.lineno})"
-            raise self.error(section, text) from error
+            raise self.error(section, f"{spec.type} cannot be built: {describe_error(error)}") from error
 
     def count_images(self, *splits: str) -> dict[str, int]:
         """Return the number of images of some splits.

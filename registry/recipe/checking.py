@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_origin
@@ -21,9 +21,9 @@ from pydantic_core import ErrorDetails
 from qsattn_plugin import registry
 from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.recipe.schema import INJECTED, PartSpec, absolute
-from qsattn_plugin.registry.yaml_lines import Node, Problem
+from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse_assignment
 
-__all__ = ["adapter", "check", "check_arguments", "check_part", "nested", "unknown_key"]
+__all__ = ["adapter", "check", "check_arguments", "check_part", "check_settings", "nested", "unknown_key"]
 
 _EMPTY = inspect.Parameter.empty
 _Keys = tuple[str, ...]
@@ -94,15 +94,10 @@ def check_arguments(
     problems: list[Problem],
     also: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Return the values below ``node`` as arguments for ``parameters``; mistakes are added to ``problems``.
+    """Return the values below ``node`` as arguments for a part's ``parameters``; mistakes are added to ``problems``.
 
-    Args:
-        parameters: The parameters of the part's signature.
-        node: A mapping of arguments.
-        key: The section, for messages.
-        owner: The owner of the arguments, for messages: ``sampler 'random'``.
-        problems: Mistakes are added here.
-        also: Other keys of the section, for suggestions where a name is misspelt.
+    Messages name the section, ``key``, and the owner of the arguments (``sampler 'random'``); ``also`` are other keys
+    of the section, for suggestions where a name is misspelt.
     """
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -123,6 +118,25 @@ def check_arguments(
     for name, parameter in named.items():
         if parameter.default is _EMPTY and name not in node.value:
             problems.append(Problem(node.place, f"{key}.{name}", f"is missing; {owner} needs it"))
+    return values
+
+
+def check_settings(
+    kind: str, name: str, settings: Iterable[str], example: str, known: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return options ``key=value`` as arguments of a part.
+
+    Raises:
+        RecipeError: an option is not valid (the message gives ``example``), or an argument is missing that has no
+            default and is not ``known``.
+    """
+    parameters = registry.find(kind, name).signature.parameters
+    given = dict(parse_assignment(text.removeprefix(f"{kind}."), example) for text in settings)
+    takes = {n: p for n, p in parameters.items() if n in given or (p.default is _EMPTY and n not in known)}
+    also, problems = [n for n in parameters if n not in takes], list[Problem]()
+    values = check_arguments(takes, Node(given, Place(f"{kind} {name}")), kind, f"{kind} {name!r}", problems, also)
+    if problems:
+        raise RecipeError(*problems)
     return values
 
 

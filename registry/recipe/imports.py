@@ -7,11 +7,11 @@ import importlib
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from qsattn_plugin.errors import describe_error
 from qsattn_plugin.registry.recipe.checking import check
 from qsattn_plugin.registry.recipe.reading import Layer, follow, read_recipe, shown
 from qsattn_plugin.registry.yaml_lines import Place, Problem, RecipeError
@@ -72,8 +72,7 @@ def _import(name: str, directory: Path, place: Place) -> str:
         else:
             importlib.import_module(name)
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error} ({shown(Path(last.filename))}, line {last.lineno})"
+        what = describe_error(error)
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             what = f"there is no file {shown(file)} and no module {name!r}"
         raise RecipeError(at._replace(text=f"{name}: {what}" if name not in what else what)) from error

@@ -22,8 +22,6 @@ from qsattn_plugin.registry.recipe.sections import NAME, objective_parameters, p
 
 __all__ = ["argument_schemas", "json_schema"]
 
-_MODELS: dict[str, type[BaseModel]] = {"train": Train, "checkpoint": Checkpoint, "evaluate": Evaluate}
-
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of recipes with the parts that are registered now."""
@@ -43,19 +41,14 @@ def json_schema() -> dict[str, Any]:
             properties[key] = {"type": "array", "items": _part(parts[kind], shared, defs, required=True)}
         else:
             properties[key] = _part(parts[kind], shared, defs)
-    for key, model in _MODELS.items():
-        properties[key] = _object(_model_properties(model, defs))
+    for model in (Train, Checkpoint, Evaluate):
+        properties[model.__name__.lower()] = _object(_model_properties(model, defs))
+    settings = {m.name: _object(argument_schemas(m, objective_parameters(m), defs)) for m in methods}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "qsattn-plugin recipe",
         **_object({key: {"description": text, **properties[key]} for key, text in KEYS.items()}),
-        "allOf": [
-            _if(
-                {"method": m.name},
-                {"properties": {"objective": _object(argument_schemas(m, objective_parameters(m), defs))}},
-            )
-            for m in methods
-        ],
+        "allOf": [_if({"method": m.name}, {"properties": {"objective": settings[m.name]}}) for m in methods],
     }
     return {**schema, "$defs": defs} if defs else schema
 

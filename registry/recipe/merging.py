@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from qsattn_plugin import registry
-from qsattn_plugin.errors import nearest
-from qsattn_plugin.registry.recipe.checking import check
+from qsattn_plugin.registry.recipe.checking import check, unknown_key
 from qsattn_plugin.registry.recipe.reading import Layer, write_out
 from qsattn_plugin.registry.recipe.schema import DEFAULTS, KEYS, PARTS, PIPELINE
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, parse_assignment
@@ -74,11 +73,8 @@ def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
     kept = dict(lower.value)
     for key, kind in PARTS.items():
         section = kept.get(key)
-        if (
-            section
-            and isinstance(section.value, dict)
-            and _text_at(before, key, "type") != _text_at(after, key, "type")
-        ):
+        exchanged = _text_at(before, key, "type") != _text_at(after, key, "type")
+        if exchanged and section and isinstance(section.value, dict):
             stays = PIPELINE if kind == "dataset" else ()
             kept[key] = replace(section, value={k: n for k, n in section.value.items() if k in stays})
     if _text_at(before, "method") != _text_at(after, "method"):
@@ -134,9 +130,7 @@ def _read_override(text: str) -> tuple[list[str], Node]:
     if path[0] in ("extends", "import"):
         raise RecipeError(Problem(place, path[0], "this key is only allowed in a recipe's file"))
     if path[0] not in KEYS:
-        known = list(KEYS)[2:]
-        what = f"there is no such key{nearest(path[0], known)} (a recipe takes {', '.join(known)})"
-        raise RecipeError(Problem(place, path[0], what))
+        raise RecipeError(unknown_key(value, path[0], list(KEYS)[2:], "a recipe takes"))
     return path, value
 
 

@@ -54,10 +54,7 @@ def shipped_recipes() -> dict[str, str]:
 def read_recipe(source: str | Path, directory: Path | None = None, at: Problem | None = None) -> Layer:
     """Return the layer of a recipe: of a path (to ``.yaml``, or with a directory), else of a shipped name.
 
-    Args:
-        source: Path or name.
-        directory: Base of a relative path.
-        at: The place that names the recipe, for the error.
+    A relative path starts from ``directory``; errors are about the place ``at`` that names the recipe.
 
     Raises:
         RecipeError: as :func:`read_text`, there is no such file or shipped recipe, or it cannot be read.

@@ -16,21 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from qsattn_plugin.errors import nearest
-
-__all__ = [
-    "DEFAULTS",
-    "KEYS",
-    "LENGTH",
-    "LISTS",
-    "PARTS",
-    "PIPELINE",
-    "Checkpoint",
-    "Data",
-    "Evaluate",
-    "PartSpec",
-    "Pipeline",
-    "Train",
-]
+from qsattn_plugin.registry.interfaces import PreprocessMode
 
 #: Section -> the kind of its part; those in :data:`LISTS` hold a list of parts.
 PARTS = {
@@ -96,15 +82,6 @@ def absolute(path: Path) -> Path:
     return Path(os.path.abspath(os.path.expanduser(path)))
 
 
-Preprocess = Literal[
-    "resize_and_crop",
-    "crop",
-    "scale_width",
-    "scale_width_and_crop",
-    "scale_shortside",
-    "scale_shortside_and_crop",
-    "none",
-]
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 
 
@@ -136,7 +113,7 @@ class Pipeline(Section):
     """
 
     direction: Literal["AtoB", "BtoA"] = "AtoB"
-    preprocess: Preprocess = "resize_and_crop"
+    preprocess: PreprocessMode = "resize_and_crop"
     resize: int = Field(286, ge=1)
     crop: int = Field(256, ge=1)
     random_crop: Literal["always", "until_decay"] = "always"

@@ -35,12 +35,9 @@ NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
 def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, Any]:
-    """Return the value of every key of a complete tree; mistakes are added to ``problems``.
+    """Return the value of every key of a complete tree, of merged layers and defaults; ``name`` is the default name.
 
-    Args:
-        tree: The merged layers and defaults, with sections of the right type.
-        name: The name of a recipe that sets none.
-        problems: Mistakes are added here; the values are valid only if there are none.
+    Mistakes are added to ``problems``; the values are valid only if there are none.
     """
     at = tree.value
     problems += [unknown_key(node, key, KEYS, "a recipe takes") for key, node in at.items() if key not in KEYS]

@@ -59,11 +59,11 @@ def get_public_set(
     missing = _missing(one, root)
     if not missing:
         return Obtained(existed=True)
-    if source is not None and not source.exists():
-        raise UserError(f"there is no file or folder {source}")
     how = one.how.format(root=root)
     if source is None and how:
         raise UserError(how)
+    if source is not None and not source.exists():
+        raise UserError(f"there is no file or folder {source}")
     if source is not None and (source / one.file).is_file():
         source = source / one.file
     made = not root.exists()
@@ -75,14 +75,7 @@ def get_public_set(
         shutil.rmtree(stage, ignore_errors=True)
         sha256, published = None, False
         if how and source is not None:
-            total, done = sum(one.counts.values()), 0
-
-            def count_resized(count: int) -> None:
-                nonlocal done
-                done += count
-                progress("resizing", done, total)
-
-            prepare(source, stage, one.counts, how, count_resized)
+            prepare(source, stage, one.counts, how, _adding(progress, "resizing", sum(one.counts.values())))
             published = True  # each was decoded
         elif source is not None and source.is_dir():
             _copy(one, source, stage)
@@ -100,14 +93,7 @@ def get_public_set(
                     f"{archive} is not the published archive: its SHA-256 should be {one.sha256} and is {sha256}; "
                     "remove it, or pass it with --from to have its content checked instead"
                 )
-            written = 0
-
-            def count_unpacked(count: int) -> None:
-                nonlocal written
-                written += count
-                progress("unpacking", written, None)
-
-            unpack(archive, stage, one.choose, progress=count_unpacked)
+            unpack(archive, stage, one.choose, progress=_adding(progress, "unpacking", None))
         _check(one, stage, source or root / one.file, not published, progress)
         for split in missing:
             (stage / split).replace(root / split)
@@ -119,6 +105,18 @@ def get_public_set(
     if downloaded:
         downloaded.unlink()
     return Obtained(existed=False, sha256=sha256)
+
+
+def _adding(progress: StageProgress, stage: str, total: int | None) -> Callable[[int], None]:
+    """Return a callback that takes what was done since its last call."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total)
+
+    return add
 
 
 def _missing(one: PublicSet, root: Path) -> list[str]:
@@ -177,10 +175,10 @@ def _check(one: PublicSet, stage: Path, source: Path, decode: bool, progress: St
         return
     paths = [path for split in SPLITS for path in find_images(stage / split)]
     bad = []
-    for done, reason in enumerate(threaded_map(_unreadable, paths)):
-        progress("checking", done + 1, len(paths))
+    for done, (path, reason) in enumerate(zip(paths, threaded_map(_unreadable, paths), strict=True), start=1):
+        progress("checking", done, len(paths))
         if reason:
-            bad.append(f"{paths[done].relative_to(stage)} ({reason})")
+            bad.append(f"{path.relative_to(stage)} ({reason})")
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UserError(f"{len(bad)} of {len(paths)} pictures cannot be read: {', '.join(bad[:5])}{more}")

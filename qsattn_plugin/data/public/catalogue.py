@@ -16,29 +16,18 @@ __all__ = ["CATALOGUE", "PublicSet"]
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A public data set.
-
-    Attributes:
-        name: its name for ``qsattn data``.
-        domains: what A and B show.
-        licence: the terms of use, in one line.
-        counts: the number of pictures in each split.
-        folders: for each split, the last parts of the paths of its folders in the archive; one of them is enough.
-        url: the archive; None where users must fetch it themselves.
-        file: the archive's name on disk.
-        sha256: the archive's checksum; None where it is unknown.
-        how: what users must fetch and from where, if there is no ``url``.
-    """
+    """A public data set, by its name for ``qsattn data``."""
 
     name: str
-    domains: str
-    licence: str
-    counts: Mapping[str, int]
+    domains: str  # what A and B show
+    licence: str  # the terms of use, in one line
+    counts: Mapping[str, int]  # the number of pictures in each split
+    #: For each split, the last parts of the paths of its folders in the archive; one of them is enough.
     folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    url: str | None = None
-    file: str = ""
-    sha256: str | None = None
-    how: str = ""
+    url: str | None = None  # of the archive; None where users must fetch it themselves
+    file: str = ""  # the archive's name on disk
+    sha256: str | None = None  # the archive's checksum; None where it is unknown
+    how: str = ""  # what users must fetch and from where, if there is no url
 
     def choose(self, name: str) -> str | None:
         """Return ``split/file name`` for the path of a picture in the archive; None for other files."""

@@ -38,15 +38,11 @@ _Read = Callable[[], bytes]
 def prepare(
     source: Path, target: Path, counts: Mapping[str, int], how: str, progress: Callable[[int], None] = lambda done: None
 ) -> None:
-    """Write trainA, trainB, testA and testB below ``target``.
+    """Write trainA, trainB, testA and testB, of ``counts`` pictures, below ``target``.
 
-    Args:
-        source: a folder with ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip``, which are read without
-            unpacking them, or with their contents, at any depth.
-        target: where the folders are written.
-        counts: the number of pictures that each folder must have.
-        how: how to get the data set, for the error where something is missing.
-        progress: called with 1 after each picture.
+    ``source`` is a folder with ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip``, which are read without
+    unpacking them, or with their contents, at any depth; the error where something is missing says ``how`` to get it.
+    ``progress`` is called with 1 after each picture.
 
     Raises:
         UserError: pictures are missing, without their counterpart, or cannot be read.
@@ -98,11 +94,9 @@ def _find(source: Path, kind: str, ending: str, opened: contextlib.ExitStack) ->
 
 
 def _read_member(file: zipfile.ZipFile, name: str) -> bytes:
-    with file.open(name) as member:
-        content = member.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
+    if file.getinfo(name).file_size > _MOST_BYTES:  # no more than this is read
         raise UnreadableImage("the file is too large", name)
-    return content
+    return file.read(name)
 
 
 def _resize(job: tuple[_Read, str, Path]) -> None:

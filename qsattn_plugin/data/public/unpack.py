@@ -75,8 +75,33 @@ def unpack(
             device or encrypted; there are too many, or they are too large. ``target`` is then unchanged.
         UserError: ``target`` exists and is not an empty folder.
     """
-    with _replacing(target) as folder:
-        return _unpack(archive, folder, choose, most_bytes, most_files, progress)
+    with _replacing(target) as folder, _as_bad_archive(archive):
+        written: dict[str, None] = {}
+        claimed = 0
+        for count, member in enumerate(_members(archive), start=1):
+            claimed += member.size  # no more than this is read of it: too small a size ends in a wrong checksum
+            name = None if member.folder else choose(member.name)
+            problem = ""
+            if bad := member.problem or _bad_name(member.name):
+                problem = f"its member {member.name!r} {bad}"
+            elif count > most_files:
+                problem = f"it has more than {most_files:,} members"
+            elif claimed > most_bytes:
+                problem = f"it holds more than {most_bytes:,} bytes"
+            elif name in written:
+                problem = f"{name} is in it twice"
+            if problem:
+                raise BadArchive(f"{archive.name} is not unpacked: {problem}")
+            if name is None:
+                continue
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with member.open() as source, open(path, "xb") as file:
+                while chunk := source.read(_CHUNK):
+                    file.write(chunk)
+                    progress(len(chunk))
+            written[name] = None
+        return list(written)
 
 
 @contextmanager
@@ -95,46 +120,14 @@ def _replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpack(
-    archive: Path,
-    folder: Path,
-    choose: Callable[[str], str | None],
-    most_bytes: int,
-    most_files: int,
-    progress: Callable[[int], None],
-) -> list[str]:
-    written: list[str] = []
-    seen: set[str] = set()
-    count = claimed = 0
+@contextmanager
+def _as_bad_archive(archive: Path) -> Iterator[None]:
     try:
-        for member in _members(archive):
-            count += 1
-            claimed += member.size  # no more than this is read of it: too small a size ends in a wrong checksum
-            problem = member.problem or _bad_name(member.name)
-            if problem:
-                raise BadArchive(f"{archive.name} is not unpacked: its member {member.name!r} {problem}")
-            if count > most_files:
-                raise BadArchive(f"{archive.name} is not unpacked: it has more than {most_files:,} members")
-            if claimed > most_bytes:
-                raise BadArchive(f"{archive.name} is not unpacked: it holds more than {most_bytes:,} bytes")
-            name = None if member.folder else choose(member.name)
-            if name is None:
-                continue
-            if name in seen:
-                raise BadArchive(f"{archive.name} is not unpacked: {name} is in it twice")
-            seen.add(name)
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with member.open() as source, open(path, "xb") as file:
-                while chunk := source.read(_CHUNK):
-                    file.write(chunk)
-                    progress(len(chunk))
-            written.append(name)
+        yield
     except _BROKEN as error:
         raise BadArchive(f"{archive.name} is broken: {error or type(error).__name__}") from error
     except (NotImplementedError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
         raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
-    return written
 
 
 def _members(archive: Path) -> Iterator[_Member]:

@@ -19,13 +19,9 @@ _GROUPS = {"trainA": 0, "trainB": 1, "testA": 2, "testB": 2}
 
 
 class ToyImages:
-    """Drawn pictures as an :class:`~qsattn_plugin.data.ImageSet`; a picture is drawn at each access.
+    """Drawn horses, or zebras (``striped``), one a seed, as an :class:`~qsattn_plugin.data.ImageSet`.
 
-    Args:
-        seeds: one for each picture.
-        size: height and width in pixels.
-        striped: zebras instead of horses.
-        channels: 1 to 4.
+    A picture (``channels``, ``size``, ``size``) is drawn at each access.
     """
 
     def __init__(self, seeds: list[int], size: int, striped: bool, channels: int = 3):
@@ -114,16 +110,11 @@ class ToyHorses:
         return self._truth
 
     def score(self, images: Tensor, direction: str) -> dict[str, float]:
-        """Score translations of the first N test images against the ground truth.
+        """Score translations (N, C, H, W) in [-1, 1] of the first N test images against the ground truth.
 
-        Args:
-            images: float (N, C, H, W) in [-1, 1], in the order of the test set; alpha is ignored.
-            direction: ``"AtoB"`` or ``"BtoA"``.
-
-        Returns:
-            ``coat_distance``: 0 for the ground truth, 1 for the untranslated images
-            (:func:`~qsattn_plugin.data.toy.score.coat_distance`); ``background_change``: mean absolute change of
-            pixels outside the animals, in [-1, 1] units. Smaller is better for both.
+        ``coat_distance`` is 0 for the ground truth, 1 for the untranslated images
+        (:func:`~qsattn_plugin.data.toy.score.coat_distance`); ``background_change`` the mean absolute change of pixels
+        outside the animals, in [-1, 1] units. Smaller is better for both; alpha is ignored.
 
         Raises:
             ValueError: ``direction`` is neither.

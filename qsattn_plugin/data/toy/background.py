@@ -139,16 +139,9 @@ def landscape(random: RandomSource, canvas: Canvas, scene: Scene) -> ndarray:
 def tufts(
     random: RandomSource, canvas: Canvas, scene: Scene, rows: list[float]
 ) -> list[tuple[slice, ndarray, ndarray]]:
-    """Return rows of grass tufts, back to front.
+    """Return rows of grass tufts, back to front, by the height of each row's foot on the canvas, 0 to 1.
 
-    Args:
-        random: source of their shapes.
-        canvas: pixel coordinates.
-        scene: gives the horizon and the colours.
-        rows: the height of each row's foot on the canvas, 0 to 1.
-
-    Returns:
-        For each row: the pixel rows it covers, its colours (3, h, W) and its opacity (h, W).
+    For each: the pixel rows it covers, its colours (3, h, W) and its opacity (h, W).
     """
     found = []
     for foot in rows:

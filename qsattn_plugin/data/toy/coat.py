@@ -71,13 +71,8 @@ def blend(limbs: list[Limb], x: ndarray, y: ndarray, melt: float = 0.02, mingle:
 
     The outline is the smooth union of the tapered capsules. Inside, each limb has weight softmax(-distance / mingle),
     and normals, stripes and colours are weighted means, so that neighbouring limbs blend over a few hundredths of the
-    animal's height.
-
-    Args:
-        limbs: the K limbs to blend.
-        x, y: the canvas in the animal's coordinates, (H, W).
-        melt: smoothing length of the outline.
-        mingle: smoothing length of the surface.
+    animal's height. ``x`` and ``y`` are the canvas in the animal's coordinates, (H, W); ``melt`` and ``mingle`` the
+    smoothing lengths of the outline and of the surface.
     """
     table = np.array([(*m.a, *m.b, *m[2:]) for m in limbs], dtype=np.float32).T[:, :, None, None]
     ax, ay, bx, by, ra, rb, phase, rate, dark_a, dark_b, sock_a, sock_b = table
@@ -165,17 +160,10 @@ def paint(
     grain: ndarray,
     warp: ndarray,
 ) -> ndarray:
-    """Paint an animal onto a picture, in place; return its silhouette (H, W), 0 to 1.
+    """Paint an animal onto a picture (3, H, W), in place; return its silhouette (H, W), 0 to 1.
 
-    Args:
-        picture: the background, (3, H, W).
-        animal: the pose.
-        coat: the colours.
-        striped: the zebra's coat instead of the horse's.
-        x, y: the canvas in the animal's coordinates, (H, W).
-        light: the light.
-        grain: noise in about [-1, 1] that mottles the coat, (H, W).
-        warp: slow noise in about [-1, 1] that bends the stripes, (H, W).
+    ``x`` and ``y`` are the canvas in the animal's coordinates; ``grain`` is noise in about [-1, 1] that mottles the
+    coat, ``warp`` slow noise that bends the stripes; all (H, W).
     """
     pixel = abs(float(x[0, 1] - x[0, 0]))
     silhouette = np.zeros_like(x)

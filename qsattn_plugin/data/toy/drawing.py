@@ -29,12 +29,7 @@ def draw(seed: int, size: int, striped: bool) -> Drawing:
     """Draw an animal in a landscape.
 
     Only the coat depends on ``striped``: the two drawings of a seed are equal wherever the silhouette is 0. A seed
-    gives the same scene at every size.
-
-    Args:
-        seed: determines the picture.
-        size: height and width in pixels, at least 16.
-        striped: the zebra's coat instead of the horse's.
+    gives the same scene at every size, in pixels, at least 16.
     """
     random = RandomSource(seed)
     canvas = Canvas(size * SUPERSAMPLING)
@@ -77,14 +72,9 @@ def draw(seed: int, size: int, striped: bool) -> Drawing:
 
 
 def picture_seed(seed: int, group: int, index: int) -> int:
-    """Return the seed of one picture of a data set, different for every (group, index).
+    """Return the seed of one picture of a data set, different for every group, 0 to 15, and index, 0 to 2**28 - 1.
 
     torch's generator uses 32 bits of its seed. Multiplication by an odd number permutes them, so no two pictures of a
     data set share a seed, which a hash could not guarantee.
-
-    Args:
-        seed: the data set's seed, any integer.
-        group: 0 to 15.
-        index: 0 to 2**28 - 1.
     """
     return (derive_seed(seed) + (group << 28 | index) * 0x9E3779B1) & 0xFFFFFFFF

@@ -45,12 +45,8 @@ def coat_distance(
     the ground truth, 1 no change, and more is worse than no change. As sets of patches are compared, the position of a
     stripe on the body does not matter; two random draws of stripes for the same animals are about 0.05 apart.
 
-    Args:
-        translated: (N, C, H, W), float.
-        source: the untranslated images, of the same shape.
-        target: the same animals in the other coat, of the same shape.
-        silhouettes: (N, H, W), 0 to 1.
-        projections: the number of directions of the sliced distance; the same ones in every call.
+    Images are (N, C, H, W), ``target`` shows the animals of ``source`` in the other coat, and silhouettes (N, H, W)
+    are 0 to 1. The sliced distance has the same directions, ``projections`` of them, in every call.
 
     Raises:
         ValueError: shapes do not match, the silhouettes contain no patch, or source and target have equal coats.
@@ -67,14 +63,10 @@ def coat_distance(
 
 
 def background_change(translated: Tensor, source: Tensor, silhouettes: Tensor, margin: float = 0.03) -> float:
-    """Return the mean absolute change of the pixels outside the silhouettes, in the images' units.
+    """Return the mean absolute change of the pixels outside the silhouettes (N, H, W), in the images' units.
 
-    Args:
-        translated: (N, C, H, W), float.
-        source: the untranslated images, of the same shape.
-        silhouettes: (N, H, W), 0 to 1.
-        margin: width of the border around a silhouette that is excluded too, as a share of the height: a generator may
-            soften outlines.
+    A border around a silhouette is excluded too, as wide as ``margin``, a share of the height: a generator may soften
+    outlines.
 
     Raises:
         ValueError: shapes do not match, or the silhouettes fill the images.

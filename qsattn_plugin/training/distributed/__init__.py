@@ -77,11 +77,8 @@ class World:
             raise UserError(f"train.device={name} is one GPU, but {self.size} processes train; set it to cuda or auto")
         here, number = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", self.rank))
         if number >= here:
-            wanted = os.environ.get("LOCAL_WORLD_SIZE", self.size)
-            raise UserError(
-                f"{wanted} processes on this machine need a GPU each, and it has {here}; start fewer, or set "
-                "train.device=cpu"
-            )
+            what = f"{os.environ.get('LOCAL_WORLD_SIZE', self.size)} processes on this machine need a GPU each"
+            raise UserError(f"{what}, and it has {here}; start fewer, or set train.device=cpu")
         device = torch.device("cuda", number)
         torch.cuda.set_device(device)
         return device
@@ -208,9 +205,8 @@ def world() -> Iterator[World]:
     made = not dist.is_initialized()
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if made and missing:
-        raise UserError(
-            f"WORLD_SIZE is {size}, but {missing[0]} is not set; start processes with torchrun, or unset it"
-        )
+        what = f"WORLD_SIZE is {size}, but {missing[0]} is not set"
+        raise UserError(f"{what}; start processes with torchrun, or unset it")
     here, ended_well = World(), False
     try:
         if made:
@@ -244,15 +240,11 @@ def check_distributable(method: nn.Module, here: World) -> None:
     """
     for name, module in method.named_modules() if here.size > 1 else ():
         if getattr(module, "negatives", None) == "batch":
-            raise UserError(
-                "objective.negatives=batch compares the images of one process only, so the loss would differ with "
-                "several processes. Use internal, or one process"
-            )
+            what = "objective.negatives=batch compares the images of one process only, so the loss would differ"
+            raise UserError(f"{what} with several processes. Use internal, or one process")
         if isinstance(module, _BatchNorm) and (module.training or not module.track_running_stats):
-            raise UserError(
-                f"{name} is a batch norm, which would see the images of one process only; use norm: instance, or one "
-                "process"
-            )
+            what = f"{name} is a batch norm, which would see the images of one process only"
+            raise UserError(f"{what}; use norm: instance, or one process")
 
 
 def _new_group(backend: str) -> dist.ProcessGroup:

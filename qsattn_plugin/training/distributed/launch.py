@@ -88,16 +88,15 @@ def _wait(team: list[subprocess.Popen]) -> list[int]:
     """Wait until all have ended, or GRACE seconds after a failure; return the failed ranks in the order of failing."""
     order: list[int] = []
     failed_at: float | None = None
-    while any(process.poll() is None for process in team):
+    while True:
+        running = any(process.poll() is None for process in team)
         new = [rank for rank, process in enumerate(team) if process.returncode and rank not in order]
         order += sorted(new, key=lambda rank: team[rank].returncode == PEER_FAILED)
         if order and failed_at is None:
             failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > GRACE:
-            break
+        if not running or (failed_at is not None and time.monotonic() - failed_at > GRACE):
+            return order
         time.sleep(0.1)
-    new = [rank for rank, process in enumerate(team) if process.returncode and rank not in order]
-    return order + sorted(new, key=lambda rank: team[rank].returncode == PEER_FAILED)
 
 
 def _report(team: list[subprocess.Popen], order: list[int], outputs: list[IO[bytes] | None]) -> int:

@@ -16,14 +16,11 @@ from qsattn_plugin.registry.discriminators.ensemble import Ensemble
 
 
 class WeightedDiscriminator(NamedTuple):
-    """One discriminator of an :class:`Adversary`."""
+    """A discriminator, the weights of its losses and of its R1 penalty, and the suffix of its losses' names."""
 
     network: nn.Module
-    #: Weight of its losses.
     weight: float
-    #: Weight of its R1 penalty.
     r1: float
-    #: Suffix of its losses' names in the log.
     suffix: str
 
 
@@ -46,14 +43,9 @@ class Adversary:
         r1: float = 0.0,
     ):
         if isinstance(discriminator, Ensemble):
-            names, networks = zip(*discriminator.judges.items(), strict=True)
-            penalties = discriminator.r1 or (r1,) * len(networks)
-            self.judges = [
-                WeightedDiscriminator(network, weight, penalty, f"_{name}")
-                for network, weight, penalty, name in zip(
-                    networks, discriminator.weights, penalties, names, strict=True
-                )
-            ]
+            penalties = discriminator.r1 or (r1,) * len(discriminator.judges)
+            each = zip(discriminator.judges.items(), discriminator.weights, penalties, strict=True)
+            self.judges = [WeightedDiscriminator(judge, w, penalty, f"_{name}") for (name, judge), w, penalty in each]
         else:
             self.judges = [WeightedDiscriminator(discriminator, 1.0, r1, "")]
         self.loss = loss
@@ -72,15 +64,8 @@ class Adversary:
         return torch.stack(terms).sum()
 
     def _judge(
-        self,
-        judge: WeightedDiscriminator,
-        real: Tensor,
-        fake: Tensor,
-        draws: torch.Generator,
-        log: dict[str, Tensor],
-        suffix: str,
+        self, judge: WeightedDiscriminator, real: Tensor, fake: Tensor, draws: torch.Generator, log: dict, suffix: str
     ) -> Tensor:
-        """Return one discriminator's objective."""
         if judge.r1:
             real = real.detach().requires_grad_()
         # Fused attention kernels have no second derivative.
@@ -125,11 +110,7 @@ def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | S
 
 
 def adversarial_loss(spec: str | dict[str, Any]) -> AdversarialLoss:
-    """Build an adversarial loss from its registered name, or from ``{"type": name, argument: value}``.
-
-    Raises:
-        PartError: the objective is unknown, takes other arguments, or is not adversarial.
-    """
+    """Return an adversarial loss by its registered name, or ``{"type": name, argument: value}``; or raise PartError."""
     loss = create_nested("objective", spec, "gan")
     if not isinstance(loss, AdversarialLoss):
         raise PartError(f"gan: the objective {spec!r} is not an adversarial loss", "gan")

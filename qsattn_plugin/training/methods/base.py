@@ -71,19 +71,14 @@ class Method(nn.Module, abc.ABC):
         return {}
 
     def load_memory(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`memory` returned.
-
-        Raises:
-            ValueError: the method has no such state."""
+        """Restore what :meth:`memory` returned; raise ValueError if the method has no such state."""
         if tensors:
             raise ValueError(f"{type(self).__name__} has no memory, but was given {', '.join(tensors)}")
 
     def start(self, train: Any, device: torch.device) -> None:
-        """Move to the device and create the optimizers (Adam, one for each of :meth:`roles`).
+        """Move to the device and create the optimizers (Adam, one for each of :meth:`roles`) of a section ``train``.
 
-        Args:
-            train: a recipe's ``train`` section, its ``precision`` chosen.
-            device: the training device.
+        Its ``precision`` has been chosen.
 
         Raises:
             UserError: a setting is not available on this machine.
@@ -114,11 +109,7 @@ class Method(nn.Module, abc.ABC):
         return [n for n in networks if any(p.requires_grad for p in n.parameters())]
 
     def divide(self, batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Split a step's batch into the parts that are processed one after the other (``train.accumulate``).
-
-        Raises:
-            ValueError: the batch cannot be split into equal parts.
-        """
+        """Split a step's batch into the equal parts that are processed one after the other (``train.accumulate``)."""
         if any(len(images) % self.passes for images in batch.values()):
             sizes = " and ".join(str(len(images)) for images in batch.values())
             raise ValueError(f"batch: {sizes} images are not {self.passes} equal parts")
@@ -148,13 +139,8 @@ class Method(nn.Module, abc.ABC):
 
         Each term is removed from the list, computed and differentiated before the next, so that only one graph is alive
         at a time: for terms that share no activations this costs nothing and halves the memory. Gradients are computed
-        only for this optimizer's parameters. If the batch was divided, each of its ``parts`` has its own terms, and
-        the loss is the mean over the parts.
-
-        Args:
-            role: the optimizer's name.
-            terms: each returns a 0-dim loss; emptied.
-            parts: the number of parts of the batch.
+        only for the parameters of this optimizer, ``role``. If the batch was divided, each of its ``parts`` has its own
+        terms, and the loss is the mean over the parts.
         """
         if role in self._stepped:
             self.end_step()

@@ -198,24 +198,16 @@ class CUT(Method):
         return by_tap.mean()
 
 
-def _variant(summary: str) -> str:
-    """Return the docstring of a variant of CUT: its own summary and CUT's arguments."""
-    arguments = (CUT.__doc__ or "").partition("    Args:")
-    return f"{summary}\n\n{arguments[1]}{arguments[2]}"
-
-
 @register("method", "qsattn", tags=("paper", "contrastive"))
 class QSAttn(CUT):
-    __doc__ = _variant(
-        "CUT with query-selected attention: the loss uses the queries of lowest entropy (Hu et al. 2022)."
-    )
+    """CUT with query-selected attention: the loss uses the queries of lowest entropy (Hu et al. 2022)."""
 
     defaults: Mapping[str, Any] = {"data": _CROPS, "sampler": {"type": "qsattn_global"}}
 
 
 @register("method", "fastcut", tags=("paper", "contrastive"))
 class FastCUT(CUT):
-    __doc__ = _variant("CUT's light variant: no identity term, a heavier contrastive loss, flip equivariance.")
+    """CUT's light variant: no identity term, a heavier contrastive loss, flip equivariance."""
 
     defaults: Mapping[str, Any] = {
         "data": _CROPS,
@@ -226,7 +218,7 @@ class FastCUT(CUT):
 
 @register("method", "sincut", tags=("contrastive", "single-image"))
 class SinCUT(CUT):
-    __doc__ = _variant("CUT between two single pictures: crops of one against crops of the other (Park et al. 2020).")
+    """CUT between two single pictures: crops of one against crops of the other (Park et al. 2020)."""
 
     # One query per crop, contrasted with those of all other crops of the batch. R1 regularises the discriminator, which
     # sees little data; the L1 term preserves target pixels.

@@ -30,29 +30,17 @@ class EvaluationRecord:
 
 @dataclass
 class History:
-    """A run's log, read.
+    """A run's log, read."""
 
-    Attributes:
-        steps: the step of each point of the curves, ascending.
-        series: the values at those steps, by name; None where there is none.
-        averaged: the number of log lines that are averaged into one point.
-        evaluations: by ascending step.
-        starts: the "start" event of each call of fit.
-        ends: the "end" event of each call of fit that was not killed.
-        stopped: whether the last call of fit logged its "end".
-        seconds: time spent in training steps, without evaluations.
-        pictures: names of the splits that the last evaluation translated and compared with.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    series: dict[str, list[float | None]] = field(default_factory=dict)
-    averaged: int = 1
-    evaluations: list[EvaluationRecord] = field(default_factory=list)
-    starts: list[dict[str, Any]] = field(default_factory=list)
-    ends: list[dict[str, Any]] = field(default_factory=list)
-    stopped: bool = False
-    seconds: float = 0.0
-    pictures: tuple[str, str] = ("testA", "testB")
+    steps: list[int] = field(default_factory=list)  # the step of each point of the curves, ascending
+    series: dict[str, list[float | None]] = field(default_factory=dict)  # values at those steps; None: there is none
+    averaged: int = 1  # the number of log lines that are averaged into one point
+    evaluations: list[EvaluationRecord] = field(default_factory=list)  # by ascending step
+    starts: list[dict[str, Any]] = field(default_factory=list)  # the "start" event of each call of fit
+    ends: list[dict[str, Any]] = field(default_factory=list)  # the "end" event of each call that was not killed
+    stopped: bool = False  # whether the last call of fit logged its "end"
+    seconds: float = 0.0  # spent in training steps, without evaluations
+    pictures: tuple[str, str] = ("testA", "testB")  # the splits that the last evaluation translated, and compared with
 
     @property
     def step(self) -> int:
@@ -188,29 +176,17 @@ def _mean(values: list[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart of a report.
+    """One chart of a report."""
 
-    Attributes:
-        section: id of the page's section that holds it.
-        title: its title.
-        names: the series that it shows; for bands the quantiles, ascending.
-        labels: the series' names in the legend.
-        kind: "lines", "bands" or "scores".
-        unit: shown after the title.
-        low: a value that the vertical axis always includes.
-        high: another.
-        smooth: whether the smoothing slider applies to it.
-    """
-
-    section: str
+    section: str  # id of the page's section that holds it
     title: str
-    names: list[str]
-    labels: list[str]
-    kind: str = "lines"
-    unit: str = ""
-    low: float | None = None
-    high: float | None = None
-    smooth: bool = True
+    names: list[str]  # the series that it shows; for bands the quantiles, ascending
+    labels: list[str]  # the series' names in the legend
+    kind: str = "lines"  # or "bands" or "scores"
+    unit: str = ""  # shown after the title
+    low: float | None = None  # a value that the vertical axis always includes
+    high: float | None = None  # another
+    smooth: bool = True  # whether the smoothing slider applies to it
 
 
 def charts(history: History) -> list[Chart]:
@@ -226,6 +202,11 @@ def charts(history: History) -> list[Chart]:
     if largest:
         title = "Largest probability, selected rows"
         found.append(Chart("attention", title, [*largest], [*largest.values()], unit="mean", low=0, high=1))
+    for what, title, unit in (("milliseconds", "Time", "ms"), ("megabytes", "Memory", "MB")):
+        names = {n: f"tap {m[1]}" for n in left if (m := re.fullmatch(rf"tap_(.+)/{what}", n))}
+        if names:
+            found.append(Chart("speed", title, [*names], [*names.values()], unit=unit, low=0))
+            left = {name: None for name in left if name not in names}
     quantiles: dict[str, dict[int, str]] = {}
     for name in left:
         if m := re.fullmatch(r"tap_(.+)/entropy_q(\d+)", name):

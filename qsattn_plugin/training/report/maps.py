@@ -27,10 +27,7 @@ _GAP = 6
 def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[Path]:
     """Write ``step-N-tap-T.png`` for each attentive tap, one row per image: its entropy (warm is small), its queries.
 
-    Args:
-        session: the training; without an attentive sampler nothing is written.
-        images: uint8 (C, H, W) each; the first :data:`IMAGES` are drawn.
-        folder: created if missing.
+    Of the images, uint8 (C, H, W), the first :data:`IMAGES` are drawn; without an attentive sampler none.
     """
     method = session.method
     sampler, encoder = getattr(method, "sampler", None), getattr(method, "encoder", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -40,16 +40,11 @@ def render_page(recipe: Recipe, recipe_text: str, history: History, frames: list
         history: the run's log.
         frames: the pictures of some evaluations, in the order of their steps.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": _number, "score": _score}
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     start = history.starts[-1] if history.starts else {}
     known = start.get("environment") or {}
     grids = [Frame(f.step, {"grid": f.pictures["grid"]}) for f in frames if "grid" in f.pictures]
     maps = [Frame(f.step, {tap: p for tap, p in f.pictures.items() if tap != "grid"}) for f in frames]
-    return environment.from_string(_resource("page.html")).render(
+    return _template("page.html").render(
         recipe=recipe,
         recipe_lines=list(_highlighted(recipe_text)),
         steps=recipe.train.steps,
@@ -64,11 +59,34 @@ def render_page(recipe: Recipe, recipe_text: str, history: History, frames: list
         skipped=[entry if isinstance(entry, list) else [entry] for entry in start.get("skipped") or ()],
         listed=LISTED,
         data=_chart_data(history),
-        style=_resource("style.css"),
         script=_resource("charts.js") + _resource("films.js"),
-        version=__version__,
-        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
     )
+
+
+def render_fork_page(title: str, history: History) -> str:
+    """Return the page of a log of a fork's sampler as HTML."""
+    return _template("fork.html").render(
+        title=title,
+        start={"sampler": None, "arguments": None, "script": None, **(history.starts[-1] if history.starts else {})},
+        printed=any(not name.startswith("tap_") for name in history.series),
+        history=history,
+        data=_chart_data(history),
+        script=_resource("charts.js"),
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "score": _score}
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.globals |= {
+        "style": _resource("style.css"),
+        "version": __version__,
+        "written": datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+    }
+    return environment.from_string(_resource(name))
 
 
 def _resource(name: str) -> str:

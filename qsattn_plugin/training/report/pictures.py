@@ -57,10 +57,8 @@ def make_frames(
 ) -> list[Frame]:
     """Encode the sheets of evaluations within a budget: first by showing fewer of them, then by making them smaller.
 
-    Args:
-        sheets: step and picture files of each evaluation, in order; missing and unreadable files are skipped.
-        always: steps that are kept beside the first and the last.
-        budget: the most characters of all data URIs together.
+    Sheets are a step and its picture files, in order; missing and unreadable files are skipped. The first, the last and
+    the steps ``always`` are kept; all data URIs together have at most ``budget`` characters.
     """
     sheets = [(step, there) for step, files in sheets if (there := {n: p for n, p in files.items() if p.is_file()})]
     wanted = set(always)

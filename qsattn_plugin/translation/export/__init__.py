@@ -30,12 +30,10 @@ class Exported(NamedTuple):
 
 
 def subject_of(translator: Translator, which: str | None = None, name: str | None = None) -> Subject:
-    """Return a generator with all that the formats need to know about it.
+    """Return the generator of a translator on the CPU with all that the formats need to know about it.
 
-    Args:
-        translator: from :func:`qsattn_plugin.translation.load.load`, on the CPU.
-        which: the name of the loaded generator, where a method trains several; None: the main one.
-        name: its name in the file; None: its recipe's name.
+    ``which`` is the name of the loaded generator, where a method trains several; ``name`` that in the file (None: its
+    recipe's name).
 
     Raises:
         UserError: the translator was not loaded from a file.
@@ -91,9 +89,8 @@ def export(subject: Subject, format: str, out: Path, overwrite: bool = False) ->
         except (UserError, OSError):
             raise
         except Exception as error:  # exporters raise anything, depending on a generator's forward
-            raise UserError(
-                f"generator {subject.type!r} cannot be written as {format}: {_first_line(error)}"
-            ) from error
+            what = f"generator {subject.type!r} cannot be written as {format}"
+            raise UserError(f"{what}: {_first_line(error)}") from error
         difference, shapes = _compare(subject, format, temporary)
     return Exported(path, difference, shapes)
 
@@ -140,10 +137,8 @@ def _compare(subject: Subject, format: str, path: Path) -> tuple[float, list[tup
             raise UserError(f"{refused}: it makes {made} of {size}")
         difference = (found - expected).abs().max().item()
         if math.isnan(difference) or difference > TOLERANCE:
-            raise UserError(
-                f"{refused}: on random images of {size} it differs from the original by {difference:.2g}, more than "
-                f"{TOLERANCE:g}"
-            )
+            what = f"on random images of {size} it differs from the original by {difference:.2g}"
+            raise UserError(f"{refused}: {what}, more than {TOLERANCE:g}")
         largest = max(largest, difference)
     return largest, shapes
 

@@ -34,44 +34,26 @@ Runner = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Subject:
-    """A generator to export.
-
-    Attributes:
-        generator: in evaluation mode, on the CPU.
-        type: its registered name.
-        arguments: the arguments it was built with.
-        channels: channels of its input images.
-        multiple: the number of pixels of which both sides are multiples.
-        least: the smallest side, in pixels.
-        document: facts about it, as JSON data.
-    """
+    """A generator to export, in evaluation mode, on the CPU."""
 
     generator: nn.Module
-    type: str
+    type: str  # registered name
     arguments: dict[str, Any]
     channels: int
-    multiple: int
-    least: int
-    document: dict[str, Any]
+    multiple: int  # pixels of which both sides are multiples
+    least: int  # smallest side in pixels
+    document: dict[str, Any]  # facts about it, as JSON data
 
 
 @dataclass(frozen=True)
 class Format:
-    """An export format.
-
-    Attributes:
-        suffix: the file's suffix.
-        write: writes a subject to a path.
-        read: returns the :data:`Runner` of a file.
-        check: raises :class:`UserError` if the format cannot hold the subject.
-        name: the file's name in a folder, where programs look for a fixed one.
-    """
+    """An export format: how files are written and read; ``check`` raises UserError if it cannot hold the subject."""
 
     suffix: str
     write: Callable[[Subject, Path], None]
     read: Callable[[Path, Subject], Runner]
     check: Callable[[Subject], None] = lambda subject: None
-    name: str | None = None
+    name: str | None = None  # of the file in a folder, where programs look for a fixed one
 
 
 def _example(subject: Subject, units: tuple[int, int, int]) -> Tensor:
@@ -114,9 +96,8 @@ def _check_onnx(subject: Subject) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise UserError(
-                f"ONNX needs the package {package}, which is not installed: pip install 'qsattn-plugin[onnx]'"
-            ) from error
+            what = f"ONNX needs the package {package}, which is not installed"
+            raise UserError(f"{what}: pip install 'qsattn-plugin[onnx]'") from error
 
 
 def _write_onnx(subject: Subject, path: Path) -> None:

@@ -11,6 +11,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +39,13 @@ def is_large(size: tuple[int, int], tile: int | None = None) -> bool:
     return tile != 0 and size[0] * size[1] > (tile or WHOLE) ** 2
 
 
-@torch.inference_mode()
-def translate_tiled(
-    generator: nn.Module,
-    picture: Tensor,
-    tile: int,
-    spill: float | None = None,
-    folder: str | os.PathLike | None = None,
-    progress: Callable[[float], None] = lambda share: None,
-) -> Tensor:
-    """Translate one picture in tiles.
+def translate_tiled(generator: nn.Module, picture: Tensor, tile: int, **options: Any) -> Tensor:
+    """Translate one picture in tiles; for the arguments and errors see :class:`TiledTranslation`."""
+    return TiledTranslation(generator, picture, tile, **options).run()
+
+
+class TiledTranslation:
+    """The translation of one picture in tiles.
 
     Args:
         generator: in evaluation mode, on the device to compute on.
@@ -57,19 +55,12 @@ def translate_tiled(
         folder: where they lie; the system's folder for temporary files (``TMPDIR``) without it.
         progress: called after every tile with its share of the work.
 
-    Returns:
-        (C, H, W) on the picture's device: uint8 for uint8, otherwise float in [-1, 1].
-
     Raises:
         CannotTile: the generator cannot work in tiles.
         DiskFull: the disk is full.
     """
-    return TiledTranslation(generator, picture, tile, spill, folder, progress).run()
 
-
-class TiledTranslation:
-    """The translation of one picture in tiles; the arguments are those of :func:`translate_tiled`."""
-
+    @torch.inference_mode()
     def __init__(
         self,
         generator: nn.Module,
@@ -98,7 +89,7 @@ class TiledTranslation:
 
     @torch.inference_mode()
     def run(self) -> Tensor:
-        """Return the translation."""
+        """Return the translation, (C, H, W) on the picture's device: uint8 for uint8, else float in [-1, 1]."""
         # In the weights' own precision: autocast would choose another from layer to layer, and tile to tile.
         with self.spill, torch.autocast(self.device.type, enabled=False):
             self._check_room()
@@ -173,7 +164,7 @@ class TiledTranslation:
                 if skip is None:
                     skip = self._read(step.fork, boxes[step.fork])
                 skip = crop(skip, boxes[step.fork], want)
-                x = torch.cat([skip, x], 1) if step.extra else x.add_(skip) if owned else x + skip
+                x = step.join(skip, x, owned)
                 owned = True
             elif isinstance(step, Norm):
                 scale, shift = self.affine[position]

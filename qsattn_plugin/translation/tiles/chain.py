@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from qsattn_plugin.registry.layers import BatchNorm, Downsample, InstanceNorm, Upsample
 from qsattn_plugin.registry.layers.memory_saving import ReflectionPad
-from qsattn_plugin.registry.layers.primitives import Skip, primitives
+from qsattn_plugin.registry.layers.primitives import Skip, blend, primitives
 from qsattn_plugin.translation.apply import padding_for
 from qsattn_plugin.translation.tiles.steps import (
     Activation,
@@ -71,10 +72,19 @@ class Join(Step):
     """The end of a skip connection, which begins at position ``fork``."""
 
     fork: int
-    extra: int  # channels that are concatenated before the others; 0 where the skip is added
+    kind: Skip
+    kept: int  # channels of what is kept
 
     def channels(self, given):
-        return given + self.extra
+        return given + self.kept if self.kind is Skip.CONCATENATE else self.kept
+
+    def join(self, kept: Tensor, x: Tensor, owned: bool) -> Tensor:
+        """Return the value after the connection; ``x`` may be overwritten if it is owned."""
+        if self.kind is Skip.CONCATENATE:
+            return torch.cat([kept, x], 1)
+        if self.kind is Skip.BLEND:
+            return blend(kept, x)
+        return x.add_(kept) if owned else x + kept
 
 
 @dataclass
@@ -129,8 +139,7 @@ def chain_of(generator: nn.Module, channels: int, size: tuple[int, int]) -> Chai
             chain.forks[chain.end] = tuple(open_forks)
         elif isinstance(layer, Skip):
             fork = open_forks.pop()
-            extra = chain.channels[fork] if layer is Skip.CONCATENATE else 0
-            chain.add(Join(fork, extra), tuple(open_forks))
+            chain.add(Join(fork, layer, chain.channels[fork]), tuple(open_forks))
         else:
             for step in steps_of(layer):
                 chain.add(step, tuple(open_forks))

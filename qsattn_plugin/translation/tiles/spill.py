@@ -77,9 +77,8 @@ class SpilledMap:
             with tempfile.TemporaryFile(prefix="qsattn-", dir=folder, buffering=0) as file:
                 self.file = os.dup(file.fileno())
         except OSError as error:
-            raise DiskFull(
-                f"no temporary file can be made in {folder} ({error.strerror}); set TMPDIR to another folder"
-            ) from error
+            what = f"no temporary file can be made in {folder} ({error.strerror})"
+            raise DiskFull(f"{what}; set TMPDIR to another folder") from error
         if hasattr(os, "posix_fallocate"):  # a full disk shows before the work, not after it
             try:
                 os.posix_fallocate(self.file, 0, self.bytes)

@@ -120,15 +120,10 @@ class _CostModel:
 
 
 def plan_sweeps(chain: Chain, tile: int, limit: float, itemsize: int = 4, device: str = "cpu") -> list[Sweep]:
-    """Return the fastest sweeps that translate a picture with tiles of this side.
+    """Return the fastest sweeps that translate a picture with tiles of this side, in pixels of the picture.
 
-    Args:
-        chain: the generator on this picture.
-        tile: side of a tile in pixels of the picture.
-        limit: the most bytes that maps on disk may take at any moment. Where no plan fits, which happens with networks
-            much wider than the usual ones, it is raised in steps of a quarter until one does.
-        itemsize: bytes of an element.
-        device: type of the device that computes.
+    Maps on disk take at most ``limit`` bytes at any moment. Where no plan fits, which happens with networks much wider
+    than the usual ones, it is raised in steps of a quarter until one does.
     """
     costs = _CostModel(chain, tile, itemsize, device)
     while (plan := _cheapest(chain, costs, limit)) is None:
