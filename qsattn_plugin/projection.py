@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import no_autocast
 
 
@@ -26,7 +27,7 @@ class ProjectionHeads(nn.Module):
         for name, value, least in (("width", width, 1), ("init_gain", init_gain, 0)):
             if value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
-        self.count = len(channels)
+        self.count, self.width = len(channels), width
         for index, c in enumerate(channels):
             first, second = nn.Linear(c, width), nn.Linear(width, width)
             for layer in (first, second):
@@ -35,21 +36,22 @@ class ProjectionHeads(nn.Module):
             self.add_module(f"mlp_{index}", nn.Sequential(first, nn.ReLU(), second))
 
     def forward(self, routed: Sequence[Tensor]) -> list[Tensor]:
-        """Return the projections (B, N, width), unit vectors in float32, of features (B, N, C), one tensor per tap.
+        """Return projections (B, N, width), unit vectors in float32 at least, of features (B, N, C), one tensor a tap.
 
         Raises:
             ValueError: the number of tensors is not the number of heads.
         """
         if len(routed) != self.count:
             raise ValueError(f"routed: expected {self.count} tensors, one per head, got {len(routed)}")
-        projected = []
-        for index, features in enumerate(routed):
-            out = getattr(self, f"mlp_{index}")(features)
-            with no_autocast(out.device.type):
-                # Against division by zero, as in CUT.
-                out = out.float()
-                projected.append(out / (out.norm(dim=-1, keepdim=True) + 1e-7))
-        return projected
+        return [self.project(index, features) for index, features in enumerate(routed)]
+
+    def project(self, index: int, features: Tensor) -> Tensor:
+        """Return the projections of features (B, N, C) by the head of one tap."""
+        out = getattr(self, f"mlp_{index}")(features)
+        with no_autocast(out.device.type):
+            # Against division by zero, as in CUT.
+            out = at_least_float32(out)
+            return out / (out.norm(dim=-1, keepdim=True) + 1e-7)
 
 
 __all__ = ["ProjectionHeads"]

@@ -66,7 +66,11 @@ KINDS = {
 
 #: Modules whose import registers the built-in parts of a kind.
 BUILTIN: dict[str, tuple[str, ...]] = {
-    "method": ("qsattn_plugin.training.methods.cut", "qsattn_plugin.training.methods.cyclegan"),
+    "method": (
+        "qsattn_plugin.training.methods.cut",
+        "qsattn_plugin.training.methods.cyclegan",
+        "qsattn_plugin.training.methods.dclgan",
+    ),
     "generator": (
         "qsattn_plugin.registry.generators",
         "qsattn_plugin.registry.generators.unet",
@@ -81,7 +85,15 @@ BUILTIN: dict[str, tuple[str, ...]] = {
     "encoder": ("qsattn_plugin.registry.encoders",),
     "sampler": ("qsattn_plugin.samplers",),
     "significance": ("qsattn_plugin.samplers",),
-    "objective": ("qsattn_plugin.losses",),
+    "objective": (
+        "qsattn_plugin.losses",
+        "qsattn_plugin.losses.semantic",
+        "qsattn_plugin.losses.monce",
+        "qsattn_plugin.losses.negcut",
+        "qsattn_plugin.losses.lsesim",
+        "qsattn_plugin.losses.srunit",
+        "qsattn_plugin.losses.enco",
+    ),
     "augmentation": (
         "qsattn_plugin.registry.augmentations",
         "qsattn_plugin.registry.augmentations.colour",

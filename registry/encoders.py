@@ -22,6 +22,9 @@ class GeneratorEncoder(nn.Module):
         generator: the generator that is trained; the method gives it.
     """
 
+    #: Whether its taps are layers of the generator that is trained.
+    of_generator: bool = True
+
     def __init__(self, taps: tuple[int | str, ...] | None = None, generator: nn.Module | None = None):
         super().__init__()
         if taps is not None and not taps:

@@ -39,10 +39,13 @@ class PartError(UserError, ValueError):
 class Nested:
     """Marks an argument that names parts: ``judges: Annotated[list[str | dict], Nested("discriminator")]``.
 
-    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section.
+    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section. The
+    annotation says whether it names one, a list of them, or either. With ``weighted``, the mappings may have a
+    ``weight`` beside the part's arguments.
     """
 
     kind: str
+    weighted: bool = False
 
 
 @dataclass(frozen=True)

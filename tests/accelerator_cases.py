@@ -91,15 +91,17 @@ def trained(device: torch.device, *settings: str, steps: int = 3) -> tuple[Sessi
     return session, found
 
 
-def names(kind: str) -> list[str]:
-    return [part.name for part in list_parts(kind)]
+def names(kind: str, tag: str | None = None) -> list[str]:
+    return [part.name for part in list_parts(kind) if tag is None or tag in part.tags]
 
 
 SETTINGS = [
     *((f"method={name}",) for name in names("method")),
     *((f"sampler={{type: {name}, queries: 16}}",) for name in names("sampler")),
     *((f"sampler={{type: qsattn_global, queries: 16, significance: {name}}}",) for name in names("significance")),
-    *(("method=cut", f"objective.gan={name}") for name in names("objective") if name != "patchnce"),
+    *(("method=cut", f"objective.gan={name}") for name in names("objective", "gan")),
+    *(("method=cut", f"objective.nce={name}", "objective.head_width=8") for name in names("objective", "contrastive")),
+    ("method=cut", "objective.nce=[{type: lsesim, learned: true}, {type: srunit, start: 0}]"),
     ("method=cyclegan", "objective.pool=2", "objective.gan=wgan-gp"),
     ("generator=swift_resnet_6blocks", "objective.r1=1.0"),
     ("generator={type: resnet_4blocks, width: 4, norm: instance}", "train.channels_last=true"),

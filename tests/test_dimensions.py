@@ -55,7 +55,13 @@ def test_entropy_and_largest_probability_in_any_number_of_dimensions(attention, 
 @pytest.mark.parametrize("name", [part.name for part in list_parts("sampler")])
 def test_every_sampler_serves_features_of_any_number_of_dimensions(name, sizes):
     source, target = normal(2, 4, *sizes, s=0.7), normal(2, 3, *sizes, seed=1)
-    (route,) = create("sampler", name, queries=8).choose([source], observe=True)
+    scores = normal(2, 1, *(size // 2 for size in sizes), seed=2)
+    sampler = create("sampler", name, queries=8)
+    if sampler.guided and len(sizes) > 3:
+        with pytest.raises(UserError, match="takes maps of 1 to 3 spatial dimensions, got 4"):
+            sampler.choose([source], scores=scores)
+        return
+    (route,) = sampler.choose([source], observe=True, scores=scores)
     assert route.shape == sizes and route(target).shape == (2, route.queries.shape[1], 3)
     assert 0 < route.queries.shape[1] <= 8 and " x ".join(map(str, sizes)) in repr(route)
     # Mirrored along the last dimension, it gathers the same from mirrored features.

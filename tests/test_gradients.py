@@ -241,22 +241,23 @@ def test_compiled_gradients_are_the_eager_ones(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "discriminator",
+    ("method", "discriminator"),
     [
-        "{type: patchgan, width: 4, layers: 1}",
-        "{type: projected, model: test_efficientnet, width: 4, pretrained: false}",
-        "{type: ensemble, of: [pixel, {type: patchgan, width: 4, layers: 1}]}",
+        ("fastcut", "{type: patchgan, width: 4, layers: 1}"),
+        ("cut", "{type: projected, model: test_efficientnet, width: 4, pretrained: false}"),
+        ("cut", "{type: ensemble, of: [pixel, {type: patchgan, width: 4, layers: 1}]}"),
     ],
     ids=["patchgan", "projected", "ensemble"],
 )
-def test_a_step_of_compiled_networks_is_that_of_eager_ones(monkeypatch, discriminator):
+def test_a_step_of_compiled_networks_is_that_of_eager_ones(monkeypatch, method, discriminator):
     """Graphs are captured and differentiated by torch.compile, and run without making kernels, which takes minutes."""
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
-    settings = ("method=fastcut", f"discriminator={discriminator}")
+    settings = (f"method={method}", f"discriminator={discriminator}")
     eager, compiled = (build(*settings, f"train.compile={on}") for on in ("false", "true"))
-    for seed in (1, 3):  # not mirrored, and mirrored: other passes through the generator
-        for method in (eager, compiled):
-            method.step(pictures(), draws(seed))
+    # FastCUT is not mirrored, and mirrored: other passes through the generator.
+    for seed in (1, 3) if method == "fastcut" else (1,):
+        for one in (eager, compiled):
+            one.step(pictures(), draws(seed))
         for name in ("generator", "heads", "discriminator"):
             assert_equal(taken(compiled, name), taken(eager, name), TOLERANCE[torch.float32])  # as losses round
     assert all(network._compiled_call_impl is not None for network in compiled.compilable())

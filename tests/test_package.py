@@ -133,7 +133,10 @@ def test_requirements_have_lower_bounds_only():
 FLOORS = [
     {f"qsattn_plugin{m}" for m in ("", ".errors", ".text", ".registry", ".registry.interfaces", ".registry.parts")},
     {"qsattn_plugin.devices", "qsattn_plugin.distances"},
-    {f"qsattn_plugin.{m}" for m in ("attention", "attention.*", "losses", "projection", "storage", "storage.*")},
+    {
+        f"qsattn_plugin.{m}"
+        for m in ("attention", "attention.*", "losses", "losses.*", "projection", "storage", "storage.*")
+    },
     {"qsattn_plugin.samplers", "qsattn_plugin.samplers.*"},
     {"qsattn_plugin.forks", "qsattn_plugin.forks.*"},
     {"qsattn_plugin.registry.*"},

@@ -86,7 +86,7 @@ def test_gradients_under_saturation(attention):
 def test_every_sampler_serves_maps_of_any_size(name):
     sampler = create("sampler", name, queries=16)
     maps = [normal(2, 3, 9, 7), normal(2, 5, 1, 1), normal(2, 4, 1, 40), torch.ones(2, 3, 8, 8), normal(2, 2, 70, 70)]
-    routes = sampler.choose(maps, taps=["a", 1, 2, "b", "large"], observe=True)
+    routes = sampler.choose(maps, taps=["a", 1, 2, "b", "large"], observe=True, scores=normal(2, 1, 5, 5))
     assert len(routes) == len(maps)
     for route, features in zip(routes, maps, strict=True):
         positions = features.shape[2] * features.shape[3]
@@ -102,14 +102,14 @@ def test_every_sampler_serves_maps_of_any_size(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_choosing_is_reproducible_keeps_images_apart_and_reads_nothing_back(name):
     sampler = create("sampler", name, queries=16)
-    features = normal(3, 4, 12, 10, s=0.7)
+    features, scores = normal(3, 4, 12, 10, s=0.7), normal(3, 1, 5, 5)
     with Watch() as watch:
-        (route,) = sampler.choose([features], generator=generator(5), observe=True)
+        (route,) = sampler.choose([features], generator=generator(5), observe=True, scores=scores)
     assert watch.read_back == []
-    (again,) = sampler.choose([features], generator=generator(5))
+    (again,) = sampler.choose([features], generator=generator(5), scores=scores)
     assert torch.equal(route.queries, again.queries)
     assert torch.equal(route(features), again(features))
-    if name not in ("random", "mixture"):
+    if name not in ("random", "mixture", "guided"):
         for i in range(3):
             (single,) = sampler.choose([features[i : i + 1]])
             assert torch.equal(single.queries[0], route.queries[i])
@@ -137,6 +137,27 @@ def test_grid_is_regular():
     for height, width, queries in ((8, 32, 256), (3, 100, 20), (100, 3, 20), (5, 5, 3), (64, 64, 250)):
         (route,) = create("sampler", "grid", queries=queries).choose([torch.zeros(1, 1, height, width)])
         assert 0.7 * min(queries, height * width) <= route.queries.shape[1] <= queries
+
+
+@pytest.mark.parametrize("random", [0.0, 0.25, 1.0])
+def test_the_guided_sampler_takes_the_lowest_scores_of_some_random_positions_and_random_ones(random):
+    scores = normal(2, 1, 12, 10)
+    sampler = create("sampler", "guided", queries=16, oversample=4, random=random)
+    (route,) = sampler.choose([normal(2, 3, 12, 10)], generator=generator(3), scores=scores)
+    guided = 16 - int(16 * random)
+    drawn = torch.rand(2, 120, generator=generator(3))  # the first draw ranks the positions that are looked at
+    for image in range(2):
+        looked_at = drawn[image].sort(descending=True).indices[:64].tolist()
+        lowest = sorted(looked_at, key=lambda place: scores[image].flatten()[place])[:guided]
+        chosen = route.queries[image].tolist()
+        assert chosen[:guided] == lowest and len(set(chosen)) == 16
+    everything = create("sampler", "guided", queries=16, oversample=8, random=0.0)
+    (route,) = everything.choose(
+        [torch.zeros(1, 3, 24, 20)], scores=scores[:1].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    )
+    assert route.queries.shape == (1, 16)  # of maps with fewer positions than are looked at, too
+    with pytest.raises(UserError, match="GuidedSampler needs the discriminator's scores"):
+        sampler.choose([torch.zeros(1, 3, 4, 4)])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -176,17 +197,16 @@ def test_taps_say_where_attention_is():
 def test_nonfinite_features_are_flagged_at_their_tap(name, bad):
     maps = [normal(2, 3, 6, 6), normal(2, 3, 6, 6), normal(2, 3, 6, 6).bfloat16()]
     maps[1][1, 2, 3, 4] = bad
-    routes = create("sampler", name, queries=4).choose(maps)
+    routes = create("sampler", name, queries=4).choose(maps, scores=normal(2, 1, 3, 3))
     assert [bool(route.stats["nonfinite"]) for route in routes] == [False, True, False]
 
 
 @pytest.mark.parametrize("routing", ["cross", "own", "select"])
 @pytest.mark.parametrize("attention", ["global", "local", "local_global"])
-def test_observed_figures(attention, routing):
+@pytest.mark.parametrize("significance", ["entropy", "max_probability"])
+def test_observed_figures(significance, attention, routing):
     features = normal(2, 4, 6, 5, s=0.7)
-    sampler = QSAttnSampler(
-        attention=attention, significance="max_probability", routing=routing, queries=N, window=WINDOW
-    )
+    sampler = QSAttnSampler(attention=attention, significance=significance, routing=routing, queries=N, window=WINDOW)
     (route,) = sampler.choose([features], observe=True)
     select, by = {"global": (None, None), "local": (WINDOW, WINDOW), "local_global": (WINDOW, None)}[attention]
     entropies = torch.cat([equations.entropy(equations.attention(f, select)) for f in features]).sort().values
@@ -221,6 +241,18 @@ def test_detach_stops_the_gradient_into_the_source():
         assert route(target).requires_grad is not detach
 
 
+def test_detached_rows_of_each_domains_own_are_constants():
+    source, target = normal(1, 4, 6, 5), normal(1, 4, 6, 5, seed=1).requires_grad_()
+    sampler = QSAttnSampler(queries=N, routing="own", detach=True)
+    (route,) = sampler.choose([source])
+    rows = equations.attention(target.detach()[0])[route.queries[0]]
+    upstream = normal(1, N, 4, seed=2)
+    (gradient,) = torch.autograd.grad(route(target), target, upstream)
+    torch.testing.assert_close(
+        gradient[0].flatten(1).t().double(), rows.t() @ upstream[0].double(), rtol=1e-5, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "at_fault"),
     [
@@ -247,11 +279,11 @@ def test_choosing_and_routing_compiles_without_a_graph_break(name):
     source, target = normal(2, 4, 9, 7, s=0.6), normal(2, 4, 9, 7, seed=1)
 
     def step(source, target):
-        (route,) = sampler.choose([source])
+        (route,) = sampler.choose([source], scores=source[:, :1])
         return route(target), route(source), route.queries, route.stats["nonfinite"]
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    if name in ("random", "mixture"):  # their draws are another stream when compiled
+    if name in ("random", "mixture", "guided"):  # their draws are another stream when compiled
         assert compiled(source, target)[0].shape == (2, 8, 4)
         return
     for got, expected in zip(compiled(source, target), step(source, target), strict=True):

@@ -75,6 +75,8 @@ def test_every_shipped_recipe_trains(name, pictures, monkeypatch, tmp_path):
         settings += ["data.resize=108", "data.crop=96"]
     if "pretrained" in whole.discriminator.arguments:  # which the tests do not download
         settings += ["discriminator={type: projected, model: test_efficientnet, pretrained: false, width: 2}"]
+    if "pretrained" in whole.encoder.arguments:
+        settings += ["encoder={type: timm, model: test_convnext, pretrained: false, taps: [0, 1]}"]
     recipe = load_recipe(name, settings)
     assert {row[0] for row in part_table(Session(recipe))} >= {"method", "data", "generator", "discriminator"}
     train(recipe, tmp_path / "run")

@@ -84,6 +84,8 @@ class Swap:
                 raise
             except (ValueError, TypeError) as error:
                 raise UserError(f"sampler {self.name!r}: {error}") from None
+            if getattr(self._samplers[count, layer], "guided", False):
+                raise UserError(f"sampler {self.name!r} needs the discriminator's scores, which forks do not give it")
         return self._samplers[count, layer]
 
     def __call__(self, module: nn.Module, call: Call) -> tuple:

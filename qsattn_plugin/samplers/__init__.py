@@ -1,6 +1,14 @@
-"""Samplers choose the queries of the contrastive loss: random (CUT), by attention (QS-Attn), a grid, a mixture."""
+"""Samplers choose the queries of the contrastive loss: random (CUT), by attention (QS-Attn), a grid, and others."""
 
-from qsattn_plugin.samplers.points import GridSampler, RandomSampler, Sampler
+from qsattn_plugin.samplers.points import GridSampler, GuidedSampler, RandomSampler, Sampler
 from qsattn_plugin.samplers.qsattn import AttendsNowhere, MixtureSampler, QSAttnSampler
 
-__all__ = ["AttendsNowhere", "GridSampler", "MixtureSampler", "QSAttnSampler", "RandomSampler", "Sampler"]
+__all__ = [
+    "AttendsNowhere",
+    "GridSampler",
+    "GuidedSampler",
+    "MixtureSampler",
+    "QSAttnSampler",
+    "RandomSampler",
+    "Sampler",
+]

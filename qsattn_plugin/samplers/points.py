@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qsattn_plugin.attention import select_queries
@@ -14,7 +16,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import register
 from qsattn_plugin.samplers.significance import uniform
 
-__all__ = ["GridSampler", "RandomSampler", "Sampler"]
+__all__ = ["GridSampler", "GuidedSampler", "RandomSampler", "Sampler"]
 
 
 class Sampler:
@@ -23,6 +25,9 @@ class Sampler:
     Args:
         queries: N, the number of positions of each feature map.
     """
+
+    #: Whether it needs the discriminator's scores of the translation.
+    guided: bool = False
 
     def __init__(self, queries: int = 256):
         if queries < 1:
@@ -35,6 +40,7 @@ class Sampler:
         taps: Sequence[int | str] | None = None,
         generator: torch.Generator | None = None,
         observe: bool = False,
+        scores: Tensor | None = None,
     ) -> list[Route]:
         """Return one route per layer.
 
@@ -44,13 +50,18 @@ class Sampler:
             generator: for random draws, on the features' device or the CPU; None is torch's global one.
             observe: also measure the attention, for the log: ``largest_probability`` and ``entropy_q00`` to
                 ``entropy_q100`` in the ``stats`` of attentive routes.
+            scores: the discriminator's scores of the translation, (B, 1, h, w), larger is more real; only ``guided``
+                samplers look at them.
 
         Returns:
             The routes. ``stats["nonfinite"]`` is true where a layer's source features hold an inf or a nan.
 
         Raises:
-            UserError: the sampler names a tap that is not among ``taps``.
+            UserError: the sampler names a tap that is not among ``taps``, or is guided and gets no scores.
         """
+        if self.guided and scores is None:
+            raise UserError(f"{type(self).__name__} needs the discriminator's scores, which only a training gives it")
+        self.scores: Any = scores
         names = [str(t) for t in (range(len(features)) if taps is None else taps)]
         if len(names) != len(features):
             raise UserError(f"got {len(features)} feature maps, but {len(names)} tap names: {', '.join(names)}")
@@ -80,6 +91,13 @@ class Sampler:
         return PointRoute(select_queries(uniform(features, generator), self.queries), features.shape[2:])
 
 
+def first_these(chosen: Tensor, order: Tensor, n: int) -> Tensor:
+    """Return n positions (B, n): the chosen ones (B, m) in their order, then those of largest ``order`` (B, HW) < 1."""
+    # Ranks above every number of the order.
+    ranks = torch.arange(chosen.shape[1] + 1, 1, -1, device=order.device, dtype=order.dtype)
+    return select_queries(order.scatter(1, chosen, ranks.expand(len(order), -1)), n)
+
+
 @register("sampler", "random", tags=("cut",))
 class RandomSampler(Sampler):
     """Random positions, different for each image, none twice: what CUT does for batches of one.
@@ -102,6 +120,43 @@ class GridSampler(Sampler):
             centres = (2 * torch.arange(n, device=features.device) + 1) * size // (2 * n)  # of n equal parts
             queries = (queries.unsqueeze(1) * size + centres).flatten()
         return PointRoute(queries.expand(features.shape[0], -1), sizes)
+
+
+@register("sampler", "guided", tags=("enco", "dag"))
+class GuidedSampler(Sampler):
+    """Positions that the discriminator finds least real, and random ones: EnCo's DAG sampling (Cai et al. 2024).
+
+    Of ``oversample`` times as many random positions as are wanted, those with the lowest scores of the translation are
+    taken; the rest is random. No position is taken twice.
+
+    Args:
+        queries: number of positions of each feature map.
+        oversample: random positions that are ranked, as a factor on ``queries``.
+        random: share of random positions in the queries, 0 to 1.
+    """
+
+    guided = True
+
+    def __init__(self, queries: int = 256, oversample: int = 4, random: float = 0.5):
+        super().__init__(queries)
+        if oversample < 1:
+            raise ValueError(f"oversample: must be at least 1, got {oversample}")
+        if not 0 <= random <= 1:
+            raise ValueError(f"random: must lie between 0 and 1, got {random}")
+        self.oversample, self.random = oversample, random
+
+    def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
+        shape = features.shape[2:]
+        drawn = uniform(features, generator)
+        n = min(self.queries, drawn.shape[1])
+        guided = n - int(n * self.random)
+        linear = {1: "linear", 2: "bilinear", 3: "trilinear"}.get(len(shape))
+        if linear is None:
+            raise UserError(f"guided sampling takes maps of 1 to 3 spatial dimensions, got {len(shape)}")
+        scores = F.interpolate(self.scores.float(), shape, mode=linear).flatten(1)
+        seen = select_queries(drawn, n * self.oversample)
+        lowest = seen.gather(1, select_queries(-scores.gather(1, seen), max(1, guided))[:, :guided])
+        return PointRoute(first_these(lowest, uniform(features, generator), n), shape)
 
 
 def _grid(sizes: Sequence[int], most: int) -> list[int]:

@@ -23,7 +23,7 @@ from qsattn_plugin.attention import GlobalAttention, LocalAttention, select_quer
 from qsattn_plugin.attention.routes import OwnRoute, PointRoute, Route
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, find, register
-from qsattn_plugin.samplers.points import Sampler
+from qsattn_plugin.samplers.points import Sampler, first_these
 from qsattn_plugin.samplers.significance import uniform
 
 __all__ = ["AttendsNowhere", "MixtureSampler", "QSAttnSampler"]
@@ -185,13 +185,8 @@ class MixtureSampler(QSAttnSampler):
 
     def select(self, significance: Tensor, features: Tensor, generator: torch.Generator | None) -> Tensor:
         n = min(self.queries, significance.shape[1])
-        order = uniform(features, generator)
-        if significant := round(self.share * n):
-            # Ranks above every random number keep the significant ones first and in their order.
-            ranks = torch.arange(significant + 1, 1, -1, device=order.device, dtype=order.dtype)
-            chosen = select_queries(significance, significant)
-            order = order.scatter(1, chosen, ranks.expand(order.shape[0], -1))
-        return select_queries(order, n)
+        order, significant = uniform(features, generator), round(self.share * n)
+        return first_these(select_queries(significance, max(1, significant))[:, :significant], order, n)
 
 
 @register("sampler", "qsattn_global", tags=("qsattn", "paper"))

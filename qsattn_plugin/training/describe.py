@@ -40,7 +40,10 @@ def part_table(session: Session) -> list[tuple[str, str, str, str]]:
             several = nn.ModuleList(n for name, n in networks.items() if name.split("_")[0] == role)
             times = f"{len(several)} x " if len(several) > 1 else ""
             add(role, role, recipe.part(role).type, several, times)
-    if "heads" in networks:
+    objectives = getattr(session.method, "nce", ())
+    for kind, objective in zip(getattr(objectives, "kinds", ()), objectives, strict=True):
+        add("objective", "objective", kind, objective)
+    if list(getattr(session.method, "heads", nn.Identity()).parameters()):
         heads = sum(p.numel() for p in networks["heads"].parameters())
         rows.append(("heads", "", f"{heads:,}", "One two-layer MLP per tap."))
     for spec in recipe.augmentations:

@@ -91,6 +91,7 @@ class Session:
     def advance(self, loader: TrainingLoader, observe: bool = False) -> dict[str, Tensor]:
         """Train for one step on the loader's batch; return what :meth:`Method.step` returns."""
         self.method.set_rate(self.recipe.train.rate_factor(self.step))
+        self.method.progress = self.step / self.recipe.train.steps
         # For parts that draw from PyTorch's global generators, such as dropout.
         torch.manual_seed(derive_seed(self.recipe.train.seed, _GLOBAL, self.step, loader.rank))
         batch, draws = loader.batch(self.step)

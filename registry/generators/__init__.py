@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
-from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip, blend
 
 
 class Tap(NamedTuple):
@@ -47,7 +48,11 @@ class TappedGenerator(nn.Module):
     default_taps: tuple[int | str, ...] = ()
     #: Sides of images must be multiples of this many pixels.
     multiple: int = 4
-    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_walk`` and ``primitives``.
+    #: Whether the output of the last layer is added to the image, which then need not be reproduced.
+    residual: bool = False
+    #: Whether it is mixed with the image instead, by a mask in one channel more (:func:`blend`).
+    mask: bool = False
+    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_layers`` and ``_primitives``.
     model: Any
 
     def finish(
@@ -104,13 +109,20 @@ class TappedGenerator(nn.Module):
             raise UserError(f"a tap is named twice: {', '.join(map(str, taps or ()))}")
         return sorted(found)
 
-    def forward(self, x: Tensor, taps: Sequence[int | str] = (), encode_only: bool = False):
+    def forward(
+        self,
+        x: Tensor,
+        taps: Sequence[int | str] = (),
+        encode_only: bool = False,
+        change: Mapping[int, Tensor] | None = None,
+    ):
         """Translate (B, C, H, W) in [-1, 1].
 
         Args:
             x: the images; sides a multiple of ``self.multiple``.
             taps: indices or names of layers whose outputs are returned too.
             encode_only: stop at the deepest tap and return the features alone.
+            change: is added to the outputs of layers, by index, before the next layer sees them.
 
         Returns:
             The image; (image, list of features) with ``taps``; the list alone with ``encode_only``.
@@ -119,7 +131,7 @@ class TappedGenerator(nn.Module):
         features: list[Tensor] = []
         out = x
         if not encode_only or wanted:
-            for index, out in self._walk(x, wanted):
+            for index, out in self._walk(x, [*wanted, *change], change) if change else self._walk(x, wanted):
                 if index in wanted:
                     features.append(out)
                     if encode_only and len(features) == len(wanted):
@@ -128,12 +140,35 @@ class TappedGenerator(nn.Module):
             return features
         return (out, features) if wanted else out
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _walk(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
-        return self.model.walk(x, wanted)
+        for index, out in self._layers(x, wanted, change):
+            yield index, self._joined(x, out) if index == self.taps[-1].index else out
+
+    def _joined(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the translation: the last layer's output joined with the image, where it is."""
+        if self.mask:
+            return blend(x, out)
+        # A residual through tanh would have to invert it wherever the image is to stay unchanged.
+        return F.hardtanh(x + out) if self.residual else out
+
+    def _layers(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what :meth:`_walk` does, before the last output is joined with the image."""
+        return self.model.walk(x, wanted, change)
 
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs, see :mod:`qsattn_plugin.registry.layers.primitives`."""
+        layers = self._primitives()
+        if self.mask:
+            return [Skip.FORK, *layers, Skip.BLEND]
+        return [Skip.FORK, *layers, Skip.ADD, nn.Hardtanh()] if self.residual else layers
+
+    def _primitives(self) -> list[Primitive]:
+        """Return the layers that :meth:`_layers` runs."""
         return list(self.model)
 
     def check_sides(self, x: Tensor) -> None:
@@ -142,6 +177,13 @@ class TappedGenerator(nn.Module):
         if height % self.multiple or width % self.multiple:
             what = f"this generator takes sides that are multiples of {self.multiple}, got {height} x {width}"
             raise ValueError(what)
+
+
+def adds(residual: bool, in_channels: int, out_channels: int) -> bool:
+    """Return ``residual``; raise :class:`ValueError` if images of these channels cannot be added."""
+    if residual and in_channels != out_channels:
+        raise ValueError(f"residual: images of {in_channels} input and {out_channels} output channels cannot be added")
+    return residual
 
 
 def chained(layers: Mapping[str, list[nn.Module]]) -> tuple[list[nn.Module], dict[int, str]]:

@@ -10,7 +10,7 @@ Taps of a U-Net with n levels, in order:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -110,28 +110,31 @@ class UnetGenerator(TappedGenerator):
             name = f"up_{j}" if k else "output"
             self.taps.append(Tap(self.levels + j, name, channels[k - 1] if k else out_channels, 2**k))
 
-    def _walk(self, x: Tensor, wanted: Collection[int]) -> Iterator[tuple[int, Tensor]]:
+    def _layers(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         self.check_sides(x)
         index = 0
+        x = x + change[index] if change and index in change else x
         yield index, x
         blocks, skips = [], []
         block: UnetBlock | None = self.model
         while block is not None:
-            x = block.down(x)
             index += 1
+            x = block.down(x) + change[index] if change and index in change else block.down(x)
             yield index, x
             blocks.append(block)
             skips.append(x)
             block = block.inner
         skips.pop()
         for block in reversed(blocks):
-            x = block.up(x)
             index += 1
+            x = block.up(x) + change[index] if change and index in change else block.up(x)
             yield index, x
             if skips:
                 x = torch.cat([skips.pop(), x], 1)
 
-    def primitives(self) -> list[Primitive]:
+    def _primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         return self.model.primitives()
 

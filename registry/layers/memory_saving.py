@@ -8,7 +8,7 @@ operators are used without gradients, and under torch.compile, which decides by 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -184,8 +184,10 @@ class FusedSequential(nn.Sequential):
             if isinstance(norm, nn.InstanceNorm2d) and type(act) in (nn.ReLU, nn.LeakyReLU)
         )
 
-    def walk(self, x: Tensor, taps: Collection[int] = ()) -> Iterator[tuple[int, Tensor]]:
-        """Yield the index and the output of each layer in order.
+    def walk(
+        self, x: Tensor, taps: Collection[int] = (), change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index and the output of each layer in order; ``change`` is added to the outputs of its layers.
 
         A norm that is fused with its ReLU has no output of its own, unless its index is among ``taps``.
         """
@@ -195,6 +197,7 @@ class FusedSequential(nn.Sequential):
                 norm = layer
                 continue
             x = layer(x) if norm is None else norm_act(norm, layer, x)
+            x = x + change[index] if change and index in change else x
             norm = None
             yield index, x
 

@@ -12,9 +12,10 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import ErrorDetails
 
@@ -23,7 +24,11 @@ from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.recipe.schema import INJECTED, PartSpec, absolute
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse_assignment
 
-__all__ = ["adapter", "check", "check_arguments", "check_part", "check_settings", "nested", "unknown_key"]
+__all__ = ["WEIGHT", "adapter", "check", "check_arguments", "check_part", "check_settings", "nested", "unknown_key"]
+
+
+#: The weight of a part in a weighted list.
+WEIGHT = Annotated[float, Field(ge=0, default=1.0, description="its weight in the sum")]
 
 _EMPTY = inspect.Parameter.empty
 _Keys = tuple[str, ...]
@@ -104,11 +109,11 @@ def check_arguments(
     values = {}
     for name, value in node.value.items():
         inner = nested(named[name].annotation) if name in named else None
-        if inner and inner[1] and isinstance(value.value, list):
+        if inner and inner.several and isinstance(value.value, list):
             items = enumerate(value.value)
-            values[name] = [_check_nested(inner[0], item, f"{key}.{name}.{i}", problems) for i, item in items]
-        elif inner and not inner[1]:
-            values[name] = _check_nested(inner[0], value, f"{key}.{name}", problems)
+            values[name] = [_check_nested(inner, item, f"{key}.{name}.{i}", problems) for i, item in items]
+        elif inner and inner.one and not (inner.none and value.value is None):
+            values[name] = _check_nested(inner, value, f"{key}.{name}", problems)
         elif name in named:
             values[name] = check(named[name].annotation, value, f"{key}.{name}", problems)
         elif takes_any:
@@ -161,19 +166,35 @@ def check_part(
     return PartSpec(name, check_arguments(takes, own, key, f"{kind} {name!r}", problems, also=without))
 
 
-def nested(annotation: Any) -> tuple[str, bool] | None:
-    """Return the kind of the parts that an argument names, and whether it is a list; None for other arguments."""
+class NestedParts(NamedTuple):
+    """What an argument that names parts may be: ``one``, a list of ``several``, ``none``; its parts may be weighted."""
+
+    kind: str
+    one: bool
+    several: bool
+    none: bool
+    weighted: bool
+
+
+def nested(annotation: Any) -> NestedParts | None:
+    """Return which parts an argument names; None for an argument that names none."""
     marks = [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, registry.Nested)]
-    return (marks[0].kind, get_origin(annotation.__origin__) is list) if marks else None
+    if not marks:
+        return None
+    named = annotation.__origin__
+    kinds = {get_origin(a) or a for a in (get_args(named) if isinstance(named, UnionType) else (named,))}
+    return NestedParts(marks[0].kind, str in kinds, list in kinds, NoneType in kinds, marks[0].weighted)
 
 
-def _check_nested(kind: str, node: Node, key: str, problems: list[Problem]) -> Any:
+def _check_nested(inner: NestedParts, node: Node, key: str, problems: list[Problem]) -> Any:
     """Return a part inside the arguments of another, in the form in which it was written: its name, or a mapping."""
     if isinstance(node.value, dict):
-        spec = check_part(kind, node, key, problems)
-        return spec and {"type": spec.type, **spec.arguments}
+        weight = node.value.get("weight") if inner.weighted else None
+        spec = check_part(inner.kind, node, key, problems, without=("weight",) if inner.weighted else ())
+        given = {} if weight is None else {"weight": check(WEIGHT, weight, f"{key}.weight", problems)}
+        return spec and {"type": spec.type, **given, **spec.arguments}
     found: list[Problem] = []
-    spec = check_part(kind, replace(node, value={"type": node}), key, found)
+    spec = check_part(inner.kind, replace(node, value={"type": node}), key, found)
     # What is wrong with a name that stands alone is said of the key that holds it.
     problems += [problem._replace(key=problem.key.removesuffix(".type")) for problem in found]
     return spec and spec.type

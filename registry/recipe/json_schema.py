@@ -15,7 +15,7 @@ from pydantic.errors import PydanticUserError
 
 from qsattn_plugin import registry
 from qsattn_plugin.registry.parts import argument_docs
-from qsattn_plugin.registry.recipe.checking import adapter, nested
+from qsattn_plugin.registry.recipe.checking import WEIGHT, adapter, nested
 from qsattn_plugin.registry.recipe.reading import shipped_recipes
 from qsattn_plugin.registry.recipe.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
 from qsattn_plugin.registry.recipe.sections import NAME, objective_parameters, plain
@@ -64,12 +64,8 @@ def _part(parts: list[registry.Part], shared: dict, defs: dict, required: bool =
         cases.append(_if({"type": part.name}, {"properties": own} if any_key else _object(own)))
     mapping = {"properties": {"type": names, **shared}, "allOf": cases}
     # Not oneOf: with that an editor would say that no case fits, and not which key is wrong.
-    return {
-        "type": ["string", "object"],
-        "if": {"type": "object"},
-        "then": {**mapping, "required": ["type"]} if required else mapping,
-        "else": names,
-    }
+    mapping = {**mapping, "required": ["type"]} if required else mapping
+    return {"type": ["string", "object"], **_if_type("object", mapping, names)}
 
 
 def argument_schemas(
@@ -82,10 +78,15 @@ def argument_schemas(
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             continue
         if inner := nested(parameter.annotation):
-            kind, several = inner
-            schema = _part([other for other in registry.list_parts(kind) if other is not part], {}, defs, required=True)
-            schema["title"] = kind
-            schema = {"type": "array", "items": schema} if several else schema
+            shared = {"weight": adapter(WEIGHT).json_schema()} if inner.weighted else {}
+            others = [other for other in registry.list_parts(inner.kind) if other is not part]
+            schema = _part(others, shared, defs, required=True) | {"title": inner.kind}
+            if inner.several:
+                several = {"type": "array", "items": schema}
+                either = {"title": f"{inner.kind} | list of {inner.kind}s"}
+                schema = _if_type("array", several, schema) | either if inner.one else several
+            if inner.none:
+                schema = _if_type("null", {}, schema) | {"title": f"{schema.get('title', inner.kind)} | null"}
         else:
             try:
                 schema = adapter(parameter.annotation).json_schema()
@@ -108,6 +109,10 @@ def _model_properties(model: type[BaseModel], defs: dict) -> dict[str, Any]:
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _if_type(kind: str, then: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"type": kind}, "then": then, "else": other}
 
 
 def _if(condition: dict[str, str], then: dict[str, Any]) -> dict[str, Any]:

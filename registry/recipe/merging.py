@@ -60,11 +60,13 @@ def _text_at(tree: Node, *path: str) -> str | None:
     return str(node.value) if node.text is None else node.text
 
 
-def _overlay(lower: Node, upper: Node) -> Node:
-    """Return ``upper`` over ``lower``, key by key."""
+def _overlay(lower: Node, upper: Node, depth: int = 0) -> Node:
+    """Return ``upper`` over ``lower``, key by key; below the sections, a part of another type replaces the whole."""
     if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
         return upper
-    both = {k: _overlay(lower.value[k], n) if k in lower.value else n for k, n in upper.value.items()}
+    if depth > 1 and "type" in upper.value and _text_at(lower, "type") != _text_at(upper, "type"):
+        return upper
+    both = {k: _overlay(lower.value[k], n, depth + 1) if k in lower.value else n for k, n in upper.value.items()}
     return replace(upper, value={**lower.value, **both})
 
 

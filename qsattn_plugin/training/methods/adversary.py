@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -94,6 +95,17 @@ class Adversary:
             log[f"G_GAN{judge.suffix}{suffix}"] = loss.detach()
             terms.append(judge.weight * loss)
         return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """Return a map of scores (B, 1, h, w): the weighted mean of all score maps, at the size of the largest."""
+        found: list[Tensor] = []
+        for judge in self.judges:
+            scores = judge.network(images)
+            maps = [scores] if isinstance(scores, Tensor) else list(scores)
+            found += [judge.weight * m.float().mean(1, keepdim=True) for m in maps]
+        size = max((m.shape[-2:] for m in found), key=lambda s: s.numel())
+        return torch.stack([F.interpolate(m, size, mode="bilinear") for m in found]).mean(0)
 
 
 def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | Sequence[Tensor]) -> Tensor:

@@ -42,6 +42,9 @@ class Method(nn.Module, abc.ABC):
 
     defaults: Mapping[str, Any] = {}
 
+    #: The share of the training's steps that are done, 0 to 1; the training loop sets it before every step.
+    progress: float = 0.0
+
     #: The processes that train together; gradients are averaged over them before every optimizer step.
     world: World = World()
 
@@ -134,27 +137,29 @@ class Method(nn.Module, abc.ABC):
         """Return the autocast context for forward passes."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
 
-    def update(self, role: str, terms: list[Callable[[], Tensor]], parts: int = 1) -> None:
-        """Take one optimizer step on the sum of the losses that ``terms`` compute.
+    def update(self, role: str | Sequence[str], terms: list[Callable[[], Tensor]], parts: int = 1) -> None:
+        """Take one step of an optimizer, or of several, on the sum of the losses that ``terms`` compute.
 
         Each term is removed from the list, computed and differentiated before the next, so that only one graph is alive
         at a time: for terms that share no activations this costs nothing and halves the memory. Gradients are computed
-        only for the parameters of this optimizer, ``role``. If the batch was divided, each of its ``parts`` has its own
-        terms, and the loss is the mean over the parts.
+        only for the parameters of these optimizers, ``role``. If the batch was divided, each of its ``parts`` has terms
+        of its own, and the loss is the mean over the parts.
         """
-        if role in self._stepped:
+        roles = {role} if isinstance(role, str) else set(role)
+        if self._stepped & roles:
             self.end_step()
-        optimizer = self.optimizers[role]
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizers = [optimizer for name, optimizer in self.optimizers.items() if name in roles]
+        trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         while terms:
             with self.autocast():
                 loss = terms.pop(0)() / parts
             # Outside autocast: inside it, float32 operations would be differentiated in half precision.
             self.scaler.scale(loss).backward(inputs=trained)
         self.world.average_gradients(trained)
-        self.scaler.step(optimizer)
-        self._stepped.add(role)
-        optimizer.zero_grad(set_to_none=True)  # now, not at the next step: the other networks need the memory
+        for optimizer in optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)  # now, not at the next step: the other networks need the memory
+        self._stepped |= roles
 
     def end_step(self) -> None:
         """Update the gradient scale of fp16.

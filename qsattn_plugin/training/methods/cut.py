@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.losses import PatchNCE
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.methods.base import Method, Parts
+from qsattn_plugin.training.methods.contrast import Contrast, Objectives, Translated
 
 #: The reference code stops random cropping when the learning rate starts to decay.
 _CROPS = {"random_crop": "until_decay"}
@@ -31,12 +31,14 @@ class CUT(Method):
         parts: builds the networks.
         gan: the adversarial loss: a registered objective's name, or ``{type: name, ...}`` with its arguments.
         gan_weight: the weight of the adversarial loss for the generator.
+        nce: the contrastive loss: a registered objective's name, or ``{type: name, ...}`` with its arguments, or a list
+            of these, to be added up by their ``weight``.
         nce_weight: the weight of the contrastive loss.
         identity: add the identity term NCE(y, G(y)) for images y of the target domain.
         identity_l1: weight of the L1 distance between G(y) and y, as in CUT's single-image training.
-        temperature: of the contrastive loss.
-        negatives: "internal" or "batch", see the objective ``patchnce``.
-        detach_positives: stop gradients through the positives, as CUT does.
+        temperature: of contrastive losses that have one and do not set it.
+        negatives: likewise: "internal" or "batch", see the objective ``patchnce``.
+        detach_positives: likewise: stop gradients through the positives, as CUT does.
         head_width: output features of the projection heads.
         head_gain: gain of the heads' Xavier initialisation.
         r1: weight of the R1 penalty, on the discriminator's gradient at real images; 0 disables it.
@@ -52,6 +54,7 @@ class CUT(Method):
         *,
         gan: Annotated[str | dict[str, Any], Nested("objective")] = "lsgan",
         gan_weight: float = 1.0,
+        nce: Annotated[str | dict[str, Any] | list[str | dict[str, Any]], Nested("objective", True)] = "patchnce",
         nce_weight: float = 1.0,
         identity: bool = True,
         identity_l1: float = 0.0,
@@ -71,27 +74,34 @@ class CUT(Method):
         self.generator = parts.generator()
         self.discriminator = parts.discriminator()
         self.encoder = parts.encoder(self.generator)
-        self.heads = ProjectionHeads(self.encoder.channels, head_width, head_gain)
+        shared = {"temperature": temperature, "negatives": negatives, "detach_positives": detach_positives}
+        self.nce = Objectives(nce, **shared)
+        self.heads = ProjectionHeads(self.nce.heads(self.encoder.channels), head_width, head_gain)
+        self.nce.build(self.generator, self.encoder, self.heads, parts)
         self.sampler = parts.sampler(self.encoder.taps)
         self.adversary = Adversary(self.discriminator, adversarial_loss(gan), parts.augmentation(), r1)
-        self.nce = PatchNCE(temperature, negatives, detach_positives)
+        self.contrast = Contrast(self.nce, self.generator, self.encoder, self.heads, self.sampler, self.adversary)
         self.gan_weight = gan_weight
         self.nce_weight = nce_weight
-        self.identity = identity
+        self.identity = identity and bool(nce_weight) and self.nce.identity
         self.identity_l1 = identity_l1
         self.flip_equivariance = flip_equivariance
 
     def roles(self) -> dict[str, list[nn.Module]]:
-        return {"generator": [self.generator, self.heads, self.encoder], "discriminator": [self.discriminator]}
+        owned = self.nce.owned() if self.nce_weight else []
+        roles: dict[str, list[nn.Module]] = {"generator": [self.generator, self.heads, self.encoder]}
+        return {**roles, "discriminator": [self.discriminator], **({"objective": owned} if owned else {})}
 
     def published(self) -> dict[str, nn.Module]:
         return {"forward": self.generator}
 
     def compilable(self) -> list[nn.Module]:
-        return [n for n in super().compilable() if n is not self.discriminator] + self.adversary.compilable()
+        left_out = (self.discriminator, *self.nce)
+        return [n for n in super().compilable() if n not in left_out] + self.adversary.compilable()
 
     def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
         parts = self.divide(batch)
+        self.nce.set_progress(self.progress)
         logs: list[dict[str, Tensor]] = [{} for _ in parts]
         # Drawn on the CPU, so that no device has to be waited for.
         mirrored = [self.flip_equivariance and bool(torch.rand((), generator=draws) < 0.5) for _ in parts]
@@ -99,7 +109,7 @@ class CUT(Method):
         # generator's update; the others are translated twice: their graphs would take the memory that dividing saves.
         first, *others = [partial(self._translate, part["A"], m) for part, m in zip(parts, mirrored, strict=True)]
         kept = [first()]
-        fakes = [kept[0][0].detach()]
+        fakes = [kept[0].image.detach()]
         for part, m in zip(parts[1:], mirrored[1:], strict=True):
             with torch.no_grad(), self.autocast():
                 fakes.append(self.generator(part["A"].flip(-1) if m else part["A"]))
@@ -111,91 +121,58 @@ class CUT(Method):
             ],
             len(parts),
         )
-        translations: list[Callable[[], tuple[Tensor, list[Tensor]]]] = [kept.pop, *others]
+        translations: list[Callable[[], Translated]] = [kept.pop, *others]
         terms: list[Callable[[], Tensor]] = [
-            partial(self._translation_loss, translate, m, draws, log, observe)
-            for translate, m, log in zip(translations, mirrored, logs, strict=True)
+            partial(self._translation_loss, translate, part["B"], draws, log, observe)
+            for translate, part, log in zip(translations, parts, logs, strict=True)
         ]
-        if (self.identity and self.nce_weight) or self.identity_l1:
+        if self.identity or self.identity_l1:
             terms += [
                 partial(self._identity_loss, part["B"], m, draws, log)
                 for part, m, log in zip(parts, mirrored, logs, strict=True)
             ]
-        self.update("generator", terms, len(parts))
+        self.update(("generator", "objective"), terms, len(parts))
+        self.nce.after_step()
         self.end_step()
         return self.merge(logs)
 
-    def _translate(self, source: Tensor, mirrored: bool) -> tuple[Tensor, list[Tensor]]:
+    def _translate(self, source: Tensor, mirrored: bool) -> Translated:
         """Return the translation of ``source``, or of its mirror image, and the features of ``source``."""
         with self.autocast():
-            if not mirrored:
-                return self.encoder.translate(self.generator, source)
-            # Features of the original, translation of its mirror image: one pass cannot give both.
-            features = self.encoder.features(self.generator, source)
-            return self.generator(source.flip(-1)), features
+            return self.contrast.translate(source, mirrored)
 
     def _translation_loss(
         self,
-        translate: Callable[[], tuple[Tensor, list[Tensor]]],
-        mirrored: bool,
+        translate: Callable[[], Translated],
+        target: Tensor,
         draws: torch.Generator,
         log: dict[str, Tensor],
         observe: bool,
     ) -> Tensor:
         """Return the generator's objective on a translated image: adversarial and contrastive loss."""
-        fake, features = translate()
-        total = fake.new_zeros((), dtype=torch.float32)
+        made = translate()
+        total = made.image.new_zeros((), dtype=torch.float32)
         if self.gan_weight:
-            total = total + self.gan_weight * self.adversary.generator_loss(fake, draws, log)
+            total = total + self.gan_weight * self.adversary.generator_loss(made.image, draws, log)
         if self.nce_weight:
-            share = 0.5 if self.identity else 1.0
-            nce = self.contrast(features, fake, draws, log, "NCE", mirrored, observe)
-            total = total + share * self.nce_weight * nce
+            pair = self.contrast.pair(made, draws, log, "NCE", target, observe)
+            nce, own = self.contrast.loss(pair, log, "NCE", half=self.identity)
+            total = total + self.nce_weight * nce + own
         return total
 
     def _identity_loss(self, target: Tensor, mirrored: bool, draws: torch.Generator, log: dict[str, Tensor]) -> Tensor:
         """Return the generator's identity objective on an image of the target domain."""
-        same, features = self._translate(target, mirrored)
-        total = same.new_zeros((), dtype=torch.float32)
-        if self.identity and self.nce_weight:
-            nce = self.contrast(features, same, draws, log, "NCE_identity", mirrored)
-            total = total + 0.5 * self.nce_weight * nce
+        made = self._translate(target, mirrored)
+        total = made.image.new_zeros((), dtype=torch.float32)
+        if self.identity:
+            pair = self.contrast.pair(made, draws, log, "NCE_identity")
+            nce, own = self.contrast.loss(pair, log, "NCE_identity", half=True, identity=True)
+            total = total + self.nce_weight * nce + own
         if self.identity_l1:
-            distance = F.l1_loss(same.float(), target.flip(-1) if mirrored else target)
+            distance = F.l1_loss(made.image.float(), target.flip(-1) if mirrored else target)
             log["L1_identity"] = distance.detach()
             total = total + self.identity_l1 * distance
         return total
-
-    def contrast(
-        self,
-        source: Sequence[Tensor],
-        image: Tensor,
-        draws: torch.Generator,
-        log: dict[str, Tensor],
-        name: str,
-        mirrored: bool = False,
-        observe: bool = False,
-    ) -> Tensor:
-        """Return the contrastive loss between ``image`` (B, C, H, W) and its source's features, averaged over the taps.
-
-        Routes are chosen on the source and applied to both: the paper's cross-domain value routing (equations 3 and 4).
-        """
-        taps = list(self.encoder.taps)
-        routes = self.sampler.choose(list(source), taps, generator=draws, observe=observe)
-        features = self.encoder.features(self.generator, image)
-        if mirrored:
-            features = [f.flip(-1) for f in features]
-        anchors = self.heads([route(f) for route, f in zip(routes, features, strict=True)])
-        # Detached positives need no graph through the heads.
-        with torch.set_grad_enabled(not self.nce.detach_positives):
-            positives = self.heads([route(f) for route, f in zip(routes, source, strict=True)])
-        by_tap = torch.stack([self.nce(a, p).mean() for a, p in zip(anchors, positives, strict=True)])
-        log[name] = by_tap.mean().detach()
-        for tap, route in zip(taps, routes, strict=True):
-            for key, value in route.stats.items():
-                if observe or key == "nonfinite":
-                    log[f"tap_{tap}/{name}/{key}" if name != "NCE" else f"tap_{tap}/{key}"] = value
-        return by_tap.mean()
 
 
 @register("method", "qsattn", tags=("paper", "contrastive"))

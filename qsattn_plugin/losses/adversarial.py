@@ -1,69 +1,17 @@
-"""Objectives: the patch-wise contrastive loss of CUT, and adversarial losses."""
+"""Adversarial losses."""
 
 from __future__ import annotations
 
 import abc
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qsattn_plugin.devices import no_autocast, send
+from qsattn_plugin.devices import send
 from qsattn_plugin.registry import register
-
-
-@register("objective", "patchnce", tags=("cut", "contrastive"))
-class PatchNCE(nn.Module):
-    """Cross-entropy of classifying, for each anchor, its positive among all positions of the image.
-
-    Park et al. 2020 (CUT), equation 3: similarities are dot products of unit vectors over ``temperature``; the positive
-    is on the diagonal, all other rows of the same image are negatives.
-
-    Args:
-        temperature: divides the similarities.
-        negatives: "internal" takes negatives from the same image (the papers'), "batch" from all images of the batch.
-        detach_positives: no gradient flows through the positives, as in CUT.
-    """
-
-    def __init__(
-        self,
-        temperature: float = 0.07,
-        negatives: Literal["internal", "batch"] = "internal",
-        detach_positives: bool = True,
-    ):
-        super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: must be above 0, got {temperature}")
-        if negatives not in ("internal", "batch"):
-            raise ValueError(f"negatives: must be internal or batch, got {negatives!r}")
-        self.temperature = temperature
-        self.negatives = negatives
-        self.detach_positives = detach_positives
-
-    def forward(self, anchors: Tensor, positives: Tensor) -> Tensor:
-        """Return the loss of each anchor, (B, N), from anchors and positives (B, N, C) of unit length.
-
-        It is float32 also under autocast: similarities over a temperature of 0.07 need more than eight bits.
-
-        Raises:
-            ValueError: anchors and positives differ in shape.
-        """
-        if anchors.shape != positives.shape or anchors.ndim != 3:
-            got = f"{tuple(anchors.shape)} and {tuple(positives.shape)}"
-            raise ValueError(f"anchors: must have the same shape (B, N, C) as positives, got {got}")
-        if self.detach_positives:
-            positives = positives.detach()
-        batch, count, _ = anchors.shape
-        with no_autocast(anchors.device.type):
-            anchors, positives = anchors.float(), positives.float()
-            if self.negatives == "batch":
-                anchors, positives = anchors.flatten(0, 1)[None], positives.flatten(0, 1)[None]
-            logits = torch.bmm(anchors, positives.transpose(1, 2)) / self.temperature
-            diagonal = torch.arange(logits.shape[1], device=logits.device).repeat(logits.shape[0])
-            loss = F.cross_entropy(logits.flatten(0, 1), diagonal, reduction="none")
-        return loss.view(batch, count)
 
 
 class AdversarialLoss(nn.Module, abc.ABC):

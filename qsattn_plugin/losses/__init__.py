@@ -1,0 +1,15 @@
+"""Objectives: adversarial losses, and the contrastive ones of the CUT line, a file each."""
+
+from qsattn_plugin.losses.adversarial import LSGAN, WGANGP, AdversarialLoss, HingeGAN, VanillaGAN
+from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair, PatchNCE
+
+__all__ = [
+    "LSGAN",
+    "WGANGP",
+    "AdversarialLoss",
+    "ContrastiveObjective",
+    "HingeGAN",
+    "Pair",
+    "PatchNCE",
+    "VanillaGAN",
+]

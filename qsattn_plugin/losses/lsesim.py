@@ -1,0 +1,156 @@
+"""Spatially-correlative maps: F-LSeSim (Zheng, Cham and Cai, CVPR 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from qsattn_plugin.attention.entropy import at_least_float32
+from qsattn_plugin.attention.routes import Route
+from qsattn_plugin.devices import no_autocast
+from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
+from qsattn_plugin.registry import Nested, create_nested, register
+
+
+@register("objective", "lsesim", tags=("contrastive",))
+class LSeSim(ContrastiveObjective):
+    """Distance between the self-similarity maps of source and translation, fixed or learned (Zheng et al. 2021).
+
+    The map of a query holds its similarities to the positions of a window around it, in its own image. Maps of source
+    and translation are compared where the translation's is largest, in a quarter of the window. Learned maps go through
+    two 1 x 1 convolutions a tap, trained by contrast: the source's maps are to be those of its translation and of its
+    augmented self, not those of an image of the target domain turned by 180 degrees.
+
+    Args:
+        similarity: of features centred over the image: "dot", tanh of a tenth of the mean product of their channels, or
+            "cosine".
+        distance: "cosine" or "l1", between the maps.
+        window: side of the window in positions; maps that are not larger are taken whole.
+        learned: train convolutions in front of the similarities (LSeSim); else they are those of the encoder (FSeSim).
+        augment: for learned maps: the augmentation that leaves the structure; null is none.
+        temperature: of the contrast that learned maps are trained by.
+        init_gain: deviation of the convolutions' normal initialisation.
+    """
+
+    identity = False
+    projects = False
+
+    def __init__(
+        self,
+        similarity: Literal["dot", "cosine"] = "dot",
+        distance: Literal["cosine", "l1"] = "cosine",
+        window: int = 64,
+        learned: bool = False,
+        augment: Annotated[str | dict[str, Any] | None, Nested("augmentation")] = "colour",
+        temperature: float = 0.07,
+        init_gain: float = 0.02,
+    ):
+        super().__init__()
+        if window < 2:
+            raise ValueError(f"window: must be at least 2, got {window}")
+        if temperature <= 0:
+            raise ValueError(f"temperature: must be above 0, got {temperature}")
+        self.similarity, self.distance, self.window, self.learned = similarity, distance, window, learned
+        self.temperature, self.init_gain = temperature, init_gain
+        self.augment = create_nested("augmentation", augment, "augment") if learned and augment is not None else None
+
+    def build(self, generator: nn.Module, encoder: Any, heads: nn.Module) -> None:
+        self.select = nn.ModuleList()
+        for channels in encoder.channels if self.learned else ():
+            width = max(32, channels // 4)
+            first, second = nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 1)
+            for layer in (first, second):
+                nn.init.normal_(layer.weight, 0.0, self.init_gain)
+                nn.init.zeros_(cast(Tensor, layer.bias))
+            self.select.append(nn.Sequential(first, nn.ReLU(), second))
+
+    def compare(self, pair: Pair) -> Tensor:
+        source = [f.detach() for f in pair.source]
+        if self.learned:
+            pair.own["similarity"] = self._contrast(pair, source)
+        maps = [self.maps(self._fixed(f), pair.routes) for f in (source, pair.features)]
+        return torch.stack([self.compare_maps(a, b) for a, b in zip(*maps, strict=True)]).mean()
+
+    def _fixed(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the features through the learned layers, which get no gradient; themselves if none are learned."""
+        if not self.learned:
+            return list(features)
+        weights = [{name: p.detach() for name, p in layers.named_parameters()} for layers in self.select]
+        return [functional_call(s, w, (f,)) for s, w, f in zip(self.select, weights, features, strict=True)]
+
+    def maps(self, features: Sequence[Tensor], routes: Sequence[Route]) -> list[Tensor]:
+        """Return the maps of the routes' queries, (B, N, K) for windows of K positions, in features (B, C, H, W)."""
+        found = []
+        for f, route in zip(features, routes, strict=True):
+            with no_autocast(f.device.type):
+                f = at_least_float32(f)
+                f = f - f.mean((2, 3), keepdim=True)
+                f = F.normalize(f, dim=1) if self.similarity == "cosine" else f / math.sqrt(f.shape[1])
+                scores = torch.bmm(route(f), f.flatten(2))
+                scores = self._in_window(scores, route.queries, f.shape[2], f.shape[3])
+                found.append(scores if self.similarity == "cosine" else torch.tanh(scores / 10))
+        return found
+
+    def _in_window(self, scores: Tensor, queries: Tensor, height: int, width: int) -> Tensor:
+        """Return the scores (B, N, H * W) in the window around each query (B, N), moved into the image."""
+        if self.window >= min(height, width):
+            return scores
+        steps = torch.arange(self.window, device=queries.device)
+        top, left = (
+            (at - self.window // 2).clamp(0, side - self.window).unsqueeze(-1) + steps
+            for at, side in ((queries // width, height), (queries % width, width))
+        )
+        return scores.gather(2, (top.unsqueeze(-1) * width + left.unsqueeze(-2)).flatten(2))
+
+    def compare_maps(self, source: Tensor, translation: Tensor) -> Tensor:
+        """Return the distance of maps (B, N, K), 0-dim, where the translation's are largest."""
+        count = max(1, translation.shape[-1] // 4)
+        least = translation.sort(dim=-1, descending=True).values[..., min(count, translation.shape[-1] - 1)]
+        outside = translation < least.unsqueeze(-1)
+        source, translation = source.masked_fill(outside, 0.0), translation.masked_fill(outside, 0.0)
+        if self.distance == "cosine":
+            got = F.cosine_similarity(source, translation, dim=-1)
+            want = torch.ones_like(got)
+        else:
+            factor = translation.shape[-1] / count
+            got, want = factor * source, factor * translation
+        return (F.l1_loss if self.similarity == "cosine" else F.smooth_l1_loss)(got, want)
+
+    def _contrast(self, pair: Pair, source: Sequence[Tensor]) -> Tensor:
+        """Return the loss of the learned layers: the maps' cross-entropy, with those of another image as negatives."""
+        assert pair.target is not None
+        routes = [route.detach() for route in pair.routes]
+        with torch.no_grad():
+            cases = [([f.detach() for f in pair.features], pair.target)]
+            if self.augment is not None:
+                same, other = (self.augment(images, pair.draws) for images in (pair.input, pair.target))
+                cases.append((pair.encode(same), other))
+            encoded = [(same, pair.encode(other.flip(2, 3))) for same, other in cases]
+        losses = []
+        for index, layers in enumerate(self.select):
+            anchors = layers(source[index])
+            for same, other in encoded:
+                seen = [anchors, layers(same[index]), layers(other[index])]
+                a, b, c = self.maps(seen, [routes[index]] * 3)
+                losses.append(contrast_maps(a, b, c, self.temperature))
+        return torch.stack(losses).mean()
+
+
+def contrast_maps(source: Tensor, same: Tensor, other: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy, 0-dim, of finding each of ``source``'s maps (B, N, K) in ``same``.
+
+    The maps of ``other`` are negatives of both.
+    """
+    with no_autocast(source.device.type):
+        source, same, other = (F.normalize(maps, dim=-1) for maps in (source, same, other))
+        logits = torch.cat(
+            [source @ same.transpose(1, 2), source @ other.transpose(1, 2), same @ other.transpose(1, 2)], 2
+        )
+        places = torch.arange(source.shape[1], device=source.device).repeat(len(source))
+        return F.cross_entropy(logits.flatten(0, 1) / temperature, places)
