@@ -25,13 +25,15 @@ part does not import them. One that fails is named in a :class:`PartsWarning` an
 from __future__ import annotations
 
 import importlib
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.registry.parts import IndexedPart, Nested, Part, PartError, fits, read_index
+from qsattn_plugin.registry.parts import IndexedPart, Nested, Part, PartError, fits
 
 __all__ = [
     "BUILTIN",
@@ -122,7 +124,6 @@ class Registry:
         self._builtin = builtin if builtin is not None else {}
         self._group = group
         self._index = index
-        self._indexed: list[IndexedPart] | None = None
         self._loaded: set[str] = set()
         self._importing_others = False
 
@@ -137,13 +138,25 @@ class Registry:
         if kind in self._loaded:
             return
         self._loaded.add(kind)  # first, because a part's module may create parts of its own kind
-        if self._index and self._indexed is None:
-            self._indexed = read_index(self._index)
-        known = [part for part in self._indexed or () if part.kind == kind and kind in self._builtin]
-        for part in known:
-            self._parts.setdefault((kind, part.name), part)
-        if not known:
+        index = self._indexed if kind in self._builtin else ()
+        for entry in index:
+            if entry["kind"] == kind:
+                key = kind, entry["name"]
+                self._parts.setdefault(key, IndexedPart(entry, partial(self._imported, *key)))
+        if not index:
             self._import(kind)
+
+    @cached_property
+    def _indexed(self) -> list[dict[str, Any]]:
+        """Return the entries of the index; none where there is no index."""
+        return json.loads(self._index.read_text(encoding="utf-8")) if self._index and self._index.is_file() else []
+
+    def _imported(self, kind: str, name: str) -> Part:
+        """Return a built-in part after importing its kind; raise PartError if there is none any more."""
+        self._import(kind)
+        if isinstance(part := self._parts[kind, name], IndexedPart):
+            raise PartError(f"{kind} {name!r} is in {self._index}, but not in the code")
+        return part
 
     def _import(self, kind: str) -> None:
         """Import the modules of a kind's built-in parts, which register them."""
@@ -203,7 +216,9 @@ class Registry:
             known = self._parts.get((kind, name))
             # A reloaded module registers the same definition again.
             part = Part(kind, name, target, tuple(tags))
-            if known and known.origin != part.origin:
+            # The index gives way to the code that it describes, wherever that lies now.
+            described = isinstance(known, IndexedPart) and part.origin[0].startswith(f"{__name__.split('.')[0]}.")
+            if known and known.origin != part.origin and not described:
                 raise PartError(f"{kind} {name!r} is already registered by {known.origin[0]}; choose another name")
             self._parts[kind, name] = part
             return target

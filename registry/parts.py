@@ -7,21 +7,18 @@ import collections.abc
 import contextlib
 import fnmatch
 import functools
-import importlib
 import inspect
-import json
 import pathlib
 import re
 import textwrap
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
 
-__all__ = ["IndexedPart", "Nested", "Part", "PartError", "argument_docs", "describe_part", "fits", "read_index"]
+__all__ = ["IndexedPart", "Nested", "Part", "PartError", "argument_docs", "describe_part", "fits"]
 
 
 class PartError(UserError, ValueError):
@@ -104,17 +101,17 @@ class Part:
 
 
 class IndexedPart(Part):
-    """A built-in part as the index describes it; its module is imported when ``target`` is asked for."""
+    """A built-in part as the index describes it; ``load`` imports the part itself when ``target`` is asked for."""
 
     entry: Mapping[str, Any]
+    load: Callable[[], Part]
 
-    def __init__(self, entry: Mapping[str, Any]):
-        self.__dict__.update(entry=entry, kind=entry["kind"], name=entry["name"], tags=tuple(entry["tags"]))
+    def __init__(self, entry: Mapping[str, Any], load: Callable[[], Part]):
+        self.__dict__.update(entry=entry, load=load, kind=entry["kind"], name=entry["name"], tags=tuple(entry["tags"]))
 
     @functools.cached_property
     def target(self) -> Callable[..., Any]:  # type: ignore[override]
-        module, names = self.origin
-        return functools.reduce(getattr, names.split("."), importlib.import_module(module))  # type: ignore[return-value]
+        return self.load().target
 
     @property
     def origin(self) -> tuple[str, str]:
@@ -166,11 +163,6 @@ class _Types(dict):
         if name in ("int", "float", "str", "bool", "tuple", "list", "dict", "set", "object"):
             raise KeyError(name)  # looked up among the builtins
         return _StandIn(name, (), {"__module__": "", "__qualname__": name})
-
-
-def read_index(path: Path) -> list[IndexedPart]:
-    """Return the parts that an index describes; none if there is no such file."""
-    return [IndexedPart(entry) for entry in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
 
 
 def describe_part(part: Part) -> dict[str, Any]:

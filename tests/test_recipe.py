@@ -307,7 +307,10 @@ def test_json_schema_describes_every_part(parts):
     assert not schema["additionalProperties"]
     assert set(schema["properties"]["train"]["properties"]) >= {"steps", "lr", "decay_from"}
     assert schema["properties"]["train"]["properties"]["steps"]["description"]
-    names, mapping = schema["properties"]["generator"]["oneOf"]
+    section = schema["properties"]["generator"]
+    # Branches by type, not oneOf: an editor then names the wrong key instead of saying that nothing fits.
+    assert section["if"] == {"type": "object"}
+    names, mapping = section["else"], section["then"]
     assert {"const": "resnet_9blocks", "description": "A generator."} in names["oneOf"]
     case = next(c["then"] for c in mapping["allOf"] if c["if"]["properties"]["type"]["const"] == "resnet_9blocks")
     width = case["properties"]["width"]
@@ -315,9 +318,9 @@ def test_json_schema_describes_every_part(parts):
     assert not case["additionalProperties"]
     (settings,) = (c["then"] for c in schema["allOf"] if c["if"]["properties"]["method"]["const"] == "qsattn")
     assert set(settings["properties"]["objective"]["properties"]) == {"gan", "weight"}
-    folders = schema["properties"]["data"]["oneOf"][1]["allOf"][0]["then"]
+    folders = schema["properties"]["data"]["then"]["allOf"][0]["then"]
     assert set(folders["properties"]) == {"type", "root", "note", *PIPELINE}
-    assert schema["properties"]["augmentations"]["items"]["oneOf"][1]["required"] == ["type"]
+    assert schema["properties"]["augmentations"]["items"]["then"]["required"] == ["type"]
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))
