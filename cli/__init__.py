@@ -37,7 +37,7 @@ COMMANDS = {
     "data": ("qsattn_plugin.cli.data", "Download a public data set, or draw the toy one, into folders."),
     "fork": ("qsattn_plugin.cli.fork", "Run a CUT fork's own script with its patch sampler swapped."),
     "list": ("qsattn_plugin.cli.list", "Show the parts that recipes can name, and the shipped recipes."),
-    "show": ("qsattn_plugin.cli.show", "Show one part: its arguments, and a network's size and taps."),
+    "show": ("qsattn_plugin.cli.show", "Show one part, key, recipe or published model."),
     "schema": ("qsattn_plugin.cli.schema", "Print the JSON Schema of recipes, for editors."),
 }
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from qsattn_plugin.cli.options import import_option
+
 
 @click.command("build", short_help="Check a recipe and create its run.")
 @click.argument("recipe")
@@ -15,20 +17,37 @@ import click
     "-s", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe: -s train.steps=100."
 )
 @click.option("--overwrite", is_flag=True, help="Delete the training in the folder.")
-def command(recipe: str, folder: Path | None, overrides: tuple[str, ...], overwrite: bool) -> None:
-    """Check RECIPE, build every part of it once, and write the resolved recipe into a run folder.
+@import_option
+@click.option("--no-trial", is_flag=True, help="Do not try two steps and an evaluation.")
+def command(
+    recipe: str,
+    folder: Path | None,
+    overrides: tuple[str, ...],
+    overwrite: bool,
+    imports: tuple[str, ...],
+    no_trial: bool,
+) -> None:
+    """Check RECIPE, try it, and write the resolved recipe into a run folder.
 
-    RECIPE is a YAML file or a shipped recipe's name (`qsattn list recipes`). Nothing is trained yet: that is
-    `qsattn fit`.
+    RECIPE is a YAML file or a shipped recipe's name (`qsattn list recipes`). Every part is built once, and two steps
+    and an evaluation are tried on a few of the pictures, which finds what does not fit together and says how long the
+    training takes on this machine, and in how much memory. Nothing is kept of it: training is `qsattn fit`.
     """
     from qsattn_plugin.registry.recipe import load_recipe
     from qsattn_plugin.text import text_table
     from qsattn_plugin.training.describe import part_table
     from qsattn_plugin.training.run import Run
+    from qsattn_plugin.training.session import Session
 
-    loaded = load_recipe(recipe, overrides)
-    table = part_table(loaded)
+    loaded = load_recipe(recipe, overrides, imports)
+    run = Run.at(loaded, folder)
+    run.check(overwrite)
+    session = Session(loaded)
+    click.echo(textwrap.indent(text_table(part_table(session), "<<>"), "  "))
+    if not no_trial:
+        from qsattn_plugin.training.trial import describe_trial, try_recipe
+
+        click.echo("\n" + describe_trial(session, try_recipe(session)))
     run = Run.create(loaded, folder, overwrite)
-    click.echo(textwrap.indent(text_table(table, "<<>"), "  "))
     name = "" if folder is None else f" {folder}"
     click.echo(f"\nThe run is {run.folder}. Train it with: qsattn fit{name}")

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import click
 
+from qsattn_plugin.cli.options import import_option
+
 
 @click.command("list", short_help="Show the parts that recipes can name, recipes, and published models.")
 @click.argument("pattern", default="*")
-def command(pattern: str) -> None:
-    """Show the parts of a kind (`generators`), those whose name or tag matches PATTERN (`"*qsattn*"`), `recipes`, or
-    the published models (`pretrained`)."""
-    from qsattn_plugin.registry import list_parts
+@import_option
+def command(pattern: str, imports: tuple[str, ...]) -> None:
+    """Show the parts of a kind (`generators`), `recipes`, or the published models (`pretrained`).
+
+    Any other PATTERN is looked for in names and tags (`"*qsattn*"`), and as a word in what is said of them (`horse`).
+    """
+    from qsattn_plugin.errors import UserError, nearest
+    from qsattn_plugin.registry import KINDS, list_parts
+    from qsattn_plugin.registry.parts import fits
     from qsattn_plugin.registry.pretrained import entries
     from qsattn_plugin.registry.recipe import shipped_recipes
+    from qsattn_plugin.registry.recipe.imports import import_named
     from qsattn_plugin.text import text_table
 
-    rows = []
-    if pattern not in ("recipe", "recipes", "pretrained"):
-        rows += [(f"{part.kind}/{part.name}", part.summary) for part in list_parts(pattern)]
-    if pattern in ("*", "recipe", "recipes"):
-        rows += [(f"recipe/{name}", summary) for name, summary in shipped_recipes().items()]
-    if pattern in ("*", "pretrained"):
-        for name, entry in entries().items():
-            rows.append((f"pretrained/{name}", entry.summary + ("" if entry.has_weights else " (no weights yet)")))
-    click.echo(text_table(rows))
+    import_named(imports)
+    rows = [(part.kind, part.name, part.tags, part.summary) for part in list_parts()]
+    rows += [("recipe", name, (), text) for name, text in shipped_recipes().items()]
+    for name, entry in entries().items():
+        rows.append(("pretrained", name, (), entry.summary + ("" if entry.has_weights else " (no weights yet)")))
+    kinds = [kind for kind in (*KINDS, "recipe", "pretrained") if pattern in (kind, f"{kind}s")]
+    found = [row for row in rows if (row[0] in kinds if kinds else fits(pattern, *row))]
+    if not found:
+        known = (*KINDS, *(row[1] for row in rows))
+        raise UserError(f"nothing is called {pattern!r}, and nothing is said of it{nearest(pattern, known)}")
+    click.echo(text_table((f"{kind}/{name}", text) for kind, name, _, text in found))

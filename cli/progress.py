@@ -8,7 +8,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from qsattn_plugin.text import duration
 from qsattn_plugin.training.progress import TrainingEvent, summarise_losses
+
+#: Steps that the time of a step is averaged over, evaluations between them included.
+_HORIZON = 1000
+#: From so many seconds a step on, that is shown instead of images per second.
+_SLOW = 1.0
 
 
 class Bar(tqdm):
@@ -55,9 +61,12 @@ class TrainingDisplay:
 
     def __init__(self) -> None:
         self._bars = StageBars(leave=False)
-        self._began: tuple[float, int] | None = None
         self._losses = ""
         self._rate = ""
+        self._steps = 0  # seen since the start
+        self._last = 0.0  # time of the last one
+        self._mean = 0.0  # seconds of a step
+        self._log_every = 1
 
     def __call__(self, progress: TrainingEvent) -> None:
         """Show an event; kinds without a method here have nothing to show."""
@@ -82,8 +91,11 @@ class TrainingDisplay:
         self._skipped(values["skipped"])
         images = " and ".join(str(n) for n in values["images"].values())
         going = f"carrying on at step {progress.step}" if values["resumed"] else "starting"
-        self._line(f"{going} on {values['device']}, {images} images, {progress.steps} steps")
-        self._began = (time.monotonic(), progress.step)
+        form = values["environment"]["precision"]
+        self._line(f"{going} on {values['device']} in {form}, {images} images, {progress.steps} steps")
+        for sentence in values["notes"]:
+            self._line(sentence)
+        self._steps, self._last, self._log_every = 0, time.monotonic(), values["log_every"]
 
     def _images(self, progress: TrainingEvent) -> None:
         """Show that the images were decoded again."""
@@ -105,6 +117,15 @@ class TrainingDisplay:
             self._line(f"step {progress.step}/{progress.steps}  {self._state(progress)}")
 
     def _step(self, progress: TrainingEvent) -> None:
+        now = time.monotonic()
+        taken, self._last = now - self._last, now
+        self._steps += 1
+        if self._steps <= 2:  # the first step takes longer than others: its time is dropped with the second
+            self._mean = taken
+        else:
+            self._mean += (taken - self._mean) / min(self._steps - 1, _HORIZON)
+        if self._steps == 1 and progress.step % self._log_every and not sys.stderr.isatty():
+            self._line(f"step {progress.step}/{progress.steps}  {self._state(progress)}")
         self._bars("training", progress.step, progress.steps, bar_format="{bar:20} {n}/{total}  {desc}")
         assert self._bars.bar is not None
         self._bars.bar.set_description_str(self._state(progress), refresh=False)
@@ -127,16 +148,13 @@ class TrainingDisplay:
 
     def _end(self, progress: TrainingEvent) -> None:
         if progress.values["finished"]:
-            self._line(f"finished at step {progress.step} after {tqdm.format_interval(progress.values['seconds'])}")
+            self._line(f"finished at step {progress.step} after {duration(progress.values['seconds'])}")
         elif not progress.values["signal"]:  # then the command says it as it ends
             more = f"`qsattn fit {progress.values['folder']}` continues from here"
             self._line(f"stopped at step {progress.step} of {progress.steps}; {more}")
 
     def _state(self, progress: TrainingEvent) -> str:
-        """Return the rate, the time left at the mean rate since the start, and the losses."""
-        began, first = self._began or (0.0, progress.step)
-        left = ""
-        if progress.step > first:
-            seconds = (time.monotonic() - began) / (progress.step - first) * (progress.steps - progress.step)
-            left = f"{tqdm.format_interval(seconds)} left"
-        return f"{self._rate}  {left}  {self._losses}"
+        """Return the rate, the time left, and the losses."""
+        slow = self._mean >= _SLOW or not self._rate
+        rate = f"{self._mean:.{1 if slow else 3}f} s/step" if slow else self._rate
+        return f"{rate}  {duration(self._mean * (progress.steps - progress.step))} left  {self._losses}".rstrip()

@@ -1,57 +1,117 @@
-"""``qsattn show``: describes one part."""
+"""``qsattn show``: describes one part, key, recipe or published model."""
 
 from __future__ import annotations
 
-import inspect
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsattn_plugin.cli.options import import_option
+
 if TYPE_CHECKING:
     from qsattn_plugin.registry import Part
+    from qsattn_plugin.registry.recipe.page import Key
 
 
-@click.command("show", short_help="Show one part's arguments and size, or a published model's card.")
-@click.argument("part", metavar="KIND/NAME")
+@click.command("show", short_help="Show one part, key, recipe or published model.")
+@click.argument("what", metavar="NAME")
 @click.option(
     "--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the multiply-adds."
 )
-def command(part: str, size: int) -> None:
-    """Show what the part KIND/NAME is, its arguments, and for networks the parameters, multiply-adds and taps.
+@import_option
+def command(what: str, size: int, imports: tuple[str, ...]) -> None:
+    """Show what NAME is: a part (generator/resnet_9blocks), a recipe (recipe/toy, recipe/PATH), a published model
+    (pretrained/toy), or a key of a recipe (train, objective.r1).
 
-    pretrained/NAME shows a published model: its training, data and scores. recipe/NAME shows a shipped recipe,
-    including what it inherits.
+    Parts come with their arguments, and networks with their parameters, multiply-adds and taps; recipes with all that
+    they inherit. What stands before the slash can be left out where the name means one thing.
     """
-    from qsattn_plugin.errors import UserError
-    from qsattn_plugin.registry import find
-    from qsattn_plugin.registry.recipe.docs import argument_docs
+    from qsattn_plugin.registry.recipe.imports import import_named
 
-    kind, slash, name = part.partition("/")
+    import_named(imports)
+    kind, slash, name = what.partition("/")
     if not slash:
-        raise UserError(f"write KIND/NAME, for example generator/resnet_9blocks; got {part!r}")
+        kind, name = _resolve(what)
     if kind == "pretrained":
         _published(name)
-        return
-    if kind == "recipe":
+    elif kind == "recipe":
         from qsattn_plugin.registry.recipe import load_recipe
 
         click.echo(load_recipe(name).to_yaml(), nl=False)
-        return
-    found = find(kind, name)
-    click.echo(f"{found.kind}/{found.name}: {found.summary}")
-    if found.tags:
-        click.echo(f"tags: {', '.join(found.tags)}")
-    docs = argument_docs(found.target)
+    elif kind == "key":
+        _key(name)
+    else:
+        _part(kind, name, size)
+
+
+def _resolve(name: str) -> tuple[str, str]:
+    """Return the kind and the name of the one thing of this name; a path is a recipe's.
+
+    Raises:
+        UserError: there is none, or more than one."""
+    from qsattn_plugin.errors import UserError, nearest
+    from qsattn_plugin.registry import list_parts
+    from qsattn_plugin.registry.pretrained import entries
+    from qsattn_plugin.registry.recipe import shipped_recipes
+    from qsattn_plugin.registry.recipe.schema import KEYS
+
+    if name.endswith((".yaml", ".yml")):
+        return "recipe", name
+    known = [(part.kind, part.name) for part in list_parts()]
+    known += [("recipe", recipe) for recipe in shipped_recipes()]
+    known += [("pretrained", model) for model in entries()]
+    known += [("key", key) for key in KEYS]
+    found = [each for each in known if each[1] == name]
+    if not found and name.partition(".")[0] in KEYS:
+        return "key", name
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"{name} is several things; ask for {' or '.join('/'.join(each) for each in found)}")
+    raise UserError(f"nothing is called {name!r}{nearest(name, [each[1] for each in known])}")
+
+
+def _key(name: str) -> None:
+    from qsattn_plugin.errors import UserError, nearest
+    from qsattn_plugin.registry import list_parts
+    from qsattn_plugin.registry.recipe.page import find_keys
+    from qsattn_plugin.registry.recipe.schema import KEYS, PARTS
+    from qsattn_plugin.text import text_table
+
+    section = name.partition(".")[0]
+    keys = find_keys(name)
+    if name not in KEYS and not keys:
+        near = nearest(name, (*KEYS, *(key.name for key in find_keys(section))))
+        raise UserError(f"a recipe has no key {name!r}{near}")
+    if name in KEYS:
+        click.echo(f"{name}: {KEYS[name]}")
+    _echo_keys(keys)
+    kind = PARTS.get(name, name)
+    if name in PARTS or name == "method":
+        rows = [(f"{kind}/{part.name}", part.summary) for part in list_parts(kind)]
+        click.echo(f"\nparts, each with its own arguments:\n{text_table(rows)}")
+
+
+def _echo_keys(keys: Iterable[Key]) -> None:
+    for key in keys:
+        click.echo(f"  {key.name}: {key.type}{'' if key.default is None else f' = {key.default}'}")
+        if key.text:
+            click.echo(click.wrap_text(key.text, 96, "      ", "      "))
+
+
+def _part(kind: str, name: str, size: int) -> None:
+    from qsattn_plugin.registry import find
+    from qsattn_plugin.registry.recipe.page import argument_keys
+
+    part = find(kind, name)
+    click.echo(f"{part.kind}/{part.name}: {part.summary}")
+    if part.tags:
+        click.echo(f"tags: {', '.join(part.tags)}")
     click.echo("\narguments:")
-    for argument in found.signature.parameters.values():
-        default = "" if argument.default is argument.empty else f" = {_as_yaml(argument.default)}"
-        click.echo(f"  {argument.name}: {_type(argument.annotation)}{default}")
-        if argument.name in docs:
-            click.echo(click.wrap_text(docs[argument.name], 96, "      ", "      "))
-    if found.kind in ("generator", "discriminator"):
-        _network(found, size)
+    _echo_keys(argument_keys(part))
+    if part.kind in ("generator", "discriminator"):
+        _network(part, size)
 
 
 def _published(name: str) -> None:
@@ -95,25 +155,3 @@ def _network(part: Part, size: int) -> None:
             star = "*" if {tap.index, tap.name} & default else ""
             rows.append((star, str(tap.index), tap.name, str(tap.channels), str(tap.stride)))
         click.echo(f"taps (* is used by default):\n{text_table(rows, '<><>>')}")
-
-
-def _type(annotation: object) -> str:
-    from qsattn_plugin.registry.recipe.checking import nested
-
-    if annotation is inspect.Parameter.empty:
-        return "anything"
-    if inner := nested(annotation):
-        forms = [inner.kind] * inner.one + [f"list of {inner.kind}s"] * inner.several + ["null"] * inner.none
-        return " | ".join(forms)
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(map(_as_yaml, typing.get_args(annotation)))
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation.__name__
-    return str(annotation).replace("typing.", "")
-
-
-def _as_yaml(value: object) -> str:
-    """Return a value as a recipe writes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(list(value)) if isinstance(value, tuple) else str(value)

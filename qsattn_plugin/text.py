@@ -1,4 +1,4 @@
-"""Text tables."""
+"""Text tables, and durations in words."""
 
 from __future__ import annotations
 
@@ -24,3 +24,19 @@ def text_table(rows: Iterable[Sequence[str]], align: str = "", rule: bool = Fals
         rows.insert(1, ["-" * width for width in widths])
     sides = align.ljust(len(widths), "<")
     return "\n".join("  ".join(map("{:{}{}}".format, row, sides, widths)).rstrip() for row in rows)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration by its two largest units.
+
+    >>> from qsattn_plugin.text import duration
+    >>> duration(793_000), duration(61), duration(0.2)
+    ('9 d 4 h', '1 min 1 s', '0 s')
+    """
+    left = round(seconds)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])

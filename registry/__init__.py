@@ -9,8 +9,8 @@ A part is a class or a function with a decorator::
         '''One line that ``qsattn list`` shows.'''
 
 Recipes name it (``generator: {type: my_unet, depth: 5}``) and :func:`create` builds it. The modules of built-in parts
-are listed in :data:`BUILTIN` and imported when their kind is first used, so that importing the registry is fast and
-needs only the standard library.
+are listed in :data:`BUILTIN`; ``parts.json`` beside this file describes what they register, so that parts are listed
+and recipes checked without importing them: a module is imported when one of its parts is built.
 
 An installed package provides parts by an entry point that names the module that registers them::
 
@@ -24,19 +24,32 @@ part does not import them. One that fails is named in a :class:`PartsWarning` an
 
 from __future__ import annotations
 
-import fnmatch
 import importlib
-import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.registry.parts import IndexedPart, Nested, Part, PartError, fits
 
 __all__ = [
-    *("BUILTIN", "GROUP", "KINDS", "Nested", "Part", "PartError", "PartsWarning", "Registry"),
-    *("create", "create_nested", "find", "list_parts", "register"),
+    "BUILTIN",
+    "GROUP",
+    "KINDS",
+    "Nested",
+    "Part",
+    "PartError",
+    "PartsWarning",
+    "Registry",
+    "create",
+    "create_nested",
+    "find",
+    "import_builtin",
+    "list_parts",
+    "register",
 ]
 
 #: The kinds of parts and what each does, in the order of ``qsattn list``.
@@ -101,77 +114,16 @@ class PartsWarning(UserWarning):
     """The parts of an installed package cannot be used."""
 
 
-class PartError(UserError, ValueError):
-    """A part does not exist, is registered twice, or does not take the given arguments.
-
-    ``argument`` is the name of the wrong argument, if there is one, so that a recipe can give its line.
-    """
-
-    def __init__(self, message: str, argument: str | None = None):
-        super().__init__(message)
-        self.argument = argument
-
-
-@dataclass(frozen=True)
-class Nested:
-    """Marks an argument that names parts: ``judges: Annotated[list[str | dict], Nested("discriminator")]``.
-
-    Each is a registered name, or ``{"type": name, argument: value}``; a recipe checks them like a section. The
-    annotation says whether it names one, a list of them, or either. With ``weighted``, the mappings may have a
-    ``weight`` beside the part's arguments.
-    """
-
-    kind: str
-    weighted: bool = False
-
-
-@dataclass(frozen=True)
-class Part:
-    """One registered part: ``target`` is the class or function that :func:`create` calls."""
-
-    kind: str
-    name: str
-    target: Callable[..., Any]
-    tags: tuple[str, ...] = ()
-
-    @property
-    def summary(self) -> str:
-        """The first line of the docstring."""
-        # Not inspect.getdoc: it would show a base class's docstring for a part without one.
-        return inspect.cleandoc(self.target.__doc__ or "").split("\n", 1)[0]
-
-    @property
-    def signature(self) -> inspect.Signature:
-        """The arguments with their defaults; annotations that are text are resolved to types.
-
-        They stay text where they name something that only type checkers import.
-        """
-        try:
-            return inspect.signature(self.target, eval_str=True)
-        except NameError:
-            return inspect.signature(self.target)
-
-    def check(self, arguments: Iterable[str], complete: bool = True) -> None:
-        """Raise :class:`PartError` for an argument that the part does not take, or (``complete``) for one it lacks."""
-        parameters, given = self.signature.parameters, list(arguments)
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for name in given:
-            if name not in parameters and not takes_any:
-                what = f"{self.kind} {self.name!r} takes no argument {name!r}{nearest(name, parameters)}"
-                raise PartError(f"{what} (it takes {', '.join(parameters) or 'no arguments'})", name)
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
-        if complete and missing:
-            raise PartError(f"{self.kind} {self.name!r} needs the argument {missing[0]!r}", missing[0])
-
-
 class Registry:
     """Parts by kind and name. The functions of this module are the methods of :data:`REGISTRY`."""
 
-    def __init__(self, builtin: dict[str, tuple[str, ...]] | None = None, group: str | None = None):
+    def __init__(
+        self, builtin: dict[str, tuple[str, ...]] | None = None, group: str | None = None, index: Path | None = None
+    ):
         self._parts: dict[tuple[str, str], Part] = {}
         self._builtin = builtin if builtin is not None else {}
         self._group = group
+        self._index = index
         self._loaded: set[str] = set()
         self._importing_others = False
 
@@ -186,12 +138,44 @@ class Registry:
         if kind in self._loaded:
             return
         self._loaded.add(kind)  # first, because a part's module may create parts of its own kind
+        index = self._indexed if kind in self._builtin else ()
+        for entry in index:
+            if entry["kind"] == kind:
+                key = kind, entry["name"]
+                self._parts.setdefault(key, IndexedPart(entry, partial(self._imported, *key)))
+        if not index:
+            self._import(kind)
+
+    @cached_property
+    def _indexed(self) -> list[dict[str, Any]]:
+        """Return the entries of the index; none where there is no index."""
+        return json.loads(self._index.read_text(encoding="utf-8")) if self._index and self._index.is_file() else []
+
+    def _imported(self, kind: str, name: str) -> Part:
+        """Return a built-in part after importing its kind; raise PartError if there is none any more."""
+        self._import(kind)
+        if isinstance(part := self._parts[kind, name], IndexedPart):
+            raise PartError(f"{kind} {name!r} is in {self._index}, but not in the code")
+        return part
+
+    def _import(self, kind: str) -> None:
+        """Import the modules of a kind's built-in parts, which register them."""
         try:
             for module in self._builtin.get(kind, ()):
                 importlib.import_module(module)
         except BaseException:
             self._loaded.discard(kind)  # an import that failed is tried again, and fails again with its cause
             raise
+
+    def import_builtin(self) -> bool:
+        """Import the built-in parts that only the index has described so far; return whether there were any.
+
+        The index can be behind the code while that is worked on: ask the code before refusing a name.
+        """
+        kinds = {part.kind for part in self._parts.values() if isinstance(part, IndexedPart)}
+        for kind in kinds:
+            self._import(kind)
+        return bool(kinds)
 
     def _load_others(self) -> None:
         """Import the parts of installed packages; where that fails, remove what was registered before, and warn."""
@@ -209,7 +193,7 @@ class Registry:
                 # Only its own parts: it may have imported built-in ones, or those of another package.
                 package = entry.value.split(":")[0].split(".")[0]
                 for key in self._parts.keys() - before:
-                    if self._parts[key].target.__module__.split(".")[0] == package:
+                    if self._parts[key].origin[0].split(".")[0] == package:
                         del self._parts[key]
                 name = f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.name
                 why = f"{type(error).__name__}: {error}".replace("\n", " ")
@@ -231,10 +215,12 @@ class Registry:
                 self._load(kind)  # so that a clash of names is reported for their part, not for ours
             known = self._parts.get((kind, name))
             # A reloaded module registers the same definition again.
-            if known and any(getattr(known.target, a) != getattr(target, a) for a in ("__module__", "__qualname__")):
-                by = known.target.__module__
-                raise PartError(f"{kind} {name!r} is already registered by {by}; choose another name")
-            self._parts[kind, name] = Part(kind, name, target, tuple(tags))
+            part = Part(kind, name, target, tuple(tags))
+            # The index gives way to the code that it describes, wherever that lies now.
+            described = isinstance(known, IndexedPart) and part.origin[0].startswith(f"{__name__.split('.')[0]}.")
+            if known and known.origin != part.origin and not described:
+                raise PartError(f"{kind} {name!r} is already registered by {known.origin[0]}; choose another name")
+            self._parts[kind, name] = part
             return target
 
         return add
@@ -250,6 +236,8 @@ class Registry:
         if (kind, name) not in self._parts:
             self._load_others()
         if (kind, name) not in self._parts:
+            self._import(kind)
+        if (kind, name) not in self._parts:
             names = sorted(n for k, n in self._parts if k == kind)
             known = f"{nearest(name, names)} ({kind}s: {', '.join(names) or 'none'})"
             raise PartError(f"there is no {kind} {name!r}{known}")
@@ -261,9 +249,9 @@ class Registry:
         Raises:
             PartError: the kind, the name or an argument is unknown, or an argument is missing.
         """
-        part = self.find(kind, name)
-        part.check(arguments, complete=not args)
-        return part.target(*args, **arguments)
+        target = self.find(kind, name).target
+        self.find(kind, name).check(arguments, complete=not args)  # what its module has registered meanwhile
+        return target(*args, **arguments)
 
     def list_parts(self, pattern: str = "*") -> list[Part]:
         """Return the parts of a kind (``"generators"``), or those whose name, ``kind/name`` or tag matches a pattern.
@@ -278,17 +266,16 @@ class Registry:
         self._load_others()
         of_kind = [part for part in self._parts.values() if part.kind in kinds]
         if len(kinds) > 1:
-            names = [(part, (part.name, f"{part.kind}/{part.name}", *part.tags)) for part in of_kind]
-            fits = [part for part, called in names if any(fnmatch.fnmatch(name, pattern) for name in called)]
-            if not fits and not any(c in pattern for c in "*?["):
+            fitting = [part for part in of_kind if fits(pattern, part.kind, part.name, part.tags)]
+            if not fitting and not any(c in pattern for c in "*?["):
                 known = [*KINDS, *(part.name for part in of_kind)]
                 raise PartError(f"no kind, part or tag is called {pattern!r}{nearest(pattern, known)}")
-            of_kind = fits
+            of_kind = fitting
         return sorted(of_kind, key=lambda part: (list(KINDS).index(part.kind), part.name))
 
 
 #: The registry that recipes and the command line use.
-REGISTRY = Registry(BUILTIN, GROUP)
+REGISTRY = Registry(BUILTIN, GROUP, Path(__file__).with_name("parts.json"))
 
 
 def create_nested(kind: str, spec: str | Mapping[str, Any], argument: str, **surroundings: Any) -> Any:
@@ -319,3 +306,4 @@ register = REGISTRY.register
 find = REGISTRY.find
 create = REGISTRY.create
 list_parts = REGISTRY.list_parts
+import_builtin = REGISTRY.import_builtin

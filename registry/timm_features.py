@@ -12,10 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError, nearest
 
 #: Without named taps, levels whose positions span more pixels are left out: they have too few positions.
 _COARSEST = 16
+#: Sides of images that are tried for one that a model takes.
+_SIDES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 
 
 class TimmFeatures(nn.Module):
@@ -55,11 +58,8 @@ class TimmFeatures(nn.Module):
             raise ValueError(f"in_channels: must be 3 or 1 (grey images) for timm models, got {in_channels}")
         if pretrained and weights:
             raise ValueError("weights: give either a file or pretrained, not both")
-        import timm  # imported here, because it takes longer than all other imports
-
-        if not timm.is_model(model):
-            near = nearest(model.split(".")[0], timm.list_models())
-            raise UserError(f"timm {timm.__version__} has no model {model!r}{near}")
+        check_model(model)
+        self.name = model
         file = _read(weights) if weights else None
         if taps is None:
             levels = _levels(model, size)
@@ -105,11 +105,39 @@ class TimmFeatures(nn.Module):
             x = F.interpolate(x, (self.fixed_size, self.fixed_size), mode="bilinear", antialias=True)
         try:
             maps = self.model((x - self.mean) / self.std)  # a single grey channel is broadcast to three
-        except AssertionError as problem:  # timm's error for a size that does not fit a model
-            raise UserError(f"timm does not take images of {tuple(image.shape[-2:])} pixels: {problem}") from problem
+        except (AssertionError, RuntimeError, ValueError) as problem:  # of a size that does not fit the model, usually
+            if out_of_memory(problem):
+                raise
+            height, width = image.shape[-2:]
+            why = f"{type(problem).__name__}: {problem}".partition("\n")[0].removesuffix(": ")
+            own, size = self.model.pretrained_cfg["input_size"][-1], max(height, width)
+            advice = _fitting(self.name, size, own, self.taps, bool(self.fixed_size))
+            raise ValueError(f"model: {self.name} fails on {width} x {height} pixels ({why}){advice}") from problem
         if getattr(self.model, "output_fmt", None) == "NHWC":
             maps = [m.permute(0, 3, 1, 2) for m in maps]
         return list(maps)
+
+
+def check_model(model: str) -> None:
+    """Raise UserError for a model that timm does not have; hf-hub:OWNER/NAME and local-dir:PATH are looked up later."""
+    import timm  # imported here, because it takes longer than all other imports
+
+    if ":" not in model and not timm.is_model(model):
+        near = nearest(model.split(".")[0], timm.list_models())
+        raise UserError(f"timm {timm.__version__} has no model {model!r}{near}")
+
+
+def _fitting(model: str, near: int, own: int | None, taps: list[int] | None = None, resizes: bool = False) -> str:
+    """Return which sides of images a model takes, for a message: up to three, its own and those closest to ``near``."""
+    found: list[int] = []
+    for side in sorted({*_SIDES, *filter(None, [own])}, key=lambda side: (side != own, abs(side - near)))[:6]:
+        with contextlib.suppress(Exception), torch.device("meta"), torch.no_grad():
+            _build(model, side, taps)(torch.empty(2, 3, side, side))
+            found.append(side)
+    if not found:
+        return ""
+    part = " or this part's size, to which its images are then brought," if resizes else ""
+    return f"; set data.crop{part} to {' or '.join(map(str, found[:3]))}"
 
 
 def _keep_frozen(module: TimmFeatures, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -134,6 +162,23 @@ def _create(
     file: Mapping[str, Tensor] | None = None,
     path: Path | None = None,
 ) -> Any:
+    """Build a features-only model.
+
+    Raises:
+        UserError: timm cannot."""
+    try:
+        return _build(model, size, taps, pretrained, file)
+    except Exception as problem:
+        raise UserError(_explain(problem, model, size, taps, pretrained, path)) from problem
+
+
+def _build(
+    model: str,
+    size: int | None,
+    taps: list[int] | None = None,
+    pretrained: bool = False,
+    file: Mapping[str, Tensor] | None = None,
+) -> Any:
     """Build a features-only model, with the most flexible of the size arguments that it accepts."""
     import timm
 
@@ -144,7 +189,9 @@ def _create(
     # Padding is for vision transformers whose patch size (14 pixels, say) does not divide the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
     builder = logging.getLogger("timm.models._builder")
-    with _hub() if pretrained else contextlib.nullcontext(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if pretrained or ":" in model:
+            stack.enter_context(_hub())
         # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
         stack.callback(builder.setLevel, builder.level)
         builder.setLevel(logging.ERROR)
@@ -154,11 +201,9 @@ def _create(
                 built.takes_any_size = "dynamic_img_size" in way
                 return built
             except TypeError as problem:
-                if way and "unexpected keyword argument" in str(problem):
-                    continue  # its constructor has no such argument: convolutional networks need none
-                raise
-            except Exception as problem:
-                raise UserError(_explain(problem, model, size, taps, pretrained, path)) from problem
+                # Its constructor has no such argument: convolutional networks need none.
+                if not way or "unexpected keyword argument" not in str(problem):
+                    raise
     raise AssertionError("the last way raises")
 
 
@@ -176,7 +221,7 @@ def _explain(
             if max(taps) >= count:
                 return f"{model} has the levels 0 to {count - 1}, but taps are {taps}"
     if pretrained:
-        hub = (timm.get_pretrained_cfg_value(model, "hf_hub_id") or "").rstrip("/")
+        hub = "" if ":" in model else (timm.get_pretrained_cfg_value(model, "hf_hub_id") or "").rstrip("/")
         page = f" (on a machine with a network, from https://huggingface.co/{hub})" if hub else ""
         return (
             f"could not get pretrained weights of {model}: {said}. Without a network, copy their file to this "
@@ -184,7 +229,11 @@ def _explain(
         )
     if path:
         return f"{path}: the weights do not fit {model} ({said}); is it another model's file?"
-    return f"timm cannot give the features of {model}{f' for images of {size} pixels' if size else ''}: {said}"
+    at = f" for images of {size} pixels" if size else ""
+    own = None if ":" in model else timm.get_pretrained_cfg_value(model, "input_size")
+    return (
+        f"timm cannot give the features of {model}{at}: {said}{_fitting(model, size, own[-1]) if size and own else ''}"
+    )
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def trained(device: torch.device, *settings: str, steps: int = 3) -> tuple[Sessi
     session, loader, guard = Session(recipe, device), TrainingLoader(recipe, device), FiniteGuard()
     found = []
     for _ in range(steps):
-        session.method.set_rate(session.rate_factor())
+        session.method.set_rate(recipe.train.rate_factor(session.step))
         batch, draws = loader.batch(session.step)
         # The first step makes what later ones reuse: optimizers' moments, and on CUDA the libraries' workspaces.
         with never_waiting() if session.step else contextlib.nullcontext():

@@ -27,6 +27,7 @@ TINY = (
     "train.batch_size=2",
     "train.log_every=1",
     "train.device=cpu",
+    "train.precision=fp32",
     "evaluate={every: 2, grid: 2}",
     "checkpoint={every: 2, keep: 2}",
 )

@@ -301,12 +301,11 @@ def test_crops_that_the_generator_cannot_take_are_refused_when_a_run_is_built():
         Session(load_recipe("toy", (*TINY, "data.size=36", "data.crop=36", "generator=swift_resnet_6blocks")))
 
 
-def test_the_rate_falls_linearly_to_zero_over_the_second_half(workplace):
-    session = Session(load_recipe("toy", (*TINY, "train.steps=100", "train.decay_from=50")))
-    factors = []
-    for session.step in (0, 49, 50, 75, 99, 100):
-        factors.append(session.rate_factor())
-    assert factors == pytest.approx([1, 1, 1, 0.5, 0.02, 0])
+def test_the_rate_falls_linearly_to_zero_over_the_second_half():
+    for start in (50, 0.5, "null"):
+        train = load_recipe("toy", (*TINY, "train.steps=100", f"train.decay_from={start}")).train
+        factors = [train.rate_factor(step) for step in (0, 49, 50, 75, 99, 100)]
+        assert factors == pytest.approx([1, 1, 1, 0.5, 0.02, 0])
 
 
 def test_the_average_follows_the_generator(workplace):

@@ -131,7 +131,7 @@ def test_requirements_have_lower_bounds_only():
 #: Ground first. A module may import what lies on a lower floor, or before it on its own: ``room`` is the room's own
 #: module, ``room.*`` all that lies in it.
 FLOORS = [
-    {f"qsattn_plugin{m}" for m in ("", ".errors", ".text", ".registry", ".registry.interfaces")},
+    {f"qsattn_plugin{m}" for m in ("", ".errors", ".text", ".registry", ".registry.interfaces", ".registry.parts")},
     {"qsattn_plugin.devices", "qsattn_plugin.distances"},
     {
         f"qsattn_plugin.{m}"

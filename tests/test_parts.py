@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from qsattn_plugin.attention import GlobalAttention
 from qsattn_plugin.losses import WGANGP, AdversarialLoss, ContrastiveObjective
 from qsattn_plugin.registry import KINDS, create, list_parts
-from qsattn_plugin.registry.recipe.docs import argument_docs
+from qsattn_plugin.registry.parts import argument_docs
 
 #: Arguments without a default.
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {

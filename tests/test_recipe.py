@@ -25,8 +25,8 @@ def test_defaults(load, parts):
     assert recipe.sampler.arguments == {"queries": 64}  # the method's, over the part's own
     assert recipe.augmentations == []
     assert recipe.objective == {"gan": "lsgan", "weight": 2.0}  # the signature's and the method's
-    assert (recipe.train.lr, recipe.train.decay_from, recipe.train.ema) == (1e-3, 50, 0)
-    assert (recipe.checkpoint.keep, recipe.evaluate.images) == (2, None)
+    assert (recipe.train.lr, recipe.train.decay_step, recipe.train.ema) == (1e-3, 50, 0)
+    assert (recipe.checkpoint.keep, recipe.evaluate.images) == (2, 128)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_dump_is_complete_deterministic_and_the_same_recipe(load):
     assert Recipe.from_dict(values) == recipe
     assert recipe.generator.arguments["taps"][:4] == (1, "1", "no", "2e-4")
     assert pickle.loads(pickle.dumps(recipe)) == recipe
-    assert "\ntrain:\n  steps: 100\n  decay_from: 50\n" in text
+    assert "\ntrain:\n  steps: 100\n  decay_from: null\n" in text
     assert recipe != load(GOOD)
 
 
@@ -256,7 +256,7 @@ def test_dump_is_complete_deterministic_and_the_same_recipe(load):
 def test_a_length_in_epochs_becomes_steps(settings, steps):
     text = "data: {type: toy, train: 20}\ntrain: {images: 10, steps: 3}\n"
     recipe = Recipe.from_yaml(text, "my.yaml", settings)
-    assert (recipe.train.steps, recipe.train.decay_from) == steps
+    assert (recipe.train.steps, recipe.train.decay_step) == steps
     assert Recipe.from_yaml(recipe.to_yaml(), "my.yaml") == recipe
     assert not {"epochs", "images"} & recipe.to_dict()["train"].keys()
 
@@ -279,7 +279,7 @@ def test_variants_are_recipes_like_others(tmp_path):
     assert load_recipe("toy_cyclegan") == spelled
     (tmp_path / "my.yaml").write_text("extends: horse2zebra_fastcut\ntrain: {epochs: 1}\n")
     mine = load_recipe(tmp_path / "my.yaml")
-    assert (mine.name, mine.method, mine.train.steps, mine.train.decay_from) == ("my", "fastcut", 1334, 1000)
+    assert (mine.name, mine.method, mine.train.steps, mine.train.decay_step) == ("my", "fastcut", 1334, 1000)
     assert shipped_recipes()["cat2dog_cut"] == "cat2dog with method: cut"
     table = Path(registry.__file__).with_name("variants.yaml")
     (line,) = (i for i, text in enumerate(table.read_text().splitlines(), 1) if text.startswith("toy_cyclegan:"))
@@ -307,7 +307,10 @@ def test_json_schema_describes_every_part(parts):
     assert not schema["additionalProperties"]
     assert set(schema["properties"]["train"]["properties"]) >= {"steps", "lr", "decay_from"}
     assert schema["properties"]["train"]["properties"]["steps"]["description"]
-    names, mapping = schema["properties"]["generator"]["oneOf"]
+    section = schema["properties"]["generator"]
+    # Branches by type, not oneOf: an editor then names the wrong key instead of saying that nothing fits.
+    assert section["if"] == {"type": "object"}
+    names, mapping = section["else"], section["then"]
     assert {"const": "resnet_9blocks", "description": "A generator."} in names["oneOf"]
     case = next(c["then"] for c in mapping["allOf"] if c["if"]["properties"]["type"]["const"] == "resnet_9blocks")
     width = case["properties"]["width"]
@@ -315,9 +318,9 @@ def test_json_schema_describes_every_part(parts):
     assert not case["additionalProperties"]
     (settings,) = (c["then"] for c in schema["allOf"] if c["if"]["properties"]["method"]["const"] == "qsattn")
     assert set(settings["properties"]["objective"]["properties"]) == {"gan", "weight"}
-    folders = schema["properties"]["data"]["oneOf"][1]["allOf"][0]["then"]
+    folders = schema["properties"]["data"]["then"]["allOf"][0]["then"]
     assert set(folders["properties"]) == {"type", "root", "note", *PIPELINE}
-    assert schema["properties"]["augmentations"]["items"]["oneOf"][1]["required"] == ["type"]
+    assert schema["properties"]["augmentations"]["items"]["then"]["required"] == ["type"]
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))

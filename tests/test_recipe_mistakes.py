@@ -138,7 +138,10 @@ OVERRIDES = [
     ("train={steps: 3, epochs: 2}", "train.epochs: give the length as steps or as epochs, not as both"),
     ("train.epoch=2", "train.epoch: there is no such key; did you mean 'epochs'? (train takes steps, epochs, images"),
     ("train.decay_from=101", "train.decay_from: must be at most train.steps (100), got 101; set both"),
-    ("train.precision=fp8", "train.precision: must be 'fp32', 'bf16' or 'fp16', got 'fp8'; did you mean 'fp32'?"),
+    (
+        "train.precision=fp8",
+        "train.precision: must be 'auto', 'fp32', 'bf16' or 'fp16', got 'fp8'; did you mean 'fp32'?",
+    ),
     ("data.direction=AtB", "data.direction: must be 'AtoB' or 'BtoA', got 'AtB'; did you mean 'AtoB'?"),
     ("objective.gan=hing", "objective.gan: must be 'lsgan' or 'hinge', got 'hing'; did you mean 'hinge'?"),
     (

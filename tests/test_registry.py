@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from qsattn_plugin.registry import KINDS, PartError, Registry
-from qsattn_plugin.registry.recipe.docs import argument_docs
+from qsattn_plugin.registry.parts import argument_docs
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from qsattn_plugin.registry.recipe import load_recipe, shipped_recipes
 from qsattn_plugin.training.describe import part_table
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
+from qsattn_plugin.training.session import Session
 
 SMALL = (
     "generator.width=4",
@@ -77,7 +78,7 @@ def test_every_shipped_recipe_trains(name, pictures, monkeypatch, tmp_path):
     if "pretrained" in whole.encoder.arguments:
         settings += ["encoder={type: timm, model: test_convnext, pretrained: false, taps: [0, 1]}"]
     recipe = load_recipe(name, settings)
-    assert {row[0] for row in part_table(recipe)} >= {"method", "data", "generator", "discriminator"}
+    assert {row[0] for row in part_table(Session(recipe))} >= {"method", "data", "generator", "discriminator"}
     train(recipe, tmp_path / "run")
 
 
@@ -97,7 +98,7 @@ def test_every_system_of_the_paper_is_shipped_for_each_of_its_data_sets(system, 
     method, sampler, epochs, constant = SYSTEMS[system]
     recipe = load_recipe(data + system)
     assert (recipe.name, recipe.method, recipe.sampler.type) == (data + system, method, sampler)
-    assert (recipe.train.steps, recipe.train.decay_from) == (epochs * images, constant * images)
+    assert (recipe.train.steps, recipe.train.decay_step) == (epochs * images, constant * images)
     assert recipe.data.arguments["root"].name == data
     assert recipe.generator.arguments.get("antialias", True) == (method != "cyclegan")
 

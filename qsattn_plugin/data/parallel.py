@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ _In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 
-def threaded_map(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Iterator[_Out]:
+def threaded_map(function: Callable[[_In], _Out], items: Iterable[_In], threads: int | None = None) -> Generator[_Out]:
     """Yield ``function(item)`` for every item, in order; only a few calls run ahead of the consumer.
 
     >>> from qsattn_plugin.data.parallel import threaded_map

@@ -19,6 +19,8 @@ __all__ = ["Store"]
 
 #: The most images that are decoded at once.
 _THREADS = 4
+#: Bytes of images that are kept in memory if nothing else is said.
+BUDGET = 8 << 30
 
 
 class Store:
@@ -33,7 +35,7 @@ class Store:
         images: the images to read.
         prepare: applied to each image once, e.g. a :class:`~qsattn_plugin.data.preprocess.Preprocess`; uint8 (C, H, W)
             in and out. It may raise :class:`~qsattn_plugin.data.images.UnreadableImage` to skip an image.
-        limit: read only the first so many images.
+        limit: keep only the first so many images that can be read.
         budget: the most bytes of images kept in memory; 0 always uses the file.
         spill_to: the folder of the file; by default the system's folder for temporary files.
         progress: called as ``progress(done, total)`` after each image, from this thread.
@@ -53,7 +55,7 @@ class Store:
         prepare: Callable[[Tensor], Tensor] | None = None,
         *,
         limit: int | None = None,
-        budget: int = 8 << 30,
+        budget: int = BUDGET,
         spill_to: str | os.PathLike | None = None,
         progress: Callable[[int, int], None] | None = None,
     ):
@@ -73,7 +75,7 @@ class Store:
                 return error
 
         count = len(images) if limit is None else min(limit, len(images))
-        decoded = threaded_map(decode, range(count), min(_THREADS, os.cpu_count() or 1))
+        decoded = threaded_map(decode, range(len(images)), min(_THREADS, os.cpu_count() or 1))
         for index, image in enumerate(decoded):
             if isinstance(image, UnreadableImage):
                 self.skipped.append((images.names[index], image.reason))
@@ -81,10 +83,13 @@ class Store:
                 self._add(images.names[index], image, budget, spill_to)
             if progress is not None:
                 progress(index + 1, count)
+            if len(self.names) == count:
+                break
+        decoded.close()
         if not self.names:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
-            raise UserError(f"none of {count} pictures could be read ({shown}{more})")
+            raise UserError(f"none of {len(images)} pictures could be read ({shown}{more})")
 
     def _add(self, name: str, image: Tensor, budget: int, spill_to: str | os.PathLike | None) -> None:
         if image.dtype != torch.uint8 or image.dim() != 3:

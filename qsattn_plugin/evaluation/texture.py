@@ -8,7 +8,7 @@ projections, times 1000, and the mean over the levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +43,15 @@ def texture_distance(
     """
     if a.size is None or a.size != b.size:
         raise ValueError(f"b: both sets must be brought to one size, got {a.size} and {b.size}")
-    sets = [descriptors(a, seed, done), descriptors(b, seed + 1, done)]
+    x, y = (descriptors(p.batches(_BATCH, done), a.size, s) for p, s in ((a, seed), (b, seed + 1)))
+    return compare(x, y, a.size, seed)
+
+
+def compare(a: list[Tensor], b: list[Tensor], size: int, seed: int) -> dict[int, float]:
+    """Return the distance of two sets' :func:`descriptors` at each level, as :func:`texture_distance`."""
     return {
         level: 1000 * sliced_wasserstein(x, y, DIRECTIONS, seed, power=1)
-        for level, x, y in zip(levels(a.size), *sets, strict=True)
+        for level, x, y in zip(levels(size), a, b, strict=True)
     }
 
 
@@ -58,13 +63,18 @@ def levels(size: int) -> list[int]:
     return found
 
 
-def descriptors(pictures: Pictures, seed: int, done: Callable[[int], None] = lambda count: None) -> list[Tensor]:
-    """Return, for each level of the pyramid, the patches of all pictures as rows (N * 128, 3 * 7 * 7), normalised."""
-    assert pictures.size is not None
+def descriptors(batches: Iterable[Tensor], size: int, seed: int) -> list[Tensor]:
+    """Return, for each level of the pyramid, the patches of all pictures as rows (N * 128, 3 * 7 * 7), normalised.
+
+    Args:
+        batches: uint8 (B, 3, size, size) each; the result does not depend on how pictures are divided among them.
+        size: height and width of the pictures, at least 7.
+        seed: of the patches' places.
+    """
     draws = torch.Generator().manual_seed(seed)
-    sizes = levels(pictures.size)
+    sizes = levels(size)
     found: list[list[Tensor]] = [[] for _ in sizes]
-    for images in pictures.batches(_BATCH, done):
+    for images in batches:
         pyramid = laplacian_pyramid(images.float(), len(sizes))
         for index in range(len(images)):  # one picture after another: the draws do not depend on the batch
             for level, kept in zip(pyramid, found, strict=True):

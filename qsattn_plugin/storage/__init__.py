@@ -12,13 +12,14 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from qsattn_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _KEY = "qsattn"
 
@@ -87,6 +88,8 @@ def write_text(path: Path, text: str) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
     """Write tensors and a JSON-serialisable document atomically; raise WriteFailed if that is not possible."""
+    from safetensors.torch import save_file  # imports torch, which reading the index of published models does not need
+
     copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # safetensors refuses tensors that share memory; loading gives copies in any case.
     seen: set[int] = set()

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.augmentations import Augmentations
 from qsattn_plugin.registry.interfaces import attentive_layers, side_multiple
-from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.registry.recipe import Recipe, RecipeError
 
-__all__ = ["RecipeParts", "augmentations"]
+__all__ = ["RecipeParts", "augmentations", "part_error"]
 
 
 class RecipeParts:
@@ -25,26 +25,29 @@ class RecipeParts:
         self.channels = recipe.data.channels
 
     def generator(self) -> nn.Module:
-        network = self.recipe.build("generator", in_channels=self.channels, out_channels=self.channels)
+        network = self._build("generator", in_channels=self.channels, out_channels=self.channels)
         shape, multiple = self._shape("augmentations"), side_multiple(network, default=1)
         for side in shape[2:]:
             if side % multiple:
                 what = f"{self.recipe.generator.type} takes multiples of {multiple} pixels, got {side}"
                 raise self.recipe.error(self._shape_key(shape, "augmentations"), what)
-        return self._checked(network, shape, "augmentations")
+        self._try("generator", network, shape, "augmentations")
+        return network
 
     def discriminator(self) -> nn.Module:
         sections = ("augmentations", "discriminator_augmentations")
         shape = self._shape(*sections)
         size = max(shape[2:], default=self.recipe.data.crop)
-        network = self.recipe.build("discriminator", in_channels=self.channels, size=size)
-        return self._checked(network, shape, *sections)
+        network = self._build("discriminator", in_channels=self.channels, size=size)
+        self._try("discriminator", network, shape, *sections)
+        return network
 
     def encoder(self, generator: nn.Module) -> nn.Module:
-        made = self.recipe.build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
+        made = self._build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
         if lacking := [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]:
             what = f"lacks the attributes {', '.join(lacking)}: each a list with one entry per tap"
             raise self.recipe.error("encoder.type", f"{self.recipe.encoder.type} {what}")
+        self._try("encoder", _Features(made, generator), self._shape("augmentations"), "augmentations")
         return made
 
     def augmentation(self) -> Augmentations:
@@ -84,17 +87,71 @@ class RecipeParts:
             return "data.crop"
         return next((s for s in reversed(sections) if getattr(self.recipe, s)), "data.crop")
 
-    def _checked(self, network: nn.Module, shape: tuple[int, ...], *sections: str) -> nn.Module:
-        """Return the network; raise RecipeError if it does not accept the training size."""
-        if shape:
-            ghost = copy.deepcopy(network).to("meta")  # shapes only: nothing is computed
-            try:
-                ghost(torch.empty(shape, device="meta"))
-            except ValueError as error:
-                raise self.recipe.error(self._shape_key(shape, *sections), str(error)) from error
-            except Exception:  # noqa: BLE001
-                pass  # a custom part that cannot run on the meta device; its errors show at the first step
-        return network
+    def _build(self, section: str, **injected: Any) -> Any:
+        """Build a network; its channels, where the recipe gives them, must be those of the images."""
+        for name in ("in_channels", "out_channels"):
+            given = self.recipe.part(section).arguments.get(name, self.channels)
+            if name in injected and given != self.channels:
+                what = f"must be data.channels, {self.channels}, got {given}; leave it out, or set data.channels"
+                raise self.recipe.error(f"{section}.{name}", what)
+        return self.recipe.build(section, **injected)
+
+    def _try(self, section: str, network: nn.Module, shape: tuple[int, ...], *augmented: str) -> None:
+        """Run a new network once on images of the training size, if that is known.
+
+        Raises:
+            RecipeError: it does not take them.
+        """
+        if not shape:
+            return
+        error = _problem(copy.deepcopy(network).to("meta"), shape)  # shapes only: nothing is computed
+        if error is not None and not isinstance(error, ValueError | UserError):
+            error = _problem(copy.deepcopy(network), shape)  # perhaps it cannot run without values
+        if error is not None:
+            raise part_error(self.recipe, section, error, shape, self._shape_key(shape, *augmented)) from error
+
+
+class _Features(nn.Module):
+    """An encoder with the generator that it may take its features from."""
+
+    def __init__(self, encoder: nn.Module, generator: nn.Module):
+        super().__init__()
+        self.encoder, self.generator = encoder, generator
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.encoder.features(self.generator, x)  # type: ignore[operator]
+
+
+def _problem(network: nn.Module, shape: tuple[int, ...]) -> Exception | None:
+    """Return what a network raises on images of a shape, or None."""
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(torch.zeros(shape, device=device))
+    except Exception as error:  # noqa: BLE001 - of a custom part: any
+        return error
+    return None
+
+
+def part_error(
+    recipe: Recipe, section: str, error: Exception, shape: Sequence[int], size_key: str = "data.crop"
+) -> RecipeError:
+    """Return what a recipe has to say about an error that one of its parts raised on images of a size.
+
+    Args:
+        recipe: names the part.
+        section: the part's, for :meth:`Recipe.part`.
+        error: raised in the part; one that names an argument ("layers: ...") is about the size of the images.
+        shape: (B, C, H, W) of the images.
+        size_key: the key that determines their size.
+    """
+    said = str(error).partition("\n")[0]
+    if isinstance(error, ValueError | UserError) and said.partition(": ")[0].isidentifier():
+        return recipe.error(size_key, said)
+    _, channels, height, width = shape
+    images = f"images of {width} x {height} pixels and {channels} channel{'s' * (channels > 1)}"
+    what = f"{type(error).__name__}: {said}".removesuffix(": ")
+    return recipe.error(section, f"{recipe.part(section).type} fails on {images} ({what})")
 
 
 def augmentations(recipe: Recipe, section: str) -> Augmentations:

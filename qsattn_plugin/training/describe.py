@@ -5,19 +5,18 @@ from __future__ import annotations
 from torch import nn
 
 from qsattn_plugin.registry import find
-from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.building import augmentations
 from qsattn_plugin.training.kid import check_kid
 from qsattn_plugin.training.session import Session
 
 
-def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
-    """Build every part of a recipe once; return rows of role, type, parameter count and summary, the header first.
+def part_table(session: Session) -> list[tuple[str, str, str, str]]:
+    """Return the parts of a session in rows of role, type, parameter count and summary, the header first.
 
     Raises:
-        UserError: a part of the recipe cannot be built.
+        UserError: a part of the recipe that the session does not hold cannot be built.
     """
-    session = Session(recipe)
+    recipe = session.recipe
     check_kid(recipe)
     dataset = recipe.build("data")
     augmentations(recipe, "augmentations")
@@ -32,7 +31,8 @@ def part_table(recipe: Recipe) -> list[tuple[str, str, str, str]]:
     add("method", "method", recipe.method, None)
     counts = ", ".join(f"{split} {count}" for split, count in recipe.count_images(*splits).items())
     source = "testA" if recipe.data.direction == "AtoB" else "testB"
-    lack = "" if source in splits else f"; no {source}: evaluations will have nothing to translate"
+    instead = source.replace("test", "train")
+    lack = "" if source in splits else f"; no {source}: the first of {instead} are shown instead"
     rows.append(("data", recipe.data.type, "-", counts + lack))
     networks = dict(session.method.named_children())
     for role in ("generator", "discriminator", "encoder", "sampler"):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.pixels import to_float
+from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.evaluation.pictures import resized
+from qsattn_plugin.evaluation.texture import SMALLEST, compare, descriptors
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.kid import KernelDistance, TimmEmbedder
 from qsattn_plugin.training.loader import TrainingLoader
@@ -18,45 +20,68 @@ from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.grid import picture_grid
 
 _BATCH = 8
+#: Of the places and directions of the sliced Wasserstein distance, as the metric `swd` has them.
+_SEED = 2020
 
 
 class Evaluator:
-    """Translates and scores a fixed set of test images of a recipe, as its ``evaluate`` section says.
+    """Translates and scores a fixed set of test images, or of training images where the data set has no others.
+
+    The leading score is the data set's own, else ``evaluate.kid``, else the sliced Wasserstein distance, which needs
+    no network (:mod:`qsattn_plugin.evaluation.texture`). At most ``most`` images are used.
 
     Raises:
         RecipeError: the model of ``evaluate.kid`` cannot be loaded, or there are too few images to compare.
     """
 
-    def __init__(self, recipe: Recipe, loader: TrainingLoader):
+    def __init__(self, recipe: Recipe, loader: TrainingLoader, most: int | None = None):
         self.loader = loader
         self.grid = recipe.evaluate.grid
-        self.distance = _distance(recipe, loader)
-        self.score = getattr(loader.dataset, "score", None)
-        scored = self.score is not None or self.distance is not None
-        images = loader.test_images(recipe.evaluate.images if scored else self.grid)
-        self.images: list[Tensor] = [] if images is None else [images[i] for i in range(len(images))]
-        if self.distance is not None and len(self.images) < 2:
-            raise recipe.error("evaluate.kid", f"needs two test images to translate, there are {len(self.images)}")
+        #: Names of the splits that are translated and compared with.
+        self.source, self.target = loader.evaluated
+        count = min(filter(None, (recipe.evaluate.images, most)), default=None)
+        images = loader.test_images(self.source, count)
+        self.images: list[Tensor] = [images[i] for i in range(len(images))]
+        self.scores: list[Callable[[list[Tensor]], dict[str, float]]] = []
+        own = getattr(loader.dataset, "score", None) if self.source.startswith("test") else None
+        if own is not None:
+            self.scores.append(lambda translated: own(torch.stack(translated), loader.direction))
+        if recipe.evaluate.kid is not None:
+            self.scores.append(self._kernel_distance(recipe, most))
+        if own is None:
+            size = max(recipe.data.crop, SMALLEST)
+            targets = loader.test_images(self.target, count)
+            self.scores.append(_TextureScore([targets[i] for i in range(len(targets))], size))
 
     def __call__(
         self, generator: nn.Module, stop: Callable[[], bool] = lambda: False
-    ) -> tuple[dict[str, float], Image.Image | None] | None:
-        """Return the scores (smaller is better, the first one leads) and the picture grid; None for no test images.
+    ) -> tuple[dict[str, float], Image.Image] | None:
+        """Return the scores (smaller is better, the first one leads) and the picture grid.
 
         ``stop`` is called before every batch; if it returns true, the evaluation ends and the result is None.
         """
-        if not self.images:
-            return {}, None
         translated = self._translated(generator, stop)
         if translated is None:
             return None
         scores: dict[str, float] = {}
-        if self.score is not None:
-            scores = self.score(torch.stack(translated), self.loader.direction)
-        if self.distance is not None:
-            scores["kid"] = self.distance(translated)
+        for score in self.scores:
+            scores |= score(translated)
         sources = [to_float(image) for image in self.images[: self.grid]]
         return scores, picture_grid([sources, translated[: self.grid]])
+
+    def _kernel_distance(self, recipe: Recipe, most: int | None) -> Callable[[list[Tensor]], dict[str, float]]:
+        kid = recipe.evaluate.kid
+        assert kid is not None
+        targets = self.loader.test_images(self.target, most)
+        for images, split in ((self.images, self.source), (targets, self.target)):
+            if len(images) < 2:
+                raise recipe.error("evaluate.kid", f"needs two pictures in {split}, there is one")
+        try:
+            vectors = TimmEmbedder(kid.model, kid.weights)
+        except UserError as error:
+            raise recipe.error("evaluate.kid", str(error)) from error
+        distance = KernelDistance(vectors, (targets[i] for i in range(len(targets))), self.loader.device)
+        return lambda translated: {"kid": distance(translated)}
 
     def _translated(self, generator: nn.Module, stop: Callable[[], bool]) -> list[Tensor] | None:
         translated: list[Tensor] = []
@@ -86,16 +111,16 @@ class Evaluator:
         return [picture for image in images for picture in self._pictures(generator, image[None])]
 
 
-def _distance(recipe: Recipe, loader: TrainingLoader) -> KernelDistance | None:
-    kid = recipe.evaluate.kid
-    if kid is None:
-        return None
-    targets = loader.test_images(target=True)
-    if targets is None or len(targets) < 2:
-        what = f"needs two test images of the target domain to compare with (test{loader.domains[1]})"
-        raise recipe.error("evaluate.kid", what)
-    try:
-        vectors = TimmEmbedder(kid.model, kid.weights)
-    except UserError as error:
-        raise recipe.error("evaluate.kid", str(error)) from error
-    return KernelDistance(vectors, (targets[i] for i in range(len(targets))), loader.device)
+class _TextureScore:
+    """The sliced Wasserstein distance of translations to target images, as ``qsattn evaluate --metrics swd --size``."""
+
+    def __init__(self, targets: list[Tensor], size: int):
+        self.size = size
+        self.targets = self._descriptors(map(as_pil, targets), _SEED + 1)
+
+    def __call__(self, translated: list[Tensor]) -> dict[str, float]:
+        found = compare(self._descriptors(map(from_tensor, translated), _SEED), self.targets, self.size, _SEED)
+        return {"swd": sum(found.values()) / len(found)}
+
+    def _descriptors(self, pictures: Iterable[Image.Image], seed: int) -> list[Tensor]:
+        return descriptors((resized(to_channels(p, 3), self.size)[None] for p in pictures), self.size, seed)

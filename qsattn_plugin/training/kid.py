@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.distances import kernel_distance
-from qsattn_plugin.errors import nearest
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.registry.timm_features import TimmFeatures
+from qsattn_plugin.registry.timm_features import TimmFeatures, check_model
 
 
 class TimmEmbedder(nn.Module):
@@ -71,10 +71,9 @@ def check_kid(recipe: Recipe) -> None:
     kid = recipe.evaluate.kid
     if kid is None:
         return
-    import timm
-
-    name = kid.model.partition(".")[0]
-    if ":" not in kid.model and not timm.is_model(name):  # a name with a colon refers to a hub or a folder
-        raise recipe.error("evaluate.kid", f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+    try:
+        check_model(kid.model)
+    except UserError as error:
+        raise recipe.error("evaluate.kid", str(error)) from error
     if kid.weights is not None and not Path(kid.weights).is_file():
         raise recipe.error("evaluate.kid", f"there is no file {kid.weights}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -35,6 +34,7 @@ class TrainingLoader:
         rank: of this process, among the ``world`` that share a step; each decodes and keeps all images.
         multiple: sides of images that are not cropped are rounded to this multiple, which the generator needs.
         first: the first step; its images are decoded immediately.
+        limit: use only the first so many images of each domain.
 
     Raises:
         UserError: the data set or an augmentation cannot be built, or its images do not fit the crop.
@@ -49,6 +49,7 @@ class TrainingLoader:
         world: int = 1,
         multiple: int = 4,
         first: int = 0,
+        limit: int | None = None,
     ):
         data = recipe.data
         self.seed = recipe.train.seed
@@ -61,10 +62,10 @@ class TrainingLoader:
         # The preprocessing from each of these steps on.
         self._stages = {0: prepare}
         if data.random_crop == "until_decay" and data.preprocess.endswith("_and_crop"):
-            self._stages[cast(int, recipe.train.decay_from)] = replace(prepare, resize=data.crop)
+            self._stages[recipe.train.decay_step] = replace(prepare, resize=data.crop)
         # Images per step; the method divides them if gradients are accumulated.
         self._count = recipe.train.batch_size * recipe.train.accumulate
-        self._progress = progress
+        self._progress, self._limit = progress, limit
         self._prepared: Preprocess | None = None
         self.stores: dict[str, Store] = {}
         self.prepare(first)
@@ -87,7 +88,7 @@ class TrainingLoader:
         for letter, domain in zip("AB", self.domains, strict=True):
             name = f"train{domain}"
             report = partial(self._progress, name) if self._progress else None
-            self.stores[letter] = Store(self.dataset.split(name), prepare, progress=report)
+            self.stores[letter] = Store(self.dataset.split(name), prepare, limit=self._limit, progress=report)
         stores, crop = self.stores, prepare.crop_size
         self.batches = UnpairedBatches(stores["A"], stores["B"], self._count, crop, self.seed, self.rank, self.world)
         self._prepared = prepare
@@ -120,9 +121,15 @@ class TrainingLoader:
             batch[letter] = x
         return batch, torch.Generator().manual_seed(derive_seed(self.seed, _STEP, step, self.rank))
 
-    def test_images(self, limit: int | None = None, target: bool = False) -> Store | None:
-        """Return the first test images of the source or the target domain, preprocessed; None if there are none."""
-        name = f"test{self.domains[target]}"
-        if not self.dataset.has(name):
-            return None
-        return Store(self.dataset.split(name), self._prepare_test, limit=limit)
+    @property
+    def evaluated(self) -> tuple[str, str]:
+        """The splits that are translated and compared with: the test images of the source and the target domain.
+
+        A data set without them is evaluated on its training images.
+        """
+        source, target = (f"test{d}" if self.dataset.has(f"test{d}") else f"train{d}" for d in self.domains)
+        return source, target
+
+    def test_images(self, split: str, limit: int | None = None) -> Store:
+        """Return the images of a split, the first so many, preprocessed for testing."""
+        return Store(self.dataset.split(split), self._prepare_test, limit=limit)

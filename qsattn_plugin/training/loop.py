@@ -6,18 +6,15 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.registry.interfaces import side_multiple
-from qsattn_plugin.storage import WriteFailed, replacing
+from qsattn_plugin.storage import WriteFailed, read_document, replacing
 from qsattn_plugin.training.best import BestWeights
 from qsattn_plugin.training.distributed import World, check_distributable, world
 from qsattn_plugin.training.environment import describe_environment
@@ -25,15 +22,14 @@ from qsattn_plugin.training.evaluate import Evaluator
 from qsattn_plugin.training.finite_guard import FiniteGuard, NonFiniteLossError, check_weights
 from qsattn_plugin.training.interrupts import Interrupted, StopSignal
 from qsattn_plugin.training.loader import TrainingLoader
+from qsattn_plugin.training.precision import choose_precision
 from qsattn_plugin.training.progress import Throughput, TrainingEvent, summarise_losses
 from qsattn_plugin.training.report import refresh_report
+from qsattn_plugin.training.resuming import check_architecture, rate_note
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
 
 __all__ = ["FiniteGuard", "Interrupted", "NonFiniteLossError", "TrainingEvent", "fit", "summarise_losses"]
-
-#: The purpose that a seed is derived for, beside step and rank; loader.py has the others.
-_GLOBAL = 102
 
 
 def fit(
@@ -62,21 +58,24 @@ def fit(
         Interrupted: SIGINT or SIGTERM arrived; the step was finished and saved.
     """
     with world() as here, contextlib.ExitStack() as held:
-        newest, last = None, {}
+        newest, last, begun = None, {}, {}
         damaged: list[str] = []
         with here.sync_errors():
             if here.main:
                 held.enter_context(run.lock())
                 newest, damaged = run.checkpoints.newest()
                 last = run.last("evaluate")
-        newest, damaged, last = here.broadcast((newest, damaged, last))
+                if newest is not None:
+                    begun = read_document(newest)
+                    check_architecture(run.recipe, begun, newest)
+        newest, damaged, last, begun = here.broadcast((newest, damaged, last, begun))
         on_event = on_event if here.main else lambda event: None
         steps = run.recipe.train.steps
         done = 0 if newest is None else run.checkpoints.step_of(newest)
         if done >= steps and last.get("step") == done:  # else it stopped between the last step and its evaluation
             on_event(TrainingEvent("done", done, steps, {"folder": str(run.folder), **last}))
             return last["scores"]
-        loop = _Loop(run, on_event, here, newest, damaged)
+        loop = _Loop(run, on_event, here, newest, damaged, begun)
         try:
             return loop.train(max_steps, time_limit)
         except WriteFailed as error:
@@ -84,11 +83,7 @@ def fit(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            raise UserError(
-                f"out of memory on {loop.session.device} in a step of this recipe: use a smaller "
-                f"train.batch_size (with train.accumulate for the same step), data.crop or generator.width\n"
-                f"{loop.how_to_resume()}"
-            ) from error
+            raise UserError(f"{loop.session.memory_error()}\n{loop.how_to_resume()}") from error
 
 
 class _DecodingStopped(Exception):
@@ -99,7 +94,13 @@ class _Loop:
     """The state of one call of :func:`fit`."""
 
     def __init__(
-        self, run: Run, on_event: Callable[[TrainingEvent], None], here: World, newest: Path | None, damaged: list[str]
+        self,
+        run: Run,
+        on_event: Callable[[TrainingEvent], None],
+        here: World,
+        newest: Path | None,
+        damaged: list[str],
+        begun: Mapping[str, Any],
     ):
         self.run, self.on_event, self.world = run, on_event, here
         recipe = self.recipe = run.recipe
@@ -108,17 +109,19 @@ class _Loop:
                 device = here.device(recipe.train.device)
             except UserError as error:
                 raise recipe.error("train.device", str(error)) from error
-            self.session = Session(recipe, device, warm=newest is None)
+        asked = recipe.train.precision
+        precision = here.broadcast(choose_precision(asked, device, begun.get("precision")) if here.main else "")
+        with here.sync_errors():
+            self.session = Session(recipe, device, warm=newest is None, precision=precision)
             check_distributable(self.session.method, here)
             if newest is not None:
                 self.session.restore(newest, here.rank)
             if here.main:
                 run.tidy(self.session.step)
-            generators = self.session.method.published().values()
-            multiple = math.lcm(4, *map(side_multiple, generators))
             self.stop_signal, self.end = StopSignal(), math.inf
             self.loader = TrainingLoader(
-                recipe, self.session.device, self._on_decoded, here.rank, here.size, multiple, self.session.step
+                *(recipe, self.session.device, self._on_decoded, here.rank, here.size),
+                *(self.session.multiple, self.session.step),
             )
             self.evaluator = Evaluator(recipe, self.loader) if here.main else None
         here.join(self.session.method, self.session.device)
@@ -130,25 +133,31 @@ class _Loop:
         evaluated = here.broadcast(run.last("evaluate") if here.main else {})
         self.evaluated: int = evaluated.get("step", 0)
         self.scores: dict[str, float] = evaluated.get("scores", {})
+        notes = [begun and rate_note(recipe.train, begun, self.session.step)]
+        if self.evaluator is not None and self.evaluator.source.startswith("train"):
+            notes.append(f"there are no test pictures: the first of {self.evaluator.source} are shown and scored")
         self._emit(
             "start",
             device=f"{here.size} x {self.session.device.type}" if here.size > 1 else str(self.session.device),
             resumed=newest is not None,
             damaged=damaged,
+            notes=list(filter(None, notes)),
+            log_every=recipe.train.log_interval,
             **self._images(),
             processes=here.size,
-            environment=describe_environment(self.session.device),
+            environment={**describe_environment(self.session.device), "precision": precision},
         )
 
     def train(self, max_steps: int | None, time_limit: float | None) -> dict[str, float]:
         """Train until the last step, a limit or a signal; then save and evaluate."""
         session, recipe, steps = self.session, self.recipe, self.recipe.train.steps
+        log_every, evaluate_every = recipe.train.log_interval, recipe.evaluate.interval(steps)
         first, began = session.step, time.monotonic()
         self.saved_at = began
         last = steps if max_steps is None else min(steps, first + max_steps)
         end = self.end = math.inf if time_limit is None else began + time_limit
         with self.stop_signal:
-            if first % recipe.evaluate.every == 0 or first >= steps:
+            if first % evaluate_every == 0 or first >= steps:
                 self.evaluate()  # the previous process ended after saving and before evaluating
             self.throughput = Throughput(first)
             while session.step < last and not self._should_stop(end):
@@ -156,13 +165,13 @@ class _Loop:
                     self._redecode()
                     continue  # a signal may have arrived meanwhile
                 due = session.step + 1
-                logs = due % recipe.train.log_every == 0 or due == last
+                logs = due % log_every == 0 or due == last
                 losses = self._step(observe=logs)
                 if logs:
                     self._log(losses)
                 if due % recipe.checkpoint.every == 0 or self._checkpoint_is_overdue():
                     self.save()
-                if due % recipe.evaluate.every == 0:
+                if due % evaluate_every == 0:
                     self.evaluate()
             if session.step > first:
                 self.save()
@@ -183,16 +192,7 @@ class _Loop:
 
     def _step(self, observe: bool) -> dict[str, Tensor]:
         session = self.session
-        session.method.set_rate(session.rate_factor())
-        session.method.progress = session.step / self.recipe.train.steps
-        # For parts that draw from PyTorch's global generators, such as dropout.
-        torch.manual_seed(derive_seed(self.recipe.train.seed, _GLOBAL, session.step, self.world.rank))
-        batch, draws = self.loader.batch(session.step)
-        losses = session.method.step(batch, draws, observe=observe)
-        session.method.end_step()
-        for average in session.averages.values():
-            average.update(session.step)
-        session.step += 1
+        losses = session.advance(self.loader, observe)
         self.guard.record(session.step, losses)
         self.on_event(TrainingEvent("step", session.step, self.recipe.train.steps))
         return losses
@@ -247,15 +247,14 @@ class _Loop:
         if found is None:
             return
         scores, sheet = found
-        grid = None
-        if sheet is not None:
-            grid = self.run.grids / f"step-{step:09d}.png"
-            with replacing(grid) as temporary:
-                sheet.save(temporary, format="PNG")
+        grid = self.run.grids / f"step-{step:09d}.png"
+        with replacing(grid) as temporary:
+            sheet.save(temporary, format="PNG")
         # Before the log entry: a process that is killed in between does both again when resumed.
         best = self.best.update(step, scores, session.state)
         self.evaluated, self.scores = step, scores
-        self._emit("evaluate", scores=scores, grid=str(grid) if grid else None, best=best)
+        pictures = [self.evaluator.source, self.evaluator.target]
+        self._emit("evaluate", scores=scores, grid=str(grid), best=best, pictures=pictures)
         refresh_report(self.run, session, self.evaluator.images)
 
     def _finish(self, seconds: float) -> dict[str, float]:

@@ -49,7 +49,7 @@ class Run:
         Raises:
             UserError: the folder holds a training and ``overwrite`` is not set, or it cannot be written.
         """
-        run = cls(folder or RUNS / recipe.name, recipe)
+        run = cls.at(recipe, folder)
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,8 +58,17 @@ class Run:
             run._begin(overwrite)
         return run
 
-    def _begin(self, overwrite: bool) -> None:
-        """Write the recipe; with ``overwrite`` remove an earlier training first."""
+    @classmethod
+    def at(cls, recipe: Recipe, folder: Path | None = None) -> Run:
+        """Return the run that :meth:`create` would create; nothing is written."""
+        return cls(folder or RUNS / recipe.name, recipe)
+
+    def check(self, overwrite: bool = False) -> None:
+        """Check that no training would be lost by :meth:`create`.
+
+        Raises:
+            UserError: the folder holds one and ``overwrite`` is not set, or what the recipe starts from.
+        """
         steps = self.checkpoints.steps()
         if steps or self.checkpoints.best.exists():
             if not overwrite:
@@ -70,6 +79,11 @@ class Run:
             if start is not None and start.resolve() in {path.resolve() for path in self.checkpoints.files()}:
                 what = f"{start} is a checkpoint that --overwrite would remove; choose another folder with --run"
                 raise self.recipe.error("train.init_from", what)
+
+    def _begin(self, overwrite: bool) -> None:
+        """Write the recipe; with ``overwrite`` remove an earlier training first."""
+        self.check(overwrite)
+        if self.checkpoints.files():
             self._clear()
         write_text(self.folder / "recipe.yaml", self.recipe.to_yaml())
         write_text(RUNS / _LAST, f"{self.folder.resolve()}\n")

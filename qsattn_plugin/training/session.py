@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,18 @@ from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
+from qsattn_plugin.registry.interfaces import side_multiple
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.recipe.schema import INJECTED
 from qsattn_plugin.registry.recipe.sections import plain
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.building import RecipeParts
 from qsattn_plugin.training.ema import EMA
+from qsattn_plugin.training.loader import TrainingLoader
+from qsattn_plugin.training.precision import choose_precision
 
-_NETWORKS = 1
+#: The purposes that seeds are derived for; loader.py has the others.
+_NETWORKS, _GLOBAL = 1, 102
 
 
 class GeneratorMismatchWarning(UserWarning):
@@ -35,13 +40,15 @@ class Session:
     """A recipe's method with its optimizers and averages, at some step.
 
     Without a device it is on ``train.device``; ``warm`` loads the weights of ``train.init_from``, which is not needed
-    before :meth:`restore`.
+    before :meth:`restore`. Without a precision it has the one that ``train.precision`` means on the device.
 
     Raises:
         UserError: the recipe cannot be built, or the device or the weights are not available.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device | None = None, warm: bool = True):
+    def __init__(
+        self, recipe: Recipe, device: torch.device | None = None, warm: bool = True, precision: str | None = None
+    ):
         self.recipe = recipe
         try:
             self.device = device or pick_device(recipe.train.device)
@@ -53,7 +60,8 @@ class Session:
             self.method = recipe.build("method", parts=RecipeParts(recipe))
         if warm and recipe.train.init_from is not None:
             self.warm_start(recipe.train.init_from)
-        self.method.start(recipe.train, self.device)
+        self.precision = precision or choose_precision(recipe.train.precision, self.device)
+        self.method.start(recipe.train.model_copy(update={"precision": self.precision}), self.device)
         averaged = self.method.published().items() if recipe.train.ema else ()
         self.averages = {name: EMA(network, recipe.train.ema) for name, network in averaged}
         #: Steps done so far.
@@ -68,13 +76,31 @@ class Session:
             return {name: copy.deepcopy(network) for name, network in self.method.published().items()}
         return self.method.published()
 
-    def rate_factor(self) -> float:
-        """Return the factor on the learning rate at this step: 1 until ``decay_from``, then falling linearly to 0."""
-        train = self.recipe.train
-        start = cast(int, train.decay_from)  # a share of the steps, or null, until the recipe was checked
-        if self.step < start:
-            return 1.0
-        return max(0.0, 1 - (self.step - start) / max(1, train.steps - start))
+    @property
+    def multiple(self) -> int:
+        """The number of pixels of which the sides of images must be multiples: at least 4, as in CUT."""
+        return math.lcm(4, *map(side_multiple, self.method.published().values()))
+
+    def memory_error(self) -> UserError:
+        """Return the error for a step that there is not enough memory for."""
+        return UserError(
+            f"out of memory on {self.device} in a step of this recipe: use a smaller train.batch_size (with "
+            "train.accumulate for the same step), data.crop or generator.width"
+        )
+
+    def advance(self, loader: TrainingLoader, observe: bool = False) -> dict[str, Tensor]:
+        """Train for one step on the loader's batch; return what :meth:`Method.step` returns."""
+        self.method.set_rate(self.recipe.train.rate_factor(self.step))
+        self.method.progress = self.step / self.recipe.train.steps
+        # For parts that draw from PyTorch's global generators, such as dropout.
+        torch.manual_seed(derive_seed(self.recipe.train.seed, _GLOBAL, self.step, loader.rank))
+        batch, draws = loader.batch(self.step)
+        losses = self.method.step(batch, draws, observe=observe)
+        self.method.end_step()
+        for average in self.averages.values():
+            average.update(self.step)
+        self.step += 1
+        return losses
 
     def state(self, memories: Sequence[Mapping[str, Tensor]] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the contents of a checkpoint: tensors by name, and a JSON-serialisable document.
@@ -91,6 +117,7 @@ class Session:
         document = {
             "kind": "checkpoint",
             "recipe": self.recipe.to_dict(),
+            "precision": self.precision,
             "scaler": self.method.scaler.state_dict(),
             "generators": {
                 name: {

@@ -338,8 +338,8 @@ def find_weights(model: str | Path) -> Weights:
         checkpoints = Checkpoints(folder / "checkpoints")
         if best and not checkpoints.best.is_file():
             raise UserError(
-                f"{folder} has no best weights: none of its evaluations gave a score. {folder} without @best is its "
-                "newest checkpoint; with your own pictures, set evaluate.kid before the training to get scores"
+                f"{folder} has no best weights yet: an evaluation keeps them (evaluate.every), by evaluate.kid where "
+                f"the recipe sets it. {folder} without @best is its newest checkpoint"
             )
         found = checkpoints.best if best else checkpoints.newest()[0]
         if found is None:

@@ -17,7 +17,7 @@ from typing import Any
 import qsattn_plugin
 from qsattn_plugin import registry
 from qsattn_plugin.errors import UserError, describe_error
-from qsattn_plugin.registry.recipe.imports import import_parts
+from qsattn_plugin.registry.recipe.imports import import_named, import_parts
 from qsattn_plugin.registry.recipe.merging import stack
 from qsattn_plugin.registry.recipe.reading import Layer, follow, read_recipe, read_text, shipped_recipes, write_out
 from qsattn_plugin.registry.recipe.schema import KEYS, PARTS, PIPELINE, Checkpoint, Data, Evaluate, PartSpec, Train
@@ -27,18 +27,19 @@ from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError,
 __all__ = ["PartSpec", "Recipe", "RecipeError", "load_recipe", "shipped_recipes"]
 
 
-def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(source: str | Path, overrides: Sequence[str] = (), imports: Sequence[str] = ()) -> Recipe:
     """Return the checked recipe of a file, or of a shipped name such as ``toy``.
 
     Args:
         source: a path to a YAML file, or a shipped name.
         overrides: ``key=value`` with dotted keys, above everything else; later ones win.
+        imports: files or modules with parts, beside those that the recipe itself imports.
 
     Raises:
         RecipeError: the recipe or an override is not valid; one line per problem.
     """
     layer = read_recipe(source)
-    return _assemble(follow(layer), overrides, layer.tree.place.source)
+    return _assemble(follow(layer), overrides, layer.tree.place.source, import_named(imports))
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Recipe:
         parts of your own, import them first.
         """
         layer = Layer(write_out(from_plain(dict(values), Place(source))), Path.cwd(), source)
-        return _assemble([layer], (), source, run_imports=False)
+        return _assemble([layer], (), source, run=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the complete recipe as plain data (JSON-serialisable), in the form and order of a recipe."""
@@ -173,20 +174,31 @@ class Recipe:
         return node.place
 
 
-def _assemble(layers: Sequence[Layer], overrides: Sequence[str], source: str, run_imports: bool = True) -> Recipe:
-    """Return the recipe of some layers, the lowest first."""
-    imports = [done for layer in layers for done in import_parts(layer, run_imports)]
-    tree = stack(layers, overrides)
-    problems: list[Problem] = []
-    values = read_sections(tree, layers[-1].name, problems)
-    if problems:
-        raise RecipeError(*problems)
-    recipe = Recipe(**values, imports=list(dict.fromkeys(imports)), source=source, tree=tree)
-    train = recipe.train
-    if train.epochs is None:
-        return recipe
-    images = train.images or max(recipe.count_images("trainA", "trainB").values())
-    in_steps = train_in_steps(tree.value["train"], train, images, problems)
-    if in_steps is None:
-        raise RecipeError(*problems)
-    return replace(recipe, train=in_steps)
+def _assemble(
+    layers: Sequence[Layer], overrides: Sequence[str], source: str, imported: Sequence[str] = (), run: bool = True
+) -> Recipe:
+    """Return the recipe of some layers, the lowest first; ``run`` their imports beside those that are ``imported``."""
+    imports = [*(done for layer in layers for done in import_parts(layer, run)), *imported]
+
+    def read() -> Recipe:
+        tree = stack(layers, overrides)
+        problems: list[Problem] = []
+        values = read_sections(tree, layers[-1].name, problems)
+        if problems:
+            raise RecipeError(*problems)
+        recipe = Recipe(**values, imports=list(dict.fromkeys(imports)), source=source, tree=tree)
+        train = recipe.train
+        if train.epochs is None:
+            return recipe
+        images = train.images or max(recipe.count_images("trainA", "trainB").values())
+        in_steps = train_in_steps(tree.value["train"], train, images, problems)
+        if in_steps is None:
+            raise RecipeError(*problems)
+        return replace(recipe, train=in_steps)
+
+    try:
+        return read()
+    except RecipeError:
+        if not registry.import_builtin():
+            raise
+    return read()

@@ -7,15 +7,16 @@ import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from qsattn_plugin.errors import describe_error
 from qsattn_plugin.registry.recipe.checking import check
-from qsattn_plugin.registry.recipe.reading import Layer, shown
-from qsattn_plugin.registry.yaml_lines import Problem, RecipeError
+from qsattn_plugin.registry.recipe.reading import Layer, follow, read_recipe, shown
+from qsattn_plugin.registry.yaml_lines import Place, Problem, RecipeError
 
-__all__ = ["import_file", "import_parts"]
+__all__ = ["import_file", "import_named", "import_parts"]
 
 
 def import_parts(layer: Layer, run: bool = True) -> list[str]:
@@ -35,26 +36,47 @@ def import_parts(layer: Layer, run: bool = True) -> list[str]:
         raise RecipeError(*problems)
     if not run:
         return names
-    done = []
-    for i, name in enumerate(names):
-        at = Problem(node.value[i].place, "import", "")
-        is_path = name.endswith(".py") or "/" in name
-        file = layer.directory / Path(os.path.expanduser(name if is_path else f"{name}.py"))
-        if is_path and not file.is_file():
-            raise RecipeError(at._replace(text=f"{shown(file)} does not exist"))
-        try:
-            if file.is_file():
-                name = os.path.abspath(file)
-                import_file(Path(name))
-            else:
-                importlib.import_module(name)
-        except Exception as error:
-            what = describe_error(error)
-            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
-                what = f"there is no file {shown(file)} and no module {name!r}"
-            raise RecipeError(at._replace(text=f"{name}: {what}" if name not in what else what)) from error
-        done.append(name)
+    places = [node.value[i].place for i in range(len(names))]
+    return [_import(n, layer.directory, place) for n, place in zip(names, places, strict=True)]
+
+
+def import_named(names: Sequence[str]) -> list[str]:
+    """Import files and modules that register parts, and what recipes (``.yaml``) among them import.
+
+    Returns:
+        Module names and absolute paths.
+
+    Raises:
+        RecipeError: as :func:`import_parts`.
+    """
+    done: list[str] = []
+    for name in names:
+        if name.endswith((".yaml", ".yml")):
+            done += [file for layer in follow(read_recipe(name)) for file in import_parts(layer)]
+        else:
+            done.append(_import(name, Path.cwd(), Place(f"--import {name}")))
     return done
+
+
+def _import(name: str, directory: Path, place: Place) -> str:
+    """Import a file, or a module if there is no such file; return its absolute path or name."""
+    at = Problem(place, "import", "")
+    is_path = name.endswith(".py") or "/" in name
+    file = directory / Path(os.path.expanduser(name if is_path else f"{name}.py"))
+    if is_path and not file.is_file():
+        raise RecipeError(at._replace(text=f"{shown(file)} does not exist"))
+    try:
+        if file.is_file():
+            name = os.path.abspath(file)
+            import_file(Path(name))
+        else:
+            importlib.import_module(name)
+    except Exception as error:
+        what = describe_error(error)
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            what = f"there is no file {shown(file)} and no module {name!r}"
+        raise RecipeError(at._replace(text=f"{name}: {what}" if name not in what else what)) from error
+    return name
 
 
 def import_file(path: Path) -> ModuleType:

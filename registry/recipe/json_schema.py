@@ -14,13 +14,13 @@ from pydantic import BaseModel
 from pydantic.errors import PydanticUserError
 
 from qsattn_plugin import registry
+from qsattn_plugin.registry.parts import argument_docs
 from qsattn_plugin.registry.recipe.checking import WEIGHT, adapter, nested
-from qsattn_plugin.registry.recipe.docs import argument_docs
 from qsattn_plugin.registry.recipe.reading import shipped_recipes
 from qsattn_plugin.registry.recipe.schema import KEYS, LISTS, PARTS, Checkpoint, Evaluate, Pipeline, Train
 from qsattn_plugin.registry.recipe.sections import NAME, objective_parameters, plain
 
-__all__ = ["json_schema"]
+__all__ = ["argument_schemas", "json_schema"]
 
 
 def json_schema() -> dict[str, Any]:
@@ -43,7 +43,7 @@ def json_schema() -> dict[str, Any]:
             properties[key] = _part(parts[kind], shared, defs)
     for model in (Train, Checkpoint, Evaluate):
         properties[model.__name__.lower()] = _object(_model_properties(model, defs))
-    settings = {m.name: _object(_arguments(m, objective_parameters(m), defs)) for m in methods}
+    settings = {m.name: _object(argument_schemas(m, objective_parameters(m), defs)) for m in methods}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "qsattn-plugin recipe",
@@ -59,16 +59,20 @@ def _part(parts: list[registry.Part], shared: dict, defs: dict, required: bool =
     cases = []
     for part in parts:
         parameters = part.signature.parameters
-        own = {"type": names, **_arguments(part, parameters, defs), **shared}
+        own = {"type": names, **argument_schemas(part, parameters, defs), **shared}
         any_key = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         cases.append(_if({"type": part.name}, {"properties": own} if any_key else _object(own)))
-    mapping = {"type": "object", "properties": {"type": names, **shared}, "allOf": cases}
-    return {"oneOf": [names, {**mapping, "required": ["type"]} if required else mapping]}
+    mapping = {"properties": {"type": names, **shared}, "allOf": cases}
+    # Not oneOf: with that an editor would say that no case fits, and not which key is wrong.
+    mapping = {**mapping, "required": ["type"]} if required else mapping
+    return {"type": ["string", "object"], **_if_type("object", mapping, names)}
 
 
-def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict) -> dict[str, Any]:
+def argument_schemas(
+    part: registry.Part, parameters: Mapping[str, inspect.Parameter], defs: dict[str, Any]
+) -> dict[str, Any]:
     """Return the schema of each parameter that YAML can set; networks, for example, come from the method."""
-    docs = argument_docs(part.target)
+    docs = part.docs
     found = {}
     for name, parameter in parameters.items():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -76,9 +80,13 @@ def _arguments(part: registry.Part, parameters: Mapping[str, inspect.Parameter],
         if inner := nested(parameter.annotation):
             shared = {"weight": adapter(WEIGHT).json_schema()} if inner.weighted else {}
             others = [other for other in registry.list_parts(inner.kind) if other is not part]
-            one = _part(others, shared, defs, required=True)
-            forms = [one] * inner.one + [{"type": "array", "items": one}] * inner.several
-            schema: dict[str, Any] = {"anyOf": forms + [{"type": "null"}] * inner.none}
+            schema = _part(others, shared, defs, required=True) | {"title": inner.kind}
+            if inner.several:
+                several = {"type": "array", "items": schema}
+                either = {"title": f"{inner.kind} | list of {inner.kind}s"}
+                schema = _if_type("array", several, schema) | either if inner.one else several
+            if inner.none:
+                schema = _if_type("null", {}, schema) | {"title": f"{schema.get('title', inner.kind)} | null"}
         else:
             try:
                 schema = adapter(parameter.annotation).json_schema()
@@ -101,6 +109,10 @@ def _model_properties(model: type[BaseModel], defs: dict) -> dict[str, Any]:
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _if_type(kind: str, then: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"type": kind}, "then": then, "else": other}
 
 
 def _if(condition: dict[str, str], then: dict[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def _with_defaults(explicit: Node) -> Node:
     if problems:
         raise RecipeError(*problems)
     try:
-        defaults = getattr(registry.find("method", name).target, "defaults", {})
+        defaults = dict(registry.find("method", name).defaults)
     except registry.PartError as error:
         raise RecipeError(Problem(method.place, "method", str(error))) from None
     tree.value["method"] = method

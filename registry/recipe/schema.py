@@ -6,6 +6,7 @@ against its signature, not here.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -153,7 +154,8 @@ class Train(Section):
         accumulate: Such batches a step, one after the other; their gradients are averaged.
         lr: Adam's learning rate.
         betas: Adam's decay rates of the gradient's mean and square.
-        precision: Number format of the networks' arithmetic; weights stay fp32.
+        precision: Number format of the networks' arithmetic; weights stay fp32. auto is bf16 (on some GPUs fp16) where
+            the device computes that in hardware, else fp32; a run that goes on keeps what it began with.
         channels_last: Keep a position's channels side by side in memory; null is what was measured to be faster on the
             device.
         compile: Let torch.compile fuse the networks; the first steps take minutes.
@@ -162,36 +164,49 @@ class Train(Section):
         init_from: Checkpoint or weights file to start from. A checkpoint brings its discriminator; from a file without
             one, a trained generator forgets much within some hundred steps.
         device: auto takes what the machine has; or a torch device such as cpu, cuda:1 or mps.
-        log_every: Steps between two lines of the log.
+        log_every: Steps between two lines of the log; null follows from the steps, and is at most 50.
     """
 
     steps: int = Field(ge=1)
     epochs: float | None = Field(None, gt=0, exclude=True)
     images: int | None = Field(None, ge=1, exclude=True)
-    decay_from: int | Annotated[float, Field(gt=0, lt=1)] | None = Field(None, validate_default=True)
+    decay_from: int | Annotated[float, Field(gt=0, lt=1)] | None = None
     batch_size: int = Field(1, ge=1)
     accumulate: int = Field(1, ge=1)
     lr: float = Field(2e-4, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.5, 0.999)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool | None = None
     compile: bool = False
     seed: int = Field(0, ge=0, lt=2**63)
     ema: float = Field(0.0, ge=0, lt=1)
     init_from: AbsolutePath | None = None
     device: str = "auto"
-    log_every: int = Field(50, ge=1)
+    log_every: int | None = Field(None, ge=1)
+
+    @property
+    def decay_step(self) -> int:
+        """The step from which the learning rate falls."""
+        if self.decay_from is None:
+            return self.steps // 2
+        return round(self.decay_from * self.steps) if isinstance(self.decay_from, float) else self.decay_from
+
+    def rate_factor(self, step: int) -> float:
+        """Return the factor on the learning rate at a step: 1 until ``decay_from``, then falling linearly to 0."""
+        start = self.decay_step
+        return 1.0 if step < start else max(0.0, 1 - (step - start) / max(1, self.steps - start))
+
+    @property
+    def log_interval(self) -> int:
+        """Steps between two lines of the log."""
+        return self.log_every or _interval(self.steps / 200, 50)
 
     @field_validator("decay_from")
     @classmethod
     def _step(cls, start: int | float | None, info: ValidationInfo) -> int | float | None:
         steps = info.data.get("steps")
-        if steps is None:  # wrong itself, and said so
+        if steps is None or not isinstance(start, int):  # the steps are wrong themselves, and said so
             return start
-        if start is None:
-            return steps // 2
-        if isinstance(start, float):
-            return round(start * steps)
         if start < 0:
             raise ValueError(f"must be at least 0, got {start}")
         if start > steps:
@@ -207,6 +222,12 @@ class Train(Section):
         if name not in known or (name == "auto" and device != name) or not re.fullmatch(r"[a-z]+(:[0-9]+)?", device):
             raise ValueError(f"must be auto or a torch device such as cuda:0, got {device!r}{nearest(name, known)}")
         return device
+
+
+def _interval(wanted: float, most: int) -> int:
+    """Return the largest of 1, 2, 5, 10, 20, ... up to ``wanted`` and ``most``, at least 1."""
+    scale = 10 ** int(math.log10(max(1, wanted)))
+    return min(most, scale * max(n for n in (1, 2, 5) if n * scale <= max(1, wanted)))
 
 
 class Checkpoint(Section):
@@ -243,14 +264,18 @@ class Evaluate(Section):
     """Picture grids and scores during training.
 
     Args:
-        every: Steps between two evaluations.
+        every: Steps between two evaluations; null follows from the steps: 6 to 15 evaluations, or one in 5000 steps.
         images: How many test images are translated for the score; null takes all.
         grid: Images in the picture grid.
         kid: Score translations by their kernel distance to the target's test images, on the features of this timm
             model: its name, or a mapping of model and weights, a file. Null does not.
     """
 
-    every: int = Field(5000, ge=1)
-    images: int | None = Field(None, ge=1)
+    every: int | None = Field(None, ge=1)
+    images: int | None = Field(128, ge=1)
     grid: int = Field(8, ge=1)
     kid: Annotated[Features | None, BeforeValidator(_named, json_schema_input_type=str | Features | None)] = None
+
+    def interval(self, steps: int) -> int:
+        """Return the steps between two evaluations of a training of so many steps."""
+        return self.every or _interval(steps / 6, 5000)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.training.distributed import World
+from qsattn_plugin.training.precision import PRECISIONS
 from qsattn_plugin.training.tuning import compile_networks, memory_format
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Parts(Protocol):
@@ -81,6 +80,8 @@ class Method(nn.Module, abc.ABC):
 
     def start(self, train: Any, device: torch.device) -> None:
         """Move to the device and create the optimizers (Adam, one for each of :meth:`roles`) of a section ``train``.
+
+        Its ``precision`` has been chosen.
 
         Raises:
             UserError: a setting is not available on this machine.

@@ -40,6 +40,7 @@ class History:
     ends: list[dict[str, Any]] = field(default_factory=list)  # the "end" event of each call that was not killed
     stopped: bool = False  # whether the last call of fit logged its "end"
     seconds: float = 0.0  # spent in training steps, without evaluations
+    pictures: tuple[str, str] = ("testA", "testB")  # the splits that the last evaluation translated, and compared with
 
     @property
     def step(self) -> int:
@@ -99,6 +100,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
         elif kind == "evaluate":
             scores = {k: v for k, v in _flat(event.get("scores")).items() if v is not None}
             grid = event.get("grid")
+            history.pictures = tuple(event.get("pictures") or history.pictures)
             evaluations[step] = EvaluationRecord(step, scores, Path(grid).name if isinstance(grid, str) else None)
         elif kind == "start":
             history.stopped = False

@@ -13,6 +13,7 @@ import jinja2
 
 from qsattn_plugin import __version__
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.text import duration
 from qsattn_plugin.training.report.history import History, charts
 from qsattn_plugin.training.report.pictures import Frame, Picture
 
@@ -118,7 +119,7 @@ def _figures(recipe: Recipe, history: History) -> Iterator[tuple[str, str, str]]
     if history.speed:
         yield "Speed", f"{history.speed:.3g} images/s", f"the median, at batch size {recipe.train.batch_size}"
     if history.seconds:
-        yield "Training time", _duration(history.seconds), "without evaluations"
+        yield "Training time", duration(history.seconds), "without evaluations"
     if history.starts:
         counts = " + ".join(_number(n) for n in (history.starts[-1].get("images") or {}).values())
         skipped = len(history.starts[-1].get("skipped") or ())
@@ -165,14 +166,3 @@ def _number(value: int) -> str:
 def _score(value: float) -> str:
     """Format a score with four significant digits."""
     return f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    """Format a duration by its two largest units."""
-    left = round(seconds)
-    parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
