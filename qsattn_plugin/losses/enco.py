@@ -17,10 +17,11 @@ from qsattn_plugin.registry import register
 
 @register("objective", "enco", tags=("contrastive",))
 class EnCo(ContrastiveObjective):
-    """Cosine distance between mirrored layers of the generator's encoder and decoder, no negatives (Cai et al. 2024).
+    """Cosine distance of mirrored layers of the generator's encoder and decoder (EnCo, Cai et al. 2024).
 
-    Both layers of a pair are projected by one MLP, the decoder's further by a predictor; 2 - 2 cos is averaged over
-    positions and pairs. No gradient flows through the encoder's side. All features come from the pass that translates.
+    There are no negatives. Both layers of a pair are projected by one MLP, the decoder's further by a predictor; 2 - 2
+    cos is averaged over positions and pairs. No gradient flows through the encoder's side. All features come from the
+    pass that translates.
 
     Args:
         pairs: layers of the generator, by index or name: one of the encoder and one of the decoder, of equal size and

@@ -20,7 +20,7 @@ from qsattn_plugin.registry import Nested, create_nested, register
 
 @register("objective", "lsesim", tags=("contrastive",))
 class LSeSim(ContrastiveObjective):
-    """Distance between the self-similarity maps of source and translation, fixed or learned (Zheng et al. 2021).
+    """Distance of the self-similarity maps of source and translation, fixed or learned (F-LSeSim, Zheng et al. 2021).
 
     The map of a query holds its similarities to the positions of a window around it, in its own image. Maps of source
     and translation are compared where the translation's is largest, in a quarter of the window. Learned maps go through

@@ -16,7 +16,7 @@ ITERATIONS = 50
 
 @register("objective", "monce", tags=("contrastive",))
 class MoNCE(PatchObjective):
-    """PatchNCE with negatives weighed by an optimal transport between anchors and positives (Zhan et al. 2022).
+    """PatchNCE with negatives weighed by optimal transport from anchors to positives (MoNCE, Zhan et al. 2022).
 
     The transport plan has rows and columns that sum to 1, and nothing between an anchor and its own positive; a
     negative's exponential is multiplied by its share times N - 1 times ``strength``.

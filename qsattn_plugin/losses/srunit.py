@@ -16,7 +16,7 @@ from qsattn_plugin.registry import register
 
 @register("objective", "srunit", tags=("contrastive", "regulariser"))
 class SRUNIT(ContrastiveObjective):
-    """Distance from the source of what is translated with noise in its features, a regulariser (Jia et al. 2021).
+    """Distance to the source of its translation with noise in its features, a regulariser (SRUNIT, Jia et al. 2021).
 
     At one tap, drawn each time, noise of a random direction and length is added at every position of the source's
     features; the generator goes on from there, and the translation is encoded again. The loss is the mean distance of

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from qsattn_plugin.registry import find
@@ -34,18 +36,21 @@ def part_table(session: Session) -> list[tuple[str, str, str, str]]:
     instead = source.replace("test", "train")
     lack = "" if source in splits else f"; no {source}: the first of {instead} are shown instead"
     rows.append(("data", recipe.data.type, "-", counts + lack))
-    networks = dict(session.method.named_children())
+
+    def several(role: str) -> tuple[list[Any], str]:
+        networks = [n for name, n in session.method.named_children() if name.split("_")[0] == role]
+        return networks, f"{len(networks)} x " if len(networks) > 1 else ""
+
     for role in ("generator", "discriminator", "encoder", "sampler"):
         if hasattr(session.method, role):
-            several = nn.ModuleList(n for name, n in networks.items() if name.split("_")[0] == role)
-            times = f"{len(several)} x " if len(several) > 1 else ""
-            add(role, role, recipe.part(role).type, several, times)
-    objectives = getattr(session.method, "nce", ())
-    for kind, objective in zip(getattr(objectives, "kinds", ()), objectives, strict=True):
-        add("objective", "objective", kind, objective)
-    if list(getattr(session.method, "heads", nn.Identity()).parameters()):
-        heads = sum(p.numel() for p in networks["heads"].parameters())
-        rows.append(("heads", "", f"{heads:,}", "One two-layer MLP per tap."))
+            networks, times = several(role)
+            add(role, role, recipe.part(role).type, nn.ModuleList(networks), times)
+    objectives, times = several("nce")
+    for index, kind in enumerate(objectives[0].kinds if objectives else ()):
+        add("objective", "objective", kind, nn.ModuleList(each[index] for each in objectives), times)
+    networks, times = several("heads")
+    if heads := sum(p.numel() for network in networks for p in network.parameters()):
+        rows.append(("heads", times.removesuffix(" x "), f"{heads:,}", "One two-layer MLP per tap."))
     for spec in recipe.augmentations:
         add("augmentation", "augmentation", spec.type, None)
     for spec in recipe.discriminator_augmentations:
