@@ -124,7 +124,7 @@ def test_the_command_line_trains_in_two_processes_and_torchrun_carries_on(workpl
     fit(alone)
     done = python("qsattn_plugin.cli", "fit", run.folder, "--nproc", "2", "--max-steps", "2")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("starting on 2 x cpu, 4 and 4 images") == 1
+    assert done.stderr.count("starting on 2 x cpu in fp32, 4 and 4 images") == 1
     assert done.stderr.count("step 2/4 ") == 1
     assert "stopped at step 2 of 4" in done.stderr
     assert run.checkpoints.steps() == [2]

@@ -16,6 +16,7 @@ from qsattn_plugin.training.describe import part_table
 from qsattn_plugin.training.kid import KernelDistance, TimmEmbedder
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
+from qsattn_plugin.training.session import Session
 from qsattn_plugin.translation.apply import translate
 from qsattn_plugin.translation.load import load
 from tests.conftest import TINY
@@ -140,7 +141,7 @@ def test_a_run_on_folders_is_scored_and_its_best_kept(workplace, weights):
     assert load_recipe(run.folder / "recipe.yaml") == run.recipe
     scores = fit(run)
     logged = events(run, "evaluate")
-    assert [list(e["scores"]) for e in logged] == [["kid"], ["kid"]]
+    assert [list(e["scores"]) for e in logged] == [["kid", "swd"]] * 2
     assert logged[-1]["scores"] == scores
     lowest = min(logged, key=lambda e: e["scores"]["kid"])
     assert logged[-1]["best"] == {
@@ -185,7 +186,7 @@ def test_test_images_of_both_domains_are_needed(workplace, weights, split):
         picture.unlink()
     kid = f"evaluate.kid={{model: {MODEL}, weights: {weights}}}"
     run = Run.create(load_recipe("toy", (*settings, kid)), workplace / "run")
-    with pytest.raises(UserError, match=r"evaluate\.kid: needs two test images"):
+    with pytest.raises(UserError, match=r"evaluate\.kid: needs two images of test"):
         fit(run)
 
 
@@ -217,10 +218,10 @@ def test_recipes_that_say_kid():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("evaluate.kid=test_convnex", "timm has no model 'test_convnex'; did you mean 'test_convnext'"),
+        ("evaluate.kid=test_convnex", "timm .* has no model 'test_convnex'; did you mean 'test_convnext'"),
         ("evaluate.kid={model: test_convnext, weights: nowhere.safetensors}", "there is no file .*nowhere.safetensors"),
     ],
 )
 def test_a_model_that_is_not_there_is_said_when_a_run_is_built(setting, message):
     with pytest.raises(UserError, match=rf"evaluate\.kid: {message}"):
-        part_table(load_recipe("toy", (*TINY, setting)))
+        part_table(Session(load_recipe("toy", (*TINY, setting))))

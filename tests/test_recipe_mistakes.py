@@ -235,4 +235,4 @@ def test_devices_and_folders_that_are_not_there_are_said_with_their_key(tmp_path
     with pytest.raises(RecipeError, match=r"train\.device: device 'mps' cannot be used here"):
         Session(load_recipe("toy", ["train.device=mps"]))
     with pytest.raises(RecipeError, match=r"data\.root: the data folder .*nowhere does not exist"):
-        part_table(load_recipe("horse2zebra", [f"data.root={tmp_path / 'nowhere'}", *SMALL]))
+        part_table(Session(load_recipe("horse2zebra", [f"data.root={tmp_path / 'nowhere'}", *SMALL])))

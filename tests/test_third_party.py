@@ -78,7 +78,7 @@ def test_an_installed_package_is_listed_shown_and_fitted(site, workplace):
     assert re.search(r"^generator/striped +A generator of three convolutions", out, re.MULTILINE)
     assert "sampler/diagonal" in out
     assert "generator/resnet_9blocks" in out
-    assert "width: int = 8" in out
+    assert "width: integer = 8" in out
     assert "channels between them." in out
     # The broken one is named once, in a line of its own, by the command that first needed other people's parts.
     warned = [line for line in said.splitlines() if "broken_parts" in line]

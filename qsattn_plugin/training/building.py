@@ -107,7 +107,7 @@ class RecipeParts:
         error = _problem(copy.deepcopy(network).to("meta"), shape)  # shapes only: nothing is computed
         if error is not None and not isinstance(error, ValueError | UserError):
             error = _problem(copy.deepcopy(network), shape)  # perhaps it cannot run without values
-        if error is not None:
+        if error is not None and not isinstance(error, torch.OutOfMemoryError):  # of which the training says more
             raise part_error(self.recipe, section, error, shape, self._shape_key(shape, *augmented)) from error
 
 

@@ -75,7 +75,7 @@ class Evaluator:
         targets = self.loader.test_images(self.target, most)
         for images, split in ((self.images, self.source), (targets, self.target)):
             if len(images) < 2:
-                raise recipe.error("evaluate.kid", f"needs two pictures in {split}, there is one")
+                raise recipe.error("evaluate.kid", f"needs two images of {split}, there is one")
         try:
             vectors = TimmEmbedder(kid.model, kid.weights)
         except UserError as error:

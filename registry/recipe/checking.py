@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, SchemaError
 
 from qsattn_plugin import registry
 from qsattn_plugin.errors import nearest
@@ -65,7 +65,7 @@ def adapter(annotation: Any) -> TypeAdapter:
         if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
             return TypeAdapter(annotation)
         return TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
-    except (PydanticUserError, TypeError):
+    except (PydanticUserError, SchemaError, TypeError):
         return TypeAdapter(Any)
 
 
