@@ -56,7 +56,7 @@ def test_the_wheel_holds_every_module_and_recipe_and_no_general_names(wheel):
         assert f"qsattn_plugin/registry/recipes/{recipe.name}" in names
     for data in (*(ROOT / "registry").glob("*.yaml"), *(ROOT / "registry" / "weights").iterdir()):
         assert f"qsattn_plugin/{data.relative_to(ROOT)}" in names
-    for name in ("page.html", "style.css", "charts.js", "films.js"):
+    for name in ("page.html", "layout.html", "style.css", "charts.js", "films.js"):
         assert f"qsattn_plugin/training/report/{name}" in names
 
 
