@@ -37,9 +37,9 @@ test: install
 # Python 3.10 to 3.12. What a fork and torch.hub need is tested with PyTorch 2.1 as well, where nothing else is installed.
 test-floor: $(FLOOR)/.installed $(FLOOR_FORKS)/.installed
 	OMP_NUM_THREADS=1 $(FLOOR)/bin/python -m pytest -n 2 $(ARGS)
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(FLOOR_FORKS)/bin/python -m pytest $(FORK_TESTS)
+	OMP_NUM_THREADS=1 $(FLOOR_FORKS)/bin/python -m pytest $(FORK_TESTS)
 
-FORK_TESTS := $(patsubst %,tests/test_%.py,attention routes samplers dimensions forks fork_ids fork_guard fork_cli)
+FORK_TESTS := $(patsubst %,tests/test_%.py,attention routes samplers dimensions forks fork_ids fork_guard fork_cli hub)
 
 $(FLOOR)/.installed: setup.cfg constraints-floor.txt
 	$(FLOOR_PYTHON) -m venv $(FLOOR)
@@ -51,7 +51,8 @@ $(FLOOR_FORKS)/.installed: setup.cfg constraints-floor.txt
 	$(FLOOR_PYTHON) -m venv $(FLOOR_FORKS)
 	grep -v torch constraints-floor.txt > $(FLOOR_FORKS)/constraints.txt
 	$(FLOOR_FORKS)/bin/python -m pip install --disable-pip-version-check -c $(FLOOR_FORKS)/constraints.txt \
-		torch==2.1.2 numpy click pydantic pyyaml pillow safetensors jinja2 pytest pytest-timeout
+		torch==2.1.2 numpy click pydantic pyyaml pillow safetensors tqdm jinja2 pytest pytest-timeout
+	$(FLOOR_FORKS)/bin/python -m pip install --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 # A training is killed a hundred times and must end with the bytes of one that never was: docs/measured/soak.md.

@@ -15,9 +15,6 @@ from PIL import Image
 
 import qsattn_plugin
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.registry.recipe import load_recipe
-from qsattn_plugin.training.loop import fit
-from qsattn_plugin.training.run import Run
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +105,11 @@ def test_another_copy_of_the_package_is_noticed(checkout):
 
 
 def test_a_trained_run_loads_and_translates(workplace):
+    pytest.importorskip("kornia", reason="training needs it; hub is tested without, too")
+    from qsattn_plugin.registry.recipe import load_recipe
+    from qsattn_plugin.training.loop import fit
+    from qsattn_plugin.training.run import Run
+
     run = Run.create(load_recipe("toy", (*TINY, "train.steps=1")), workplace / "run")
     fit(run)
     model = hub(weights=str(workplace / "run"))
