@@ -15,6 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from qsattn_plugin import load
+from qsattn_plugin.data.images import find_images
 from qsattn_plugin.evaluation.mapping import draw_maps
 
 ROW = 8
@@ -57,13 +58,13 @@ def main() -> None:
     """Draw what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--models", nargs="+", required=True, help="runs, weights files or published names")
-    parser.add_argument("--pictures", type=Path, required=True, help="a folder; its first pictures by name are taken")
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="files; of a folder its first by name")
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--side", type=int, default=160, help="pixels of a picture in the sheet")
     parser.add_argument("--maps", action="store_true", help="entropy maps instead of translations")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    files = sorted(p for p in args.pictures.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[: args.count]
+    files = [file for path in args.pictures for file in (find_images(path) if path.is_dir() else [path])][: args.count]
     if args.maps:
         maps(files, args.models, args.side).save(args.output)
         return

@@ -6,6 +6,7 @@ For ``qsattn --help``, which imports neither torch nor any part, the one-line he
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -62,6 +63,9 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        logger, notes = logging.getLogger("qsattn_plugin"), _Notes()
+        logger.addHandler(notes)
+        logger.setLevel(logging.INFO)
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
@@ -76,6 +80,15 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt as stop:  # click itself exits with 1, the code of a failure
             click.echo(f"\n{stop}" if stop.args else "\nAborted!", err=True)
             raise click.exceptions.Exit(getattr(stop, "exit_code", 130)) from stop
+        finally:
+            logger.removeHandler(notes)
+
+
+class _Notes(logging.Handler):
+    """Prints what the package logs, such as which file a model's name meant."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
 
 
 _default_showwarning = warnings.showwarning
@@ -98,7 +111,7 @@ def main() -> None:
 
     \b
     qsattn build toy && qsattn fit                 train the toy model in about five minutes
-    qsattn translate photos/ -m toy -o out/        translate with it
+    qsattn translate photos/ -m runs/toy -o out/   translate with it
     """
 
 

@@ -29,18 +29,17 @@ def command(model: str, format: str, out: Path, generator: str | None, overwrite
 
     `cut` writes latest_net_G.pth as CUT's and CycleGAN's test scripts read it.
     """
-    from qsattn_plugin.registry.pretrained import entries
     from qsattn_plugin.translation.export import export, place_of, subject_of
     from qsattn_plugin.translation.export.formats import cut_options
-    from qsattn_plugin.translation.load import find_weights, load
+    from qsattn_plugin.translation.load import load
 
-    weights = find_weights(model)
-    asked = model.removeprefix("pretrained/")
+    translator = load(model, "cpu", generator)
+    assert translator.weights is not None  # it was loaded
     # A published model's file gets the name that was asked for, not that of its recipe.
-    published = asked if asked in entries() and weights == find_weights(f"pretrained/{asked}") else None
-    subject = subject_of(load(weights, "cpu", generator), generator, published)
+    kind, _, published = translator.weights.name.partition("pretrained/")
+    subject = subject_of(translator, generator, published if not kind and published else None)
     path = place_of(subject, format, out)
-    if path.exists() and path.samefile(weights):
+    if path.exists() and path.samefile(translator.weights.path):
         raise click.BadParameter(f"{path} is the model itself; choose another name", param_hint="-o")
     done = export(subject, format, out, overwrite)
     shapes = ", ".join(" x ".join(map(str, shape)) for shape in done.shapes)

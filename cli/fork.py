@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
+import types
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from qsattn_plugin.forks.check import Check
+    from qsattn_plugin.forks.run import SamplerImportHook
+    from qsattn_plugin.forks.swap import Swap
 
 
 @click.command(
@@ -16,10 +24,15 @@ import click
     short_help="Run a CUT fork's script with its sampler swapped.",
     context_settings={"allow_interspersed_args": False},
 )
-@click.option("--sampler", default="qsattn_global", show_default=True, help="A registered sampler.")
+@click.option("--sampler", help="A registered sampler.  [default: qsattn_global; with --check, what the fork's is]")
 @click.option("--module", help="The fork's module with the sampler's class, e.g. models.networks.")
 @click.option("--class", "kind", help="The class's name.  [default: PatchSample... with the call signature of CUT's]")
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="An argument of the sampler: -s taps=all.")
+@click.option("--inside", is_flag=True, help="The class does all of its own work; only where it looks is replaced.")
+@click.option(
+    "--log", type=click.Path(dir_okay=False, path_type=Path), help="Keep what the sampler sees, as JSON lines."
+)
+@click.option("--report", is_flag=True, help="Draw the log as a page beside it, with the losses that the fork prints.")
 @click.option(
     "--check", is_flag=True, help="Leave the fork unchanged for a few steps, and compare its sampler with ours."
 )
@@ -27,10 +40,13 @@ import click
 @click.argument("script", type=click.Path(path_type=Path))
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
-    sampler: str,
+    sampler: str | None,
     module: str | None,
     kind: str | None,
     settings: tuple[str, ...],
+    inside: bool,
+    log: Path | None,
+    report: bool,
     check: bool,
     steps: int,
     script: Path,
@@ -42,39 +58,81 @@ def command(
     \b
     qsattn fork -- train.py --dataroot datasets/horse2zebra --name zebra
     qsattn fork --sampler qsattn_local -s window=5 -- train.py ...
+    qsattn fork --log sampler.jsonl --report -- train.py ...
     qsattn fork --check -- train.py ...     accuracy and speed of the fork's own QS-Attn
     """
     from qsattn_plugin.errors import UserError, nearest
-    from qsattn_plugin.forks.check import Check, CheckFinished
-    from qsattn_plugin.forks.run import SamplerImportHook, run_script, summarise
+    from qsattn_plugin.forks.check import Check, guess_sampler
+    from qsattn_plugin.forks.log import SamplerLog
+    from qsattn_plugin.forks.run import SamplerImportHook
     from qsattn_plugin.forks.swap import Swap
     from qsattn_plugin.registry.recipe.checking import check_settings
 
-    swap = Swap(sampler, **check_settings("sampler", sampler, settings, "taps=all", {"queries"}))
+    if report and log is None:
+        raise UserError("--report draws a log: name its file, --log sampler.jsonl")
+    if log is not None and check:
+        raise UserError("--check leaves the fork as it is, so there is nothing to log: leave --check or --log out")
+    guessed = guess_sampler(_values(arguments)) if check and sampler is None else None
+    name, word = guessed or (sampler or "qsattn_global", "")
+    swap = Swap(name, inside=inside, **check_settings("sampler", name, settings, "taps=all", {"queries"}))
     if not script.is_file():
         known = [p.name for p in script.parent.glob("*.py")] if script.parent.is_dir() else []
         raise UserError(f"there is no script {script}{nearest(script.name, known)}")
     script = script.resolve()
-    watch = Check(swap, steps) if check else None
-    does = "is watched" if check else f"samples by {sampler} from here on"
+    watch = Check(swap, steps, f"guessed from {word}" if guessed else "" if sampler else None) if check else None
+    does = "is watched" if check else f"samples by {name} from here on"
     hook = SamplerImportHook(watch or swap, script.parent, module, kind, lambda name: _tell(f"{name} {does}"))
+    record = contextlib.ExitStack()
+    if log is not None:
+        log = log.resolve()
+        if report:
+            record.callback(_report, log)  # after the log is closed
+        about = {"sampler": name, "arguments": swap.arguments, "script": f"{script.parent.name}/{script.name}"}
+        swap.observe = record.enter_context(SamplerLog(log, **about)).observe
+    _run(script, arguments, hook, swap, watch, record)
+
+
+def _run(
+    script: Path,
+    arguments: tuple[str, ...],
+    hook: SamplerImportHook,
+    swap: Swap,
+    watch: Check | None,
+    record: contextlib.ExitStack,
+) -> None:
+    """Run the script, and say, however it ends, what there is to say."""
+    from qsattn_plugin.errors import UserError
+    from qsattn_plugin.forks.check import CheckFinished
+    from qsattn_plugin.forks.run import run_script, summarise
+
     at_end = _PythonExit()
+
+    def finish() -> None:
+        record.close()
+        if watch is not None and watch.done:
+            click.echo(watch.table())
+        elif swap.counts["chosen"]:
+            _tell(summarise(swap, hook))
+
     try:
-        run_script(script, arguments, hook, lambda: bool(check or swap.counts["chosen"]))
+        run_script(script, arguments, hook)
     except CheckFinished:
-        assert watch is not None  # it alone raises this
-        click.echo(watch.table())
-        return
+        return finish()
     except UserError:
+        record.close()
         raise
     except SystemExit as end:
         if end.code or {"-h", "--help"} & set(arguments):
+            finish()
             raise
     except BaseException as error:  # noqa: BLE001 - whatever the script raises is shown as Python shows it
-        at_end.show(error, script)
+        finish()
+        at_end.show(error)
+    finish()
+    if not (watch.done if watch is not None else swap.counts["chosen"]):
+        raise hook.failure()
     if watch is not None:
-        raise UserError(f"the script ended after {watch.done} of {steps} calls of its sampler; set --steps lower")
-    _tell(summarise(swap, hook))
+        _tell(f"the script ended after {watch.done} of {watch.steps} calls of its sampler; the table is of these")
 
 
 def _tell(line: str) -> None:
@@ -88,12 +146,9 @@ class _PythonExit:
         self.interrupted = False
         atexit.register(self._end)  # registered first, runs last
 
-    def show(self, error: BaseException, script: Path) -> None:
-        """Print the traceback from the script on, and exit."""
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename != str(script):
-            trace = trace.tb_next
-        error = error.with_traceback(trace or error.__traceback__)
+    def show(self, error: BaseException) -> None:
+        """Print the traceback without our frames, and exit."""
+        _without_our_frames(error)
         sys.excepthook(type(error), error, error.__traceback__)
         self.interrupted = isinstance(error, KeyboardInterrupt)
         sys.exit(130 if self.interrupted else 1)
@@ -104,3 +159,34 @@ class _PythonExit:
                 stream.flush()
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def _without_our_frames(error: BaseException | None) -> None:
+    """Take this package's frames, and those that run a script, out of tracebacks that end in somebody else's code."""
+    if error is None:
+        return
+    steps = []
+    step = error.__traceback__
+    while step is not None:
+        steps.append(step)
+        step = step.tb_next
+    rooms = [s.tb_frame.f_globals.get("__name__", "").partition(".")[0] for s in steps]
+    if rooms and rooms[-1] != "qsattn_plugin":
+        trace = None
+        for step, room in reversed(list(zip(steps, rooms, strict=True))):
+            if room not in ("qsattn_plugin", "runpy", "importlib"):
+                trace = types.TracebackType(trace, step.tb_frame, step.tb_lasti, step.tb_lineno)
+        error.__traceback__ = trace
+    _without_our_frames(error.__cause__ or error.__context__)
+
+
+def _values(arguments: tuple[str, ...]) -> list[str]:
+    """Return the values of a script's options: of ``--mode local`` and of ``--mode=local``."""
+    return [a.partition("=")[2] if a.startswith("-") else a for a in arguments]
+
+
+def _report(log: Path) -> None:
+    """Draw a log as a page beside it."""
+    from qsattn_plugin.training.report import write_fork_report
+
+    _tell(f"{write_fork_report(log)} draws {log.name}")

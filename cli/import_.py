@@ -15,9 +15,16 @@ _SHOWN = 6
 @click.option("--arch", help="The generator's registered name.  [default: recognised from the keys]")
 @click.option("-s", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the generator: -s width=64.")
 @click.option("--key", help="The key of the weights in the file, if it holds several networks: netG_A.")
+@click.option("--trained", type=click.IntRange(min=16), metavar="SIDE", help="Shorter side of its training pictures.")
 @click.option("--overwrite", is_flag=True, help="Replace the weights file if it exists.")
 def command(
-    file: Path, out: Path, arch: str | None, settings: tuple[str, ...], key: str | None, overwrite: bool
+    file: Path,
+    out: Path,
+    arch: str | None,
+    settings: tuple[str, ...],
+    key: str | None,
+    trained: int | None,
+    overwrite: bool,
 ) -> None:
     """Turn FILE (latest_net_G.pth of CUT, CycleGAN, pix2pix or QS-Attn, or a checkpoint that holds such weights) into a
     weights file that `qsattn translate -m`, `qsattn export` and a recipe's train.init_from take.
@@ -26,7 +33,7 @@ def command(
     """
     from qsattn_plugin.translation.importing import import_weights
 
-    done = import_weights(file, out, arch, settings, key, overwrite)
+    done = import_weights(file, out, arch, settings, key, overwrite, trained)
     where = f" at {done.place!r}" if done.place else ""
     click.echo(f"{file}{where}: {done.type} with {', '.join(f'{k}={v}' for k, v in done.arguments.items())}")
     click.echo(f"{done.loaded.loaded} tensors loaded")

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+from qsattn_plugin.cli.types import parsed_by
+
+if TYPE_CHECKING:
+    from qsattn_plugin.translation.sizes import At
 
 
 @click.command("map", short_help="Draw entropy maps.")
@@ -31,6 +36,12 @@ import click
     help="How entropies map to colours.",
 )
 @click.option("--size", type=click.IntRange(min=16), help="Resize the shorter side to this many pixels first.")
+@click.option(
+    "--at",
+    metavar="SIDE|trained|full",
+    callback=parsed_by("sizes", "parse_at"),
+    help="The size at which the model sees pictures, as for `translate`; positions are given in their own pixels.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
 def command(
     images: tuple[str, ...],
@@ -43,6 +54,7 @@ def command(
     significance: str | None,
     scale: Literal["rank", "log", "linear"],
     size: int | None,
+    at: At | None,
     device: str,
 ) -> None:
     """Draw for each IMAGE (file, folder or pattern) and tap, side by side as a PNG: the image, its entropy as a heat
@@ -64,6 +76,7 @@ def command(
         options={k: v for k, v in {"queries": queries, "significance": significance}.items() if v is not None},
         scale=scale,
         size=size,
+        at=at,
         device=pick_device(device),
         weights=weights,
         failed=failed,

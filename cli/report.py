@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 
@@ -11,12 +13,17 @@ import click
 def command(run: str | None, show: bool) -> None:
     """Write report.html into the folder of RUN, a folder or a name below runs/; by default the run built last.
 
-    Training writes it at every evaluation; this command writes it at any time, from the files in the folder.
+    Training writes it at every evaluation; this command writes it at any time, from the files in the folder. Of a log
+    that `qsattn fork --log FILE.jsonl` wrote, it draws the page beside it.
     """
-    from qsattn_plugin.training.report import write_report
-    from qsattn_plugin.training.run import Run
+    from qsattn_plugin.training.report import write_fork_report, write_report
 
-    path = write_report(Run.open(run))
+    if run is not None and run.endswith(".jsonl"):
+        path = write_fork_report(Path(run))
+    else:
+        from qsattn_plugin.training.run import Run
+
+        path = write_report(Run.open(run))
     click.echo(path)
     if show:
         click.launch(path.resolve().as_uri())

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from qsattn_plugin.cli.types import parsed_by
 
-def _parsed(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
-    """Parse an option with the function of ``translation.files`` that is called after it."""
-    from qsattn_plugin.translation import files
-
-    try:
-        return None if text is None else getattr(files, f"parse_{param.name}")(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
+if TYPE_CHECKING:
+    from qsattn_plugin.translation.sizes import At
 
 
 @click.command("translate", short_help="Translate pictures with a trained model.")
@@ -27,9 +22,21 @@ def _parsed(ctx: click.Context, param: click.Parameter, text: str | None) -> Any
     required=True,
     help="A run's folder or name (RUN@best: its best score), a checkpoint or weights file, or a published name.",
 )
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
+@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The folder, or one picture's file.")
 @click.option("--overwrite", is_flag=True, help="Replace translations that exist in the output folder.")
-@click.option("--size", metavar="N|WxH", callback=_parsed, help="Resize first: shorter side, or both.")
+@click.option(
+    "--at",
+    "sizes",
+    metavar="SIDE|trained|full",
+    callback=parsed_by("sizes", "parse_sizes"),
+    help="The size at which pictures are translated, before the change is carried back to their own: pixels of the "
+    "shorter side, that of the model's training, or their own. Several with commas for --sheet.  [default: trained for "
+    "pictures of more than 1.5 times that size or of less than two thirds of it, otherwise full]",
+)
+@click.option("--sheet", is_flag=True, help="Put the picture and its translations at the sizes of --at side by side.")
+@click.option(
+    "--size", metavar="N|WxH", callback=parsed_by("files", "parse_size"), help="Resize first: shorter side, or both."
+)
 @click.option(
     "--tile",
     type=click.IntRange(min=0),
@@ -46,7 +53,7 @@ def _parsed(ctx: click.Context, param: click.Parameter, text: str | None) -> Any
 @click.option(
     "--shard",
     metavar="I/N",
-    callback=_parsed,
+    callback=parsed_by("files", "parse_shard"),
     help="Translate only every N-th picture, from the I-th: 1/4 to 4/4 on four machines.",
 )
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
@@ -56,6 +63,8 @@ def command(
     model: str,
     out: Path,
     overwrite: bool,
+    sizes: list[At] | None,
+    sheet: bool,
     size: int | tuple[int, int] | None,
     tile: int | None,
     batch: int | None,
@@ -63,7 +72,8 @@ def command(
     generator: str | None,
     device: str,
 ) -> None:
-    """Translate pictures, folders of pictures (their structure is kept) and patterns, each at its own size.
+    """Translate pictures, folders of pictures (their structure is kept) and patterns. Each keeps its size: where that
+    is not what the model knows, it is translated at another (--at), and the change is carried back.
 
     Pictures that exist in the output folder are skipped, so that the same command continues where it was stopped.
     Pictures that cannot be read are listed at the end; the exit code is then 1. Feature maps of large pictures are
@@ -71,11 +81,19 @@ def command(
     """
     from qsattn_plugin.cli.progress import Bar
     from qsattn_plugin.devices import pick_device
-    from qsattn_plugin.translation.files import plan
+    from qsattn_plugin.translation.files import is_file, plan
     from qsattn_plugin.translation.job import Outcome, translate_files
     from qsattn_plugin.translation.load import load
 
-    pairs = plan(inputs, out)
+    if sheet and not sizes:
+        raise click.UsageError("--sheet needs the sizes to compare: --at 192,256,384,512")
+    if len(sizes or ()) > 1 and not sheet:
+        raise click.UsageError("several sizes are for --sheet, which puts them side by side")
+
+    def place(target: Path) -> Path:
+        return target.with_stem(f"{target.stem}-sizes") if sheet and not is_file(out) else target
+
+    pairs = [(source, place(target)) for source, target in plan(inputs, out, files=lambda target: (place(target),))]
     if shard is not None:
         pairs = pairs[shard[0] - 1 :: shard[1]]
     translator = load(model, pick_device(device), generator)
@@ -85,11 +103,23 @@ def command(
     try:
         with Bar(len(pairs), "translating", bar_format=counted) as bar:
             translate_files(
-                translator, pairs, overwrite, bar.update, tile=tile, batch=batch, size=size, outcome=outcome
+                translator,
+                pairs,
+                overwrite,
+                bar.update,
+                tile=tile,
+                batch=batch,
+                size=size,
+                at=sizes if sheet or not sizes else sizes[0],
+                outcome=outcome,
             )
     finally:
         skipped = f", {len(outcome.skipped)} existing skipped (--overwrite replaces them)" if outcome.skipped else ""
         click.echo(f"{len(outcome.written)} pictures written to {out}{skipped}")
+        for side, count in sorted(outcome.carried.items()):
+            click.echo(
+                f"{count} of them translated at {side} px and carried back to their size; --at full: at their own"
+            )
         for _, reason in outcome.failed:
             click.echo(f"not translated: {reason}", err=True)
     if outcome.failed:

@@ -27,6 +27,7 @@ _LAZY = {
     "PatchSampler": "qsattn_plugin.forks",
     "load": "qsattn_plugin.translation.load",
     "swap_sampler": "qsattn_plugin.forks",
+    "swapped": "qsattn_plugin.forks",
 }
 
 #: A module's name in earlier versions, where README or docs named it -> its name now.

@@ -41,10 +41,21 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 def out_of_memory(error: Exception) -> bool:
     """Return whether an error means that the memory of the CPU or of a device was too small."""
     known = any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "out of memory"))
-    return known or isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
 
 
 def no_autocast(device: str) -> contextlib.AbstractContextManager:
     """Return a context without autocast for a type of device."""
-    # The meta device has no autocast. (is_autocast_available would say so, but PyTorch 2.11 cannot compile it.)
-    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    return contextlib.nullcontext() if device in _WITHOUT_AUTOCAST else torch.autocast(device, enabled=False)
+
+
+def _has_autocast(device: str) -> bool:
+    try:
+        torch.autocast(device, enabled=False)
+    except RuntimeError:
+        return False
+    return True
+
+
+# Known beforehand: torch.compile goes through no_autocast, and PyTorch 2.11 cannot compile is_autocast_available.
+_WITHOUT_AUTOCAST = frozenset(device for device in ("meta", "mps") if not _has_autocast(device))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
 
 def attention(features: Tensor, window: int | None = None, scale: float = 1.0) -> Tensor:
-    """A, (HW, HW), of one image (C, H, W): softmax over all places, or over those of the window inside the image."""
-    _, height, width = features.shape
+    """A, (HW, HW), of one image (C, H, W): softmax over all places, or over those of the window inside the image.
+
+    The image may have any number of spatial dimensions.
+    """
+    points = list(itertools.product(*map(range, features.shape[1:])))
     f = features.double().flatten(1).t()
     rows = []
-    for i in range(height * width):
+    for i, here in enumerate(points):
         places = [
-            y * width + x
-            for y in range(height)
-            for x in range(width)
-            if window is None or (abs(y - i // width) <= window // 2 and abs(x - i % width) <= window // 2)
+            j
+            for j, there in enumerate(points)
+            if window is None or all(abs(a - b) <= window // 2 for a, b in zip(here, there, strict=True))
         ]
         probabilities = torch.softmax(scale * (f[places] @ f[i]), dim=0)
-        rows.append(torch.zeros(height * width, dtype=torch.float64).index_put((torch.tensor(places),), probabilities))
+        rows.append(torch.zeros(len(points), dtype=torch.float64).index_put((torch.tensor(places),), probabilities))
     return torch.stack(rows)
 
 

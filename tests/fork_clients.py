@@ -87,8 +87,9 @@ class GuidedF(PatchSampleF):
         out = []
         for index, (feat, ids) in enumerate(zip(feats, patch_ids, strict=True)):
             rows = torch.cat([self.pick(feat[b : b + 1], i) for b, i in enumerate(ids)])
-            rows = self.project(rows, index)
-            out.append(getattr(self, f"prj_{index}")(rows) if prj else rows)
+            rows = getattr(self, f"mlp_{index}")(rows)
+            rows = getattr(self, f"prj_{index}")(rows) if prj else rows
+            out.append(rows / (rows.norm(dim=1, keepdim=True) + 1e-7))
         return out, patch_ids
 
 
@@ -188,6 +189,76 @@ class DeafF(PatchSampleF):
         return super().forward(feats, num_patches, patch_ids)
 
 
+class UnsetF(PatchSampleF):
+    """None in a call means what the module was built with."""
+
+    def __init__(self, use_mlp=True, nc=16, num_patches=24, return_all=True):
+        super().__init__(use_mlp=use_mlp, nc=nc)
+        self.num_patches, self.return_all = num_patches, return_all
+
+    def forward(self, feats, num_patches=None, patch_ids=None, use_mlp=None, return_all=None):
+        if not self.mlp_init:
+            self.create_mlp(feats)
+        n = self.num_patches if num_patches is None else num_patches
+        ids = [self.draw(f, n) for f in feats] if patch_ids is None else patch_ids
+        rows = [self.pick(f, i) for f, i in zip(feats, ids, strict=True)]
+        if self.use_mlp if use_mlp is None else use_mlp:
+            rows = [self.project(r, i) for i, r in enumerate(rows)]
+        if not (self.return_all if return_all is None else return_all):
+            return rows, ids
+        flat = [self.project(f.flatten(2).transpose(1, 2).flatten(0, 1), i) for i, f in enumerate(feats)]
+        maps = [m.unflatten(0, (f.shape[0], *f.shape[2:])).movedim(-1, 1) for m, f in zip(flat, feats, strict=True)]
+        return rows, maps, ids
+
+
+class ShuffledF(PatchSampleF):
+    """Large maps are rearranged first: space to depth."""
+
+    def forward(self, feats, num_patches=64, patch_ids=None):
+        feats = [nn.functional.pixel_unshuffle(f, 2) if f.shape[-1] > 8 else f for f in feats]
+        return super().forward(feats, num_patches, patch_ids)
+
+
+class CentredF(PatchSampleF):
+    """Features are normalised before the MLP; as CUT's class it copies the ids that it is given."""
+
+    def forward(self, feats, num_patches=64, patch_ids=None, centre=False):
+        feats = [nn.functional.instance_norm(f) for f in feats] if centre else feats
+        if patch_ids is not None:
+            copies = zip(patch_ids, feats, strict=True)
+            patch_ids = [torch.tensor(ids, dtype=torch.long, device=feat.device) for ids, feat in copies]
+        return super().forward(feats, num_patches, patch_ids)
+
+
+class PlacedF(PatchSampleF):
+    """Channels tell the place; gathers by index_select, in (B, C, positions)."""
+
+    def pick(self, feat, ids):
+        where = torch.linspace(-1, 1, feat.shape[2]).view(1, 1, -1, 1).expand(feat.shape[0], 1, *feat.shape[2:])
+        flat = torch.cat([feat, where], dim=1).flatten(2)
+        return torch.index_select(flat, 2, ids).transpose(1, 2).flatten(0, 1)
+
+    def head(self, channels):
+        return super().head(channels + 1)
+
+
+class VolumeF(PatchSampleF):
+    """Three spatial dimensions."""
+
+    def draw(self, feat, num_patches):
+        return torch.randperm(feat.shape[2] * feat.shape[3] * feat.shape[4])[:num_patches]
+
+    def pick(self, feat, ids):
+        return feat.permute(0, 2, 3, 4, 1).flatten(1, 3)[:, ids, :].flatten(0, 1)
+
+
+class NamedOnlyF(PatchSampleF):
+    """All but the features by name."""
+
+    def forward(self, feats, *, patch_ids=None, num_patches=64):
+        return super().forward(feats, num_patches, patch_ids)
+
+
 def contrast(anchors, positives, batch, num_patches):
     """CUT's loss, in the form that needs exactly num_patches rows an image (it builds their identity matrix)."""
     losses = []
@@ -204,6 +275,8 @@ class Model:
 
     kind = PatchSampleF
     several = True  # more than one image; not where ids that are the same for all images index something
+    inside = False  # whether the class does work of its own that only inside=True keeps
+    sizes = ((8, 10, 10), (12, 6, 6))  # C, H, W of its two feature maps
 
     def __init__(self):
         self.build()
@@ -349,6 +422,58 @@ class Deaf(Model):
         return self.netF(target, n, ids, source=source[0])[0], positives
 
 
+class Unset(Model):
+    """Leaves to the module what it was built with."""
+
+    kind = UnsetF
+
+    def features(self, source, target, n):
+        positives, _, ids = self.netF(source)
+        return self.netF(target, None, ids)[0], positives
+
+
+class Shuffled(Model):
+    """Work of the class's own on large maps."""
+
+    kind = ShuffledF
+    inside = True
+
+
+class Centred(Model):
+    """Work of the class's own that an argument switches on."""
+
+    kind = CentredF
+    inside = True
+
+    def features(self, source, target, n):
+        positives, ids = self.netF(source, n, None, centre=True)
+        return self.netF(target, n, ids, centre=True)[0], positives
+
+
+class Placed(Model):
+    """Channels of the class's own."""
+
+    kind = PlacedF
+    inside = True
+
+
+class Volume(Model):
+    """Three spatial dimensions."""
+
+    kind = VolumeF
+    sizes = ((8, 4, 5, 5), (12, 2, 4, 4))
+
+
+class NamedOnly(Model):
+    """Arguments by name."""
+
+    kind = NamedOnlyF
+
+    def features(self, source, target, n):
+        positives, ids = self.netF(source, num_patches=n)
+        return self.netF(target, num_patches=n, patch_ids=ids)[0], positives
+
+
 class Parallel(Model):
     """The module in DataParallel, as CUT has it whatever the number of GPUs."""
 
@@ -358,5 +483,5 @@ class Parallel(Model):
 
 CLIENTS = (
     *(Model, Flipped, Crossed, FakeFirst, Regularised, Everywhere, Guided, Querying, Eager, Counting, Parallel),
-    *(Curved, Listed, Deaf),
+    *(Curved, Listed, Deaf, Unset, Shuffled, Centred, Placed, Volume, NamedOnly),
 )

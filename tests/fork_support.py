@@ -9,7 +9,7 @@ from torch import nn
 from tests import fork_clients as clients
 
 N = 24
-SIZES = ((8, 10, 10), (12, 6, 6))  # C, H, W of the two feature maps
+SIZES = clients.Model.sizes
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,8 @@ def test_entropy_and_largest_probability_of_an_attention(attention):
 def test_float64_log_entropy_against_200_digits():
     """Saturated rows: log H near -150 and -2000, where every float64 entropy computed directly is exactly 0."""
     features = torch.tensor([[3.0, 9.0, 0.5], [11.0, -2.5, 4.0], [8.5, 7.0, -40.0], [-6.0, 1.0, 30.5], [0.25, 12, 5]])
-    with localcontext(prec=1200):
+    with localcontext() as context:
+        context.prec = 1200
         f = [[Decimal(x) for x in row] for row in features.double().tolist()]
         expected = []
         for a in f:
@@ -94,10 +95,9 @@ def test_float64_log_entropy_against_200_digits():
 
 @pytest.mark.parametrize("s", [0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 2.2])
 def test_selection_survives_saturation(s):
-    for seed in range(2):
-        features = normal(4096, 256, s=s, seed=seed)
-        same = chosen(equations.log_entropy(features)) & chosen(row_entropy(features[None], log=True)[0])
-        assert len(same) >= (250 if s == 0.05 else 255)  # at 0.05 rows nearly tie
+    features = normal(4096, 256, s=s)
+    same = chosen(equations.log_entropy(features)) & chosen(row_entropy(features[None], log=True)[0])
+    assert len(same) >= (250 if s == 0.05 else 255)  # at 0.05 rows nearly tie
 
 
 def test_forms_that_saturate_choose_other_queries():
@@ -192,6 +192,7 @@ def test_matrix_products_stay_float32_and_the_setting_is_left_as_it_was(setting)
         torch.set_float32_matmul_precision(before)
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch has them from 2.9 on")
 def test_precisions_that_were_set_backend_by_backend_are_left_as_they_were():
     matmul, mkldnn, before = (
         torch.backends.cuda.matmul,

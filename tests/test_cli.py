@@ -192,7 +192,8 @@ def test_a_model_that_is_none_is_named(workplace, trained):
     (workplace / "w.safetensors").write_bytes(b"junk")
     assert "is damaged" in refused("translate", "a.png", "-m", "w.safetensors", "-o", "out")
     qsattn("build", "toy", *SETTINGS)
-    assert "holds no checkpoint yet" in refused("translate", "a.png", "-m", "toy", "-o", "out")
+    assert "holds no checkpoint yet" in refused("translate", "a.png", "-m", "runs/toy", "-o", "out")
+    assert "write runs/toy or pretrained/toy" in refused("translate", "a.png", "-m", "toy", "-o", "out")
 
 
 def test_a_folder_without_pictures_is_named(workplace):

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 from torch import Tensor
 
 from qsattn_plugin.cli import main
 from qsattn_plugin.cli.export import command
+from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.registry import REGISTRY, create, find, register
 from qsattn_plugin.registry.generators import ResnetGenerator
 from qsattn_plugin.storage import save_tensors
@@ -187,13 +189,32 @@ def test_the_page_s_programs_read_exports_without_this_package(tmp_path, formats
         needs(wanted)
         export(subject, wanted, tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (program,) = [block for block in blocks if f"mine{FORMATS[formats[0]]}" in block]
+    program = next(block for block in blocks if f"mine{FORMATS[formats[0]]}" in block)
     program += (
         f"{also}\nimport sys\nassert not {modules} & set(sys.modules)\nprint(facts['generator'], facts['multiple'])"
     )
     arguments = [sys.executable, "-W", "ignore", "-c", program]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "resnet_4blocks 4\n", done.stderr
+
+
+def test_the_page_s_program_for_photographs_does_what_translate_does(tmp_path):
+    needs("onnx")
+    translator = load(weights_file(tmp_path / "m.safetensors", "resnet_4blocks"))
+    translator.trained = 62  # padded to 64
+    export(subject_of(translator), "onnx", tmp_path / "mine.onnx")
+    photo = Image.effect_noise((150, 100), 60).resize((300, 200)).convert("RGB")
+    photo.save(tmp_path / "photo.jpg", quality=100)
+    (program,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "photo.jpg" in block]
+    program += "import sys\nassert not {'torch', 'qsattn_plugin'} & set(sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "photo.jpg") as photo:
+        expected = to_channels(translator.translate(photo, at="trained"), 3).int()
+    with Image.open(tmp_path / "translated.png") as found:
+        difference = (to_channels(found, 3).int() - expected).abs()
+    # The package rounds the small translation to 8 bits.
+    assert difference.max() <= 2 and (difference > 0).float().mean() < 0.5
 
 
 def test_the_command_offers_the_formats_there_are():

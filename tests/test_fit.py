@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.training.ema import EMA
 from qsattn_plugin.training.interrupts import Interrupted
 from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.training.loop import FiniteGuard, NonFiniteLossError, fit
@@ -317,6 +319,22 @@ def test_the_average_follows_the_generator(workplace):
     # The first step's decay is (1 + 0) / (10 + 0) = 0.1, not 0.5: early averages forget the start.
     torch.testing.assert_close(mean, 0.1 * start + 0.9 * raw, rtol=1e-5, atol=1e-7)
     assert document["generators"]["forward"]["prefix"] == "ema/forward/"
+
+
+def test_the_average_is_a_copy_that_takes_buffers_as_they_are():
+    network = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    ema = EMA(network, decay=0.5)
+    assert not ema.average.training and not any(p.requires_grad for p in ema.average.parameters())
+    start = network[0].weight.detach().clone()
+    with torch.no_grad():
+        network[0].weight += 1
+    network[1].running_mean += 2
+    assert torch.equal(ema.average[0].weight, start)
+    ema.update(100)
+    torch.testing.assert_close(ema.average[0].weight, start + 0.5)
+    assert float(ema.average[1].running_mean) == 2
+    network[1].running_mean += 1
+    assert float(ema.average[1].running_mean) == 2
 
 
 def test_watch_names_the_first_step_and_the_losses():

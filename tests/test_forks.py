@@ -30,16 +30,16 @@ def test_every_family_of_forks_trains_before_and_after_the_swap(client, batch):
     torch.manual_seed(0)
     np.random.seed(0)
     model = client()
-    target = features(batch, 1, grad=True)
-    losses = [model.step(features(batch), target, N)]
+    source, target = features(batch, sizes=client.sizes), features(batch, 1, grad=True, sizes=client.sizes)
+    losses = [model.step(source, target, N)]
     shapes = {
         k: v.shape for k, v in nn.ModuleList(vars(model)[n] for n in vars(model) if "netF" in n).state_dict().items()
     }
     parameters = model.parameters()
     objects = dict(vars(model))
 
-    found = swap_sampler(model, "qsattn_global")
-    losses.append(model.step(features(batch), target, N))
+    found = swap_sampler(model, "qsattn_global", inside=client.inside)
+    losses.append(model.step(source, target, N))
 
     swap = next(iter(found.values()))._qsattn_instead
     assert set(found) == {n for n in objects if n.startswith("netF")}
@@ -48,10 +48,13 @@ def test_every_family_of_forks_trains_before_and_after_the_swap(client, batch):
     assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
     after = nn.ModuleList(vars(model)[n] for n in vars(model) if "netF" in n).state_dict()
     assert {k: v.shape for k, v in after.items()} == shapes
+    trained = []
     for loss in losses:
         gradients = torch.autograd.grad(loss, [*target, *parameters], allow_unused=True)
         assert loss.isfinite() and all(g is None or g.isfinite().all() for g in gradients)
         assert all(g is not None and g.abs().sum() > 0 for g in gradients[: len(target)])
+        trained.append([g is not None and bool(g.any()) for g in gradients[len(target) :]])
+    assert trained[0] == trained[1] and (any(trained[0]) or not parameters)
 
 
 @pytest.mark.parametrize("sampler", ["qsattn_global", "qsattn_local", "qsattn_local_global", "mixture", "random"])

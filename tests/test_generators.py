@@ -109,15 +109,19 @@ def test_mobile_resnet_takes_a_seventh_of_the_arithmetic(antialias):
     assert taken["mobile_resnet_9blocks"] * 7 <= taken["resnet_9blocks"]
 
 
-def test_swift_resnet_begins_with_a_small_change_of_the_picture():
+@pytest.mark.parametrize(
+    ("name", "more"), [("swift_resnet_6blocks", {}), ("mobile_resnet_9blocks", {"norm": "none", "init": "orthogonal"})]
+)
+def test_residual_generators_begin_with_a_small_change_of_the_picture(name, more):
     x = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    more = {"width": 16, "init_gain": 1.0, **more}
     torch.manual_seed(0)
-    painter = create("generator", "swift_resnet_6blocks", width=16)
+    painter = create("generator", name, residual=True, **more)
     change = painter(x) - x
     assert 1e-3 < change.abs().mean() < 0.2
     assert painter(x).abs().max() <= 1
     torch.manual_seed(0)
-    plain = create("generator", "swift_resnet_6blocks", width=16, residual=False)
+    plain = create("generator", name, residual=False, **more)
     assert (plain(x) - x).abs().mean() > 0.3, "without the picture nothing of it is there yet"
     masked = create("generator", "swift_resnet_6blocks", width=16, mask=True)
     assert 1e-3 < (masked(x) - x).abs().mean() < 0.2
@@ -129,7 +133,7 @@ def test_swift_resnet_begins_with_a_small_change_of_the_picture():
     with pytest.raises(ValueError, match="mask: mixes the output with the image"):
         create("generator", "swift_resnet_6blocks", residual=False, mask=True)
     with pytest.raises(ValueError, match="residual: images of 1 input and 3 output channels"):
-        create("generator", "swift_resnet_6blocks", residual=True, in_channels=1)
+        create("generator", name, residual=True, in_channels=1)
 
 
 def test_a_patchgan_that_shrinks_what_it_sees_judges_larger_patches():

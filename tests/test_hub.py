@@ -61,7 +61,7 @@ def load(entry, **arguments):
 
 def bare(checkout: Path, program: str) -> subprocess.CompletedProcess:
     packages = [path for path in sys.path if path.endswith("site-packages")]
-    command = [sys.executable, "-S", "-P", "-c", BARE % (packages, str(checkout)) + program]
+    command = [sys.executable, "-S", "-c", BARE % (packages, str(checkout)) + program]
     return subprocess.run(command, cwd=checkout.parent, capture_output=True, text=True)
 
 

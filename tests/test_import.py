@@ -204,7 +204,9 @@ def test_an_architecture_that_keys_do_not_tell(tmp_path):
 def test_settings_over_what_was_found(tmp_path):
     file = saved(tmp_path / "c.pth", weights_of(G, norm="none"))  # as with instance norm: neither has weights
     out = tmp_path / "x.safetensors"
-    assert qsattn("import", file, "-o", out, "-s", "generator.norm=none", "--arch", G).exit_code == 0
+    settings = ("-s", "generator.norm=none", "--arch", G, "--trained", 256)
+    assert qsattn("import", file, "-o", out, *settings).exit_code == 0
+    assert load(out).trained == 256
     arguments = read_document(out)["generators"]["forward"]["arguments"]
     assert (arguments["norm"], arguments["width"], arguments["antialias"]) == ("none", 4, True)
 

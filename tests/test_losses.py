@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from qsattn_plugin.losses import PatchNCE
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import create
+from qsattn_plugin.training.methods.adversary import Adversary
+from qsattn_plugin.training.methods.cyclegan import ImagePool
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:
@@ -80,6 +82,50 @@ def test_several_score_maps_count_as_their_mean():
     loss = create("objective", "lsgan")
     small, large = torch.tensor([0.5]), torch.zeros(100)
     assert float(loss.generator([small, large])) == pytest.approx((0.25 + 1) / 2)
+
+
+def test_wgan_gp_takes_a_point_of_its_own_between_each_pair():
+    seen = []
+
+    def scores(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.detach())
+        return images
+
+    real, fake = torch.ones(4, 1, 2, 2), torch.zeros(4, 1, 2, 2)
+    penalty = create("objective", "wgan-gp").gradient_penalty(scores, real, fake, torch.Generator().manual_seed(0))
+    shares = seen[0].flatten(1)
+    assert torch.equal(shares, shares[:, :1].expand(4, 4)) and shares.min() >= 0 and shares.max() <= 1
+    assert len(shares[:, 0].unique()) == 4
+    # The mean of four values: a gradient of four quarters, whose norm is 1/2. Too small is punished as well.
+    assert float(penalty) == pytest.approx(10 * 0.5**2)
+
+
+def test_the_discriminator_learns_from_translations_without_a_way_back_to_the_generator():
+    layer = torch.nn.Conv2d(1, 1, 1)
+    torch.nn.init.constant_(layer.weight, 3.0)
+    adversary = Adversary(layer, create("objective", "lsgan"), r1=0.1)
+    real, fake = (unit(2, 1, 4, 5, seed=s).float().requires_grad_() for s in (0, 1))
+    log: dict[str, torch.Tensor] = {}
+    loss = adversary.discriminator_loss(real, fake, torch.Generator(), log)
+    # R1: the scores' sum has a gradient of 3 at each of the 20 pixels of an image.
+    assert float(log["D_R1"]) == pytest.approx(20 * 3**2)
+    assert loss.item() == pytest.approx(float(0.5 * (log["D_real"] + log["D_fake"]) + 0.1 / 2 * 20 * 3**2), rel=1e-5)
+    loss.backward()
+    assert layer.weight.grad is not None and layer.bias.grad is not None
+    assert real.grad is None and fake.grad is None
+
+
+def test_a_pool_shows_every_earlier_translation():
+    pool, draws = ImagePool(3), torch.Generator().manual_seed(0)
+    images = torch.arange(60.0).view(60, 1, 1, 1)
+    shown = torch.cat([pool.exchange(batch, draws) for batch in images.split(2)]).flatten().long().tolist()
+    assert shown[:3] == [0, 1, 2]  # shown while the pool fills
+    older = [s for i, s in enumerate(shown) if s != i]
+    assert {0, 1, 2} <= set(older)
+    # After the first three, whatever is shown has left the pool or has never been in it. Half of the 57 are older ones;
+    # the bounds are 3.5 standard deviations away.
+    assert 15 <= len(older) <= 42
+    assert sorted([*shown[3:], *map(int, pool.images)]) == list(range(60))
 
 
 def test_heads_give_unit_vectors_and_know_their_parameters_from_the_start():

@@ -240,8 +240,8 @@ def test_the_best_weights_follow_the_first_score(workplace, monkeypatch):
         (1.0, 2, 4),
         (1.0, 2, 5),
     ]
-    assert find_weights(f"{run.folder}@best") == run.checkpoints.best
-    assert find_weights(run.folder) == run.checkpoints.path(5)
+    assert find_weights(f"{run.folder}@best").path == run.checkpoints.best
+    assert find_weights(run.folder).path == run.checkpoints.path(5)
     best, newest = (load_tensors(p, "model/")[0] for p in (run.checkpoints.best, run.checkpoints.path(5)))
     assert best.keys() == newest.keys()
     assert any(not best[k].equal(newest[k]) for k in best)

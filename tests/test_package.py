@@ -56,7 +56,7 @@ def test_the_wheel_holds_every_module_and_recipe_and_no_general_names(wheel):
         assert f"qsattn_plugin/registry/recipes/{recipe.name}" in names
     for data in (*(ROOT / "registry").glob("*.yaml"), *(ROOT / "registry" / "weights").iterdir()):
         assert f"qsattn_plugin/{data.relative_to(ROOT)}" in names
-    for name in ("page.html", "style.css", "charts.js", "films.js"):
+    for name in ("page.html", "layout.html", "style.css", "charts.js", "films.js"):
         assert f"qsattn_plugin/training/report/{name}" in names
 
 
@@ -73,7 +73,7 @@ def test_the_installed_wheel_works_from_anywhere(wheel, tmp_path):
         "    except ImportError: continue\n"
         "    raise SystemExit(f'a top-level {name} can be imported')\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program, site], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program, site], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "qsattn True\n", done.stderr
 
 
@@ -84,7 +84,7 @@ def test_a_bare_checkout_works_without_installation(tmp_path):
         "assert 'registry' not in sys.modules\n"
         "print(r.create('generator', 'resnet_4blocks', width=2).multiple)\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "4\n", done.stderr
 
 

@@ -75,9 +75,15 @@ def test_a_published_name_is_a_model_where_no_run_has_that_name(workplace):
     with pytest.raises(UserError, match="toy is a folder, but not of a run"):
         qsattn_plugin.load("./toy")
     (workplace / "runs" / "toy" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds no checkpoint yet.*; the published model .* is pretrained/toy"):
+    with pytest.raises(UserError, match="toy is runs/toy here, and a published model: write runs/toy or pretrained/"):
         qsattn_plugin.load("toy")
+    with pytest.raises(UserError, match="runs/toy holds no checkpoint yet"):
+        qsattn_plugin.load("runs/toy")
     assert published("toy").channels == qsattn_plugin.load("pretrained/toy").channels == 3
+    (workplace / "toy").rmdir()
+    (workplace / "toy").touch()
+    with pytest.raises(UserError, match=r"write \./toy or pretrained/toy"):
+        qsattn_plugin.load("toy")
     with pytest.raises(UserError, match="no run, file or published model 'horse2zebr'; did you mean 'horse2zebra'"):
         qsattn_plugin.load("horse2zebr")
     with pytest.raises(UserError, match="no model 'tory' is published; did you mean 'toy'"):
@@ -178,7 +184,7 @@ def test_the_command_names_the_file_in_a_folder_and_prints_what_the_index_says(w
     done = qsattn("publish", "pretrained/toy", "-o", "out")
     assert done.exit_code == 0, done.output
     content = (workplace / "out" / "toy.safetensors").read_bytes()
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert lines[:2] == ["file: toy.safetensors", f'sha256: "{hashlib.sha256(content).hexdigest()}"']
     assert lines[2] == f"bytes: {len(content):,}"
     assert re.match(r"half precision changes random images by \S+ on average, \S+ at most", lines[3])

@@ -28,7 +28,7 @@ def generator(seed=0):
 def brute_force(attention, significance, routing, source, features):
     """What the sampler's route gives for the features, in float64: (queries, (B, N, C))."""
     window = {"global": (None, None), "local": (WINDOW, WINDOW), "local_global": (WINDOW, None)}[attention]
-    draws = torch.rand(source.shape[0], source.shape[2] * source.shape[3], generator=generator())
+    draws = torch.rand(source.shape[0], source.shape[2:].numel(), generator=generator())
     queries, out = [], []
     for f, values, draw in zip(source.double(), features.double(), draws, strict=True):
         a = equations.attention(f, window[0])
@@ -203,11 +203,10 @@ def test_nonfinite_features_are_flagged_at_their_tap(name, bad):
 
 @pytest.mark.parametrize("routing", ["cross", "own", "select"])
 @pytest.mark.parametrize("attention", ["global", "local", "local_global"])
-def test_observed_figures(attention, routing):
+@pytest.mark.parametrize("significance", ["entropy", "max_probability"])
+def test_observed_figures(significance, attention, routing):
     features = normal(2, 4, 6, 5, s=0.7)
-    sampler = QSAttnSampler(
-        attention=attention, significance="max_probability", routing=routing, queries=N, window=WINDOW
-    )
+    sampler = QSAttnSampler(attention=attention, significance=significance, routing=routing, queries=N, window=WINDOW)
     (route,) = sampler.choose([features], observe=True)
     select, by = {"global": (None, None), "local": (WINDOW, WINDOW), "local_global": (WINDOW, None)}[attention]
     entropies = torch.cat([equations.entropy(equations.attention(f, select)) for f in features]).sort().values
@@ -240,6 +239,18 @@ def test_detach_stops_the_gradient_into_the_source():
     for detach in (False, True):
         (route,) = QSAttnSampler(queries=4, detach=detach).choose([source])
         assert route(target).requires_grad is not detach
+
+
+def test_detached_rows_of_each_domains_own_are_constants():
+    source, target = normal(1, 4, 6, 5), normal(1, 4, 6, 5, seed=1).requires_grad_()
+    sampler = QSAttnSampler(queries=N, routing="own", detach=True)
+    (route,) = sampler.choose([source])
+    rows = equations.attention(target.detach()[0])[route.queries[0]]
+    upstream = normal(1, N, 4, seed=2)
+    (gradient,) = torch.autograd.grad(route(target), target, upstream)
+    torch.testing.assert_close(
+        gradient[0].flatten(1).t().double(), rows.t() @ upstream[0].double(), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ from qsattn_plugin.translation import load as loading
 from qsattn_plugin.translation import tiles as tiled
 from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.files import parse_shard, parse_size, plan
-from qsattn_plugin.translation.job import Outcome, Untiled, translate_files
-from qsattn_plugin.translation.load import Translator, fresh, load
+from qsattn_plugin.translation.job import Outcome, translate_files
+from qsattn_plugin.translation.load import Translator, Untiled, fresh, load
 from qsattn_plugin.translation.tiles import translate_tiled
 
 ROOT = Path(__file__).parents[1]
@@ -257,7 +257,7 @@ def test_pictures_of_equal_size_share_batches_wherever_they_stand(workplace, tra
     sources = [photo(f"in/{i}.png", sizes[i % 2]) for i in range(7)]
     seen = []
     translate = translator.translate
-    monkeypatch.setattr(translator, "translate", lambda p, tile: seen.append([x.size for x in p]) or translate(p, tile))
+    monkeypatch.setattr(translator, "translate", lambda p, *how: seen.append([x.size for x in p]) or translate(p, *how))
     pairs = [(source, Path("out") / source.name) for source in sources]
     outcome = translate_files(translator, pairs, batch=3)
     assert seen == [[sizes[0]] * 3, [sizes[1]] * 3, [sizes[0]]]
@@ -313,7 +313,9 @@ def test_python_callers_get_tiles_and_bounded_batches(workplace, translator, mon
     calls = []
     monkeypatch.setattr(tiled, "WHOLE", 64)
     monkeypatch.setattr(loading, "_BATCH_PIXELS", 2 * 32 * 32)
-    monkeypatch.setattr(loading, "translate_tiled", lambda *given: calls.append("tiles") or translate_tiled(*given))
+    monkeypatch.setattr(
+        loading, "translate_tiled", lambda *given, **how: calls.append("tiles") or translate_tiled(*given, **how)
+    )
     monkeypatch.setattr(loading, "translate", lambda g, x: calls.append(len(x)) or translate(g, x))
     pictures = [read_image(photo(f"{i}.png", (32, 32))) for i in range(5)]
     results = translator.translate([*pictures[:3], large, *pictures[3:]])
@@ -405,12 +407,12 @@ def test_too_little_memory(workplace, translator, monkeypatch):
     sources = [photo(f"in/{i}.png", (32, 32)) for i in range(3)] + [photo("in/large.png", (64, 64))]
     translate = translator.translate
 
-    def small(pictures, tile):
+    def small(pictures, *how):
         if len(pictures) > 1 or pictures[0].width > 32:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
             )
-        return translate(pictures, tile)
+        return translate(pictures, *how)
 
     monkeypatch.setattr(translator, "translate", small)
     steps: list[float] = []
@@ -423,7 +425,7 @@ def test_too_little_memory(workplace, translator, monkeypatch):
 
 
 def test_other_errors_are_defects_and_stay_errors(workplace, translator, monkeypatch):
-    def broken(pictures, tile):
+    def broken(pictures, *how):
         raise RuntimeError("shapes do not fit")
 
     monkeypatch.setattr(translator, "translate", broken)

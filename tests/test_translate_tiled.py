@@ -55,7 +55,7 @@ CASES = [
     ("resnet_4blocks", {"norm": "batch"}, (131, 102)),
     ("resnet_4blocks", {"norm": "none", **PLAIN}, (131, 102)),
     ("mobile_resnet_9blocks", {}, (131, 102)),
-    ("mobile_resnet_9blocks", PLAIN, (103, 131)),
+    ("mobile_resnet_9blocks", {"residual": True, **PLAIN}, (103, 131)),
     ("swift_resnet_6blocks", {}, (131, 102)),
     ("swift_resnet_6blocks", {"norm": "instance", "residual": False}, (103, 131)),
     ("swift_resnet_6blocks", {"mask": True}, (131, 102)),
@@ -275,6 +275,17 @@ def test_a_disk_that_will_not_do_is_known_before_the_work(monkeypatch):
     monkeypatch.setattr(TiledTranslation, "_sweep", full)
     with pytest.raises(UserError, match="64 x 64 pixels takes 0.1 MB.* where 0.0 MB are free.*TMPDIR"):
         translate_tiled(drawn("resnet_4blocks"), picture(64, 64)[0], 32)
+
+
+def test_the_room_that_is_asked_for_is_what_the_work_takes(monkeypatch, tmp_path):
+    generator, x = drawn("resnet_4blocks"), picture(64, 64)[0]
+    job = Spied(generator, x, 32, folder=tmp_path)
+    job.run()
+    monkeypatch.setattr(tiled.shutil, "disk_usage", lambda folder: type("", (), {"free": job.most}))
+    Spied(generator, x, 32, folder=tmp_path).run()
+    job.most -= 1
+    with pytest.raises(UserError, match="TMPDIR"):
+        translate_tiled(generator, x, 32, folder=tmp_path)
 
 
 def test_a_file_system_that_cannot_reserve_room(monkeypatch):

@@ -2,7 +2,8 @@
 
 Global attention is ``A = softmax(F F^T)`` by row, F being the raw features (HW, C) of one layer; local attention is
 the same within a k x k window. A row's entropy is ``H_i = -sum_j A_ij log A_ij`` (QS-Attn, CVPR 2022); the N
-rows with the smallest entropy are the queries. Feature maps are (B, C, H, W), positions are counted row by row.
+rows with the smallest entropy are the queries. Feature maps are (B, C, H, W), positions are counted row by row. All of
+it works for any number of spatial dimensions, (B, C, L) or (B, C, D, H, W); windows are then window^n places large.
 
 Everything is computed in float32 (float64 for float64 features), regardless of autocast and of the precision set for
 matrix products: scores are of the order of 1000 and are exponentiated.
@@ -113,7 +114,7 @@ class GlobalAttention:
     def route(self, features: Tensor, queries: Tensor, detach: bool = False) -> Route:
         """Return the route of these queries (B, N), made from the features (B, C, H, W)."""
         rows = self.rows(features.detach() if detach else features, queries)
-        return AttentionRoute(rows, queries, features.shape[-2:])
+        return AttentionRoute(rows, queries, features.shape[2:])
 
 
 class LocalAttention:
@@ -156,7 +157,7 @@ class LocalAttention:
     def route(self, features: Tensor, queries: Tensor, detach: bool = False) -> Route:
         """Return the route of these queries (B, N), made from the features (B, C, H, W)."""
         rows = self.rows(features.detach() if detach else features, queries)
-        return WindowRoute(rows, queries, features.shape[-2:], self.window)
+        return WindowRoute(rows, queries, features.shape[2:], self.window)
 
 
 def _check_scale(scale: float) -> None:

@@ -17,14 +17,17 @@ precision of their matrix products could not be set.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "full_precision", "global_entropy", "local_entropy", "local_scores"]
+from qsattn_plugin.devices import no_autocast
+
+__all__ = ["at_least_float32", "full_precision", "global_entropy", "local_entropy", "local_scores", "operator"]
 
 #: Replaces minus infinity where 0 * -inf would give NaN: exp2 of it is 0, and 0 times it is 0.
 MASKED = -1e30
@@ -45,21 +48,56 @@ def at_least_float32(features: Tensor) -> Tensor:
 def full_precision(device: torch.device) -> Iterator[None]:
     """Compute matrix products in full float32, without autocast, TF32 or bf16, whatever the process allows."""
     cuda = torch.backends.cuda.matmul
-    cpu: Any = torch.backends.mkldnn  # torch puts an object in the place of this module
+    cpu: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    backends = [b for b in (cuda, cpu) if hasattr(b, "fp32_precision")]  # from PyTorch 2.9 on
     with contextlib.ExitStack() as stack:
-        if torch.amp.is_autocast_available(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        for backend in (cuda, cpu.matmul):  # restoring the older setting would set both alike
+        stack.enter_context(no_autocast(device.type))
+        for backend in backends:  # restoring the older setting would set both alike
             stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
         try:
             setting = torch.get_float32_matmul_precision()
         except RuntimeError:  # only the newer settings were used, which the older one cannot represent
-            cuda.fp32_precision = cpu.matmul.fp32_precision = "ieee"
+            for backend in backends:
+                backend.fp32_precision = "ieee"
         else:
             if setting != "highest":
                 stack.callback(torch.set_float32_matmul_precision, setting)
                 torch.set_float32_matmul_precision("highest")
         yield
+
+
+def operator(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    keep: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that makes a function a custom operator, where torch has these (from 2.4 on).
+
+    Elsewhere it stays a function, with the same gradient.
+
+    Args:
+        name: below ``qsattn_plugin::``.
+        schema: types of the arguments and results.
+        fake: returns empty results for the arguments.
+        keep: ``keep(ctx, inputs, output)`` keeps what the gradient needs.
+        backward: ``backward(ctx, grad)`` returns the gradients of the inputs.
+    """
+
+    def make(function: Callable[..., Any]) -> Callable[..., Any]:
+        if hasattr(torch.library, "custom_op"):
+            made = torch.library.custom_op(f"qsattn_plugin::{name}", function, mutates_args=(), schema=schema)
+            made.register_fake(fake)
+            if backward is not None:
+                made.register_autograd(backward, setup_context=keep)
+            return made
+        if backward is None:
+            return function
+        parts = {"forward": function, "setup_context": keep, "backward": backward}
+        return type(name, (torch.autograd.Function,), {k: staticmethod(v) for k, v in parts.items()}).apply
+
+    return make
 
 
 def global_entropy(features: Tensor, scale: float, tile: int | None) -> tuple[Tensor, Tensor]:
@@ -68,18 +106,20 @@ def global_entropy(features: Tensor, scale: float, tile: int | None) -> tuple[Te
     Both are (B, M).
     """
     features = at_least_float32(features.detach())
-    compiled = torch.compiler.is_compiling()
-    return (_global_entropy_op if compiled else _global_entropy)(features, scale, tile or 0)
+    return (_global_entropy_op if _is_compiling() else _global_entropy)(features, scale, tile or 0)
 
 
 def local_entropy(features: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
     """Return log H and the log-odds of the largest probability within the windows of features (B, C, H, W).
 
-    Both are (B, HW).
+    Both are (B, HW). Any number of spatial dimensions.
     """
     features = at_least_float32(features.detach())
-    compiled = torch.compiler.is_compiling()
-    return (_local_entropy_op if compiled else _local_entropy)(features, window, scale)
+    return (_local_entropy_op if _is_compiling() else _local_entropy)(features, window, scale)
+
+
+def _is_compiling() -> bool:
+    return hasattr(torch.compiler, "is_compiling") and torch.compiler.is_compiling()
 
 
 def _global_entropy(features: Tensor, scale: float, tile: int) -> tuple[Tensor, Tensor]:
@@ -181,34 +221,36 @@ def _from_row_sums(sums: Tensor) -> tuple[Tensor, Tensor]:
 def local_scores(features: Tensor, window: int) -> Tensor:
     """Return the dot products (B, window^2, HW) of every position with those in its window; -inf beyond the border.
 
-    Positions are counted row by row. The product of two positions is computed once, for both windows.
+    Positions are counted row by row; the features may have any number n of spatial dimensions, and windows then have
+    window^n places. The product of two positions is computed once, for both windows.
     """
-    batch, _, height, width = features.shape
-    half = window // 2
-    scores = features.new_full((batch, window * window, height, width), -torch.inf)
-    for place in range(window * window // 2 + 1):
-        dy, dx = half - place // window, half - place % window  # the earlier of the two lies (dy, dx) before the later
-        if dy >= height or abs(dx) >= width:
+    sizes = features.shape[2:]
+    places = window ** len(sizes)
+    scores = features.new_full((features.shape[0], places, *sizes), -torch.inf)
+    offsets = itertools.product(range(window // 2, -(window // 2) - 1, -1), repeat=len(sizes))
+    # Offset d is that of a position from the earlier one that it meets at this place of its window. The second half of
+    # the places is the first half seen from the earlier position.
+    for place, offset in enumerate(itertools.islice(offsets, places // 2 + 1)):
+        if any(abs(d) >= size for d, size in zip(offset, sizes, strict=True)):
             continue
-        later = (slice(dy, height), slice(max(dx, 0), width + min(dx, 0)))
-        earlier = (slice(0, height - dy), slice(max(-dx, 0), width - max(dx, 0)))
+        both = list(zip(offset, sizes, strict=True))
+        later = tuple(slice(max(d, 0), size + min(d, 0)) for d, size in both)
+        earlier = tuple(slice(max(-d, 0), size - max(d, 0)) for d, size in both)
         products = (features[(..., *later)] * features[(..., *earlier)]).sum(1)
         scores[(slice(None), place, *later)] = products
-        scores[(slice(None), window * window - 1 - place, *earlier)] = products
+        scores[(slice(None), places - 1 - place, *earlier)] = products
     return scores.flatten(2)
 
 
-_global_entropy_op = torch.library.custom_op("qsattn_plugin::global_entropy", _global_entropy, mutates_args=())
-_local_entropy_op = torch.library.custom_op("qsattn_plugin::local_entropy", _local_entropy, mutates_args=())
-
-
-@_global_entropy_op.register_fake
-def _(features, scale, tile):
-    shape = (features.shape[0], features.shape[2])
+def _two_by_position(features: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    shape = (features.shape[0], features.shape[2:].numel())
     return features.new_empty(shape), features.new_empty(shape)
 
 
-@_local_entropy_op.register_fake
-def _(features, window, scale):
-    shape = (features.shape[0], features.shape[2] * features.shape[3])
-    return features.new_empty(shape), features.new_empty(shape)
+_global_entropy_op, _local_entropy_op = (
+    operator(name, f"(Tensor features, {arguments}) -> (Tensor, Tensor)", _two_by_position)(function)
+    for name, arguments, function in (
+        ("global_entropy", "float scale, int tile", _global_entropy),
+        ("local_entropy", "int window, float scale", _local_entropy),
+    )
+)

@@ -1,7 +1,8 @@
 """Routes: which positions of a feature map are queries, and how features are gathered for them.
 
 A route is chosen once, on the source features, and applied to the features of both domains: the paper's cross-domain
-value routing. It maps features (B, C, H, W), with any number of channels, to (B, N, C).
+value routing. It maps features (B, C, H, W), with any number of channels, to (B, N, C). The features may have any
+number of spatial dimensions: (B, C, L), (B, C, D, H, W), ...; "row by row" then means that the last one runs fastest.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qsattn_plugin.attention.entropy import full_precision
+from qsattn_plugin.attention.entropy import full_precision, operator
 from qsattn_plugin.devices import no_autocast
 from qsattn_plugin.errors import UserError
 
@@ -25,26 +26,26 @@ class Route:
 
     Attributes:
         queries: LongTensor (B, N), the positions, counted row by row.
-        shape: (H, W) of the features that the route was chosen on.
+        shape: (H, W) of the features that the route was chosen on, or as many sizes as they have dimensions.
         stats: statistics of the choice, 0-dim tensors on its device, by name.
     """
 
     def __init__(self, queries: Tensor, shape: Sequence[int], stats: dict[str, Tensor] | None = None):
         self.queries = queries
-        self.shape = (shape[0], shape[1])
+        self.shape = tuple(shape)
         self.stats = stats if stats is not None else {}
 
     def __call__(self, features: Tensor) -> Tensor:
         """Return the features (B, N, C), float32 or float64, that the route gathers from (B, C, H, W).
 
         Raises:
-            UserError: the batch size, height or width differs from that of the features the route was chosen on.
+            UserError: the batch size or a spatial size differs from that of the features the route was chosen on.
         """
-        want = (self.queries.shape[0], *self.shape)
-        if features.ndim != 4 or (features.shape[0], *features.shape[2:]) != want:
+        batch = self.queries.shape[0]
+        if (features.shape[0], *features.shape[2:]) != (batch, *self.shape):
             raise UserError(
-                f"this route was chosen on {want[0]} image(s) of {want[1]} x {want[2]} positions and cannot be applied "
-                f"to features of shape {tuple(features.shape)}; choose it on features of the same layer and batch"
+                f"this route was chosen on {batch} image(s) of {by(self.shape)} positions and cannot be applied to "
+                f"features of shape {tuple(features.shape)}; choose it on features of the same layer and batch"
             )
         # Probabilities and features are multiplied in the precision they were computed in, not in that of autocast.
         with no_autocast(features.device.type):
@@ -67,7 +68,7 @@ class Route:
 
     def flip(self) -> Route:
         """Return the route mirrored along the width: ``route.flip()(f.flip(-1))`` is ``route(f)``."""
-        width = self.shape[1]
+        width = self.shape[-1]
         column = self.queries % width
         return self._with(queries=self.queries + (width - 1 - 2 * column))
 
@@ -78,7 +79,7 @@ class Route:
 
     def __repr__(self) -> str:
         batch, n = self.queries.shape
-        return f"{type(self).__name__}({batch} x {n} queries of {self.shape[0]} x {self.shape[1]} positions)"
+        return f"{type(self).__name__}({batch} x {n} queries of {by(self.shape)} positions)"
 
 
 class PointRoute(Route):
@@ -89,10 +90,10 @@ class PointRoute(Route):
 
 
 class _RowsRoute(Route):
-    """Multiplies ``rows`` of the source's attention with features; ``grid`` is the (height, width) of their keys."""
+    """Multiplies ``rows`` of the source's attention with features; their keys lie in lines of ``width``."""
 
     rows: Tensor
-    grid: tuple[int, int]
+    width: int
 
     def _rows_dtype(self) -> torch.dtype:
         return self.rows.dtype
@@ -101,7 +102,7 @@ class _RowsRoute(Route):
         return self._with(rows=self.rows.detach())
 
     def flip(self) -> Route:
-        return super().flip()._with(rows=self.rows.unflatten(-1, self.grid).flip(-1).flatten(-2))
+        return super().flip()._with(rows=self.rows.unflatten(-1, (-1, self.width)).flip(-1).flatten(-2))
 
 
 class AttentionRoute(_RowsRoute):
@@ -116,7 +117,7 @@ class AttentionRoute(_RowsRoute):
 
     def __init__(self, rows: Tensor, queries: Tensor, shape: Sequence[int], stats: dict[str, Tensor] | None = None):
         super().__init__(queries, shape, stats)
-        self.rows, self.grid = rows, self.shape
+        self.rows, self.width = rows, self.shape[-1]
 
     def _gather(self, features: Tensor) -> Tensor:
         # In this order the gradient has the memory layout of the features. Transposed, its channels would lie side by
@@ -139,7 +140,7 @@ class WindowRoute(_RowsRoute):
         self, rows: Tensor, queries: Tensor, shape: Sequence[int], window: int, stats: dict[str, Tensor] | None = None
     ):
         super().__init__(queries, shape, stats)
-        self.rows, self.grid = rows, (window, window)
+        self.rows, self.width = rows, window
         self.window = window
 
     def _gather(self, features: Tensor) -> Tensor:
@@ -188,28 +189,16 @@ def gather_positions(features: Tensor, queries: Tensor) -> Tensor:
     return features.gather(2, queries.unsqueeze(1).expand(-1, features.shape[1], -1))
 
 
-@torch.library.custom_op("qsattn_plugin::global_rows", mutates_args=())
-def global_rows(features: torch.Tensor, queries: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return the queries' rows of softmax(scale * F F^T), (B, N, M), of F (B, C, M) and queries (B, N).
-
-    A custom operator, because torch.compile would not keep the precision of its matrix product, and because its
-    gradient takes half the memory of autograd's: the gradient of the queries is added into that of the keys.
-    """
-    with full_precision(features.device):
-        return torch.bmm((scale * gather_positions(features, queries)).transpose(1, 2), features).softmax(dim=-1)
-
-
-@global_rows.register_fake
-def _(features, queries, scale):
+def _fake_rows(features: Tensor, queries: Tensor, scale: float) -> Tensor:
     return features.new_empty(*queries.shape, features.shape[2])
 
 
-def _keep(ctx, inputs, output):
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
     features, queries, ctx.scale = inputs
     ctx.save_for_backward(features, queries, output)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     features, queries, rows = ctx.saved_tensors
     scores = torch._softmax_backward_data(grad, rows, -1, rows.dtype)
     keys = torch.bmm(ctx.scale * gather_positions(features, queries), scores)
@@ -217,23 +206,46 @@ def _backward(ctx, grad):
     return keys.scatter_add_(2, queries.unsqueeze(1).expand_as(anchors), anchors), None, None
 
 
-global_rows.register_autograd(_backward, setup_context=_keep)
+@operator(
+    "global_rows",
+    "(Tensor features, Tensor queries, float scale) -> Tensor",
+    _fake_rows,
+    keep=_keep,
+    backward=_backward,
+)
+def global_rows(features: Tensor, queries: Tensor, scale: float) -> Tensor:
+    """Return the queries' rows of softmax(scale * F F^T), (B, N, M), of F (B, C, M) and queries (B, N).
+
+    An operator, because torch.compile would not keep the precision of its matrix product, and because its gradient
+    takes half the memory of autograd's: the gradient of the queries is added into that of the keys.
+    """
+    with full_precision(features.device):
+        return torch.bmm((scale * gather_positions(features, queries)).transpose(1, 2), features).softmax(dim=-1)
 
 
 def gather_windows(features: Tensor, queries: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Return the features (B, C, H, W) in the windows around the queries (B, N), and which lie inside the image.
 
     Returns:
-        (B, C, N, window^2), where positions beyond the border repeat it, and a bool tensor (B, N, window^2).
+        (B, C, N, window^2), where positions beyond the border repeat it, and a bool tensor (B, N, window^2); window^n
+        for n spatial dimensions.
     """
-    channels, height, width = features.shape[1:]
-    offsets = torch.arange(window * window, device=queries.device)
-    y = (queries // width).unsqueeze(-1) + (offsets // window - window // 2)
-    x = (queries % width).unsqueeze(-1) + (offsets % window - window // 2)
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    places = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1)
-    index = places.unsqueeze(1).expand(-1, channels, -1)
-    return features.flatten(2).gather(2, index).unflatten(-1, (queries.shape[1], window * window)), inside
+    sizes = features.shape[2:]
+    offsets = torch.arange(window ** len(sizes), device=queries.device)
+    left = queries.unsqueeze(-1)
+    inside, places, stride = torch.ones_like(left + offsets, dtype=torch.bool), torch.zeros_like(left + offsets), 1
+    for size in reversed(sizes):  # the last dimension runs fastest
+        at = left % size + (offsets % window - window // 2)
+        inside = inside & (at >= 0) & (at < size)
+        places = places + at.clamp(0, size - 1) * stride
+        left, offsets, stride = left // size, offsets // window, stride * size
+    gathered = gather_positions(features.flatten(2), places.flatten(1))
+    return gathered.unflatten(-1, (queries.shape[1], -1)), inside
+
+
+def by(sizes: Sequence[int]) -> str:
+    """Return sizes as words: "4 x 8 x 8"."""
+    return " x ".join(map(str, sizes))
 
 
 def _widest(features: Tensor, rows: torch.dtype) -> Tensor:

@@ -15,8 +15,9 @@ from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.storage import write_text
-from qsattn_plugin.translation.apply import pad_for, resize_picture
+from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.files import plan
+from qsattn_plugin.translation.sizes import At, resize_picture, working_size
 
 
 def draw_maps(
@@ -29,6 +30,7 @@ def draw_maps(
     options: dict[str, Any] | None = None,
     scale: Scale = "rank",
     size: int | None = None,
+    at: At | None = None,
     device: torch.device | str = "cpu",
     weights: Path | None = None,
     failed: list[tuple[Path, str]] | None = None,
@@ -44,6 +46,7 @@ def draw_maps(
         options: arguments over the sampler's own, such as ``queries``.
         scale: how entropies become colours, see :meth:`~qsattn_plugin.evaluation.maps.EntropyMap.warmth`.
         size: the shorter side in pixels to which pictures are resized first.
+        at: the size at which the model sees them, as for translations; positions are given in the picture's own pixels.
         failed: is given (picture, reason) for every picture that cannot be read; without it, the first one raises.
 
     Raises:
@@ -60,8 +63,9 @@ def draw_maps(
         try:
             picture = read_image(path)
             picture = picture if size is None else resize_picture(picture, size)
-            image = to_float(to_channels(picture, source.channels))
-            padded = pad_for(source.generator, image[None].to(device))
+            seen = resize_picture(picture, working_size(picture.size, at, source.trained))
+            image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
+            padded = pad_for(source.generator, small[None].to(device))
             features = source.features(padded)
             if not all(maps.isfinite().all() for maps, _ in features.values()):
                 raise UnreadableImage("the model produced NaN or infinite values", path)
@@ -75,7 +79,7 @@ def draw_maps(
         for tap, place in zip(map(str, source.taps), places(target), strict=True):
             maps, stride = features[tap]
             draws = torch.Generator().manual_seed(0)
-            found = entropy_map(image, maps, chooser, stride, draws, (height, width))
+            found = entropy_map(image, maps, chooser, stride, draws, (height, width), seen.size[::-1])
             write_image(found.draw(scale), place)
             numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **found.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")

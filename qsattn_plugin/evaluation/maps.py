@@ -38,19 +38,22 @@ class EntropyMap:
     image: Tensor  # (C, H, W) in [-1, 1]
     log_entropy: Tensor  # (h, w), the natural logarithm of each position's row entropy in nats
     queries: Tensor  # (N, 2), the selected positions as (row, column), most significant first
-    stride: int  # pixels that one position spans
+    stride: int  # pixels that one position spans, of those that the encoder saw
     padded: tuple[int, int]  # (H', W') of what the encoder saw: the image, and padding on the right and below
+    seen: tuple[int, int] | None = None  # (height, width) of the image in it; None: the image's own
 
     def centres(self) -> list[tuple[float, float]]:
         """Return where the queries lie in the image, as (x, y) in pixels; those in its padding come to its border."""
         _, height, width = self.image.shape
         h, w = self.log_entropy.shape
+        seen = self.seen or (height, width)
+        down, across = height / seen[0], width / seen[1]
         # An encoder pads all around: its maps are centred on what it saw.
         top, left = (h * self.stride - self.padded[0]) / 2, (w * self.stride - self.padded[1]) / 2
         return [
             (
-                min(max((x + 0.5) * self.stride - left, 0.0), width - 1.0),
-                min(max((y + 0.5) * self.stride - top, 0.0), height - 1.0),
+                min(max(((x + 0.5) * self.stride - left) * across, 0.0), width - 1.0),
+                min(max(((y + 0.5) * self.stride - top) * down, 0.0), height - 1.0),
             )
             for y, x in self.queries.tolist()
         ]
@@ -106,7 +109,8 @@ class EntropyMap:
         part = (position - below).unsqueeze(-1)
         colour = (_COLOURS[below] * (1 - part) + _COLOURS[below + 1] * part).permute(2, 0, 1)
         full = F.interpolate(colour[None], scale_factor=float(self.stride), mode="bilinear", align_corners=False)[0]
-        full = _centred(full, *self.padded)[:, : self.image.shape[-2], : self.image.shape[-1]]
+        height, width = self.seen or self.image.shape[-2:]
+        full = _centred(full, *self.padded)[:, :height, :width]
         heat = from_tensor(full * 2 - 1).resize(picture.size, Image.Resampling.BICUBIC)
         # A little of the picture's brightness shows through, so that one sees what is where.
         return Image.blend(heat, picture.convert("L").convert("RGB"), 0.25)
@@ -136,6 +140,7 @@ def entropy_map(
     stride: int,
     draws: torch.Generator,
     padded: tuple[int, int] | None = None,
+    seen: tuple[int, int] | None = None,
 ) -> EntropyMap:
     """Return the entropy map of one image from its features (1, C', h, w) at one tap; see :class:`EntropyMap`.
 
@@ -146,5 +151,5 @@ def entropy_map(
     queries = sampler.choose([features], generator=draws)[0].queries[0]
     rows = torch.stack([queries // w, queries % w], dim=1)
     log_entropy = selector.log_entropy(features)[0].view(h, w).float()
-    size = padded or (image.shape[-2], image.shape[-1])
-    return EntropyMap(image.cpu(), log_entropy.cpu(), rows.cpu(), stride, size)
+    size = padded or seen or (image.shape[-2], image.shape[-1])
+    return EntropyMap(image.cpu(), log_entropy.cpu(), rows.cpu(), stride, size, seen)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from qsattn_plugin.evaluation.labels import KINDS, Kind, LabelMaps, of_kind, sce
 from qsattn_plugin.evaluation.pictures import Pictures, Stage, paired, partners, translate_pictures
 from qsattn_plugin.registry import Part, PartError, find
 from qsattn_plugin.registry.pretrained import entries
+from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.load import Translator, is_run, load
 
 #: What is taken where no metric is named, in this order, as far as the given folders allow.
@@ -225,8 +225,7 @@ class Evaluation:
         weights = extractor.weights if isinstance(extractor, Inception) else self.weights
         about: dict[str, Any] = {"extractor": self.extractor or "torch-fidelity's inception-v3-compat"}
         if weights is not None:
-            with open(weights, "rb") as file:
-                about |= {"weights": weights.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+            about |= {"weights": weights.name, "sha256": checksum(weights)[:16]}
         return about
 
     def _about(self, translator: Translator | None) -> dict[str, Any]:

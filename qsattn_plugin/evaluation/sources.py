@@ -13,7 +13,7 @@ from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.storage import load_tensors
-from qsattn_plugin.translation.load import find_weights, load
+from qsattn_plugin.translation.load import load
 
 #: What ``model`` begins with to mean a timm network rather than a trained model.
 TIMM = "timm:"
@@ -28,6 +28,7 @@ class FeatureSource:
     channels: int  # of the images it takes
     sampler: dict[str, Any]  # of the model's recipe ({"type": ..., ...}), or an empty mapping
     taps: tuple[Any, ...]  # that the recipe's sampler attends to, or else the deepest
+    trained: int | None = None  # the shorter side that pictures had in training; None: unknown
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, tuple[Tensor, int]]:
@@ -56,8 +57,9 @@ def feature_source(
         trained = {"pretrained": True} if weights is None else {"weights": Path(weights)}
         encoder = create("encoder", "timm", model=model.removeprefix(TIMM), taps=indices, **trained)
         return FeatureSource(None, encoder.to(device).eval(), 3, {}, tuple(taps) or (encoder.taps[-1],))
-    path = find_weights(model)
-    translator = load(path, device)
+    translator = load(model, device)
+    assert translator.weights is not None  # it was loaded
+    path = translator.weights.path
     generator, document = translator.generator, translator.document
     recipe = document.get("recipe") or {}
     spec = dict(recipe.get("encoder") or {"type": "generator"})
@@ -79,7 +81,7 @@ def feature_source(
     attentive = sampler.get("taps") if isinstance(sampler.get("taps"), (list, tuple)) else None
     default = tuple(t for t in attentive or () if t in encoder.taps) or (encoder.taps[-1],)
     shown = tuple(t for t in encoder.taps) if taps and spec["type"] == "generator" else tuple(taps) or default
-    return FeatureSource(generator, encoder, translator.channels, sampler, shown)
+    return FeatureSource(generator, encoder, translator.channels, sampler, shown, translator.trained)
 
 
 def _take_weights(encoder: nn.Module, path: Path) -> None:

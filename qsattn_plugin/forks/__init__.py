@@ -7,36 +7,65 @@ One line, where the fork has its networks::
 
 No object is replaced: the fork keeps its modules and classes, with their MLPs, optimizers, wrappers and aliases. Only
 where one of them would choose and gather positions, the registered sampler does so. ``qsattn fork -- train.py ...``
-does the same without any change of a file (:mod:`qsattn_plugin.forks.run`).
+does the same without any change of a file (:mod:`qsattn_plugin.forks.run`), and a block of code does it for a while::
+
+    with qsattn_plugin.swapped("models.networks"):
+        trainer.fit(model)
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from qsattn_plugin.errors import UserError
-from qsattn_plugin.forks.calls import CallForm
+from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.forks.calls import CallForm, runs_own
 from qsattn_plugin.forks.module import PatchSampler
 from qsattn_plugin.forks.swap import ForkWarning, Swap
 
-__all__ = ["ForkWarning", "PatchSampler", "Swap", "looks_like_sampler", "swap_sampler", "take_over"]
+__all__ = [
+    "CLASS_PREFIX",
+    "ForkWarning",
+    "PatchSampler",
+    "Swap",
+    "looks_like_sampler",
+    "sampler_classes",
+    "swap_sampler",
+    "swapped",
+    "take_over",
+]
+
+#: Without a given name, classes whose names begin so and that have the call interface of CUT's are taken over.
+CLASS_PREFIX = "PatchSample"
+
+#: Stands for what answers where nothing was ever taken over.
+_NOTHING = object()
 
 #: The attribute, of a class or of one module, that holds the function called in place of the fork's own forward.
 OVERRIDE = "_qsattn_instead"
 
 
-def swap_sampler(target: Any, sampler: str | None = "qsattn_global", **arguments: Any) -> dict[str, Any]:
+def swap_sampler(
+    target: Any, sampler: str | None = "qsattn_global", *, inside: bool = False, **arguments: Any
+) -> dict[str, Any]:
     """Let a registered sampler choose and gather where a CUT fork's own sampler does, in every call from now on.
 
     Args:
         target: A module like CUT's ``PatchSampleF`` (also in ``DataParallel``); or an object that has some, for example
             a model with ``netF`` or with ``netF1`` and ``netF2``; or the class, before the fork makes its modules.
         sampler: Registered name (``qsattn list samplers``); None restores the fork's own sampling.
+        inside: The class does all of its own work, for example on the features before it samples; only where it looks,
+            and how features are gathered, is replaced. The first calls are compared with the class's own function, and
+            an error says where this is needed.
         arguments: Of the sampler, for example ``taps="all"``. Leave ``queries`` out: it is the number that the fork
             asks for.
 
@@ -48,26 +77,62 @@ def swap_sampler(target: Any, sampler: str | None = "qsattn_global", **arguments
             interface of CUT's sampler.
     """
     found = _find(target)
-    swap = None if sampler is None else Swap(sampler, **arguments)
+    swap = None if sampler is None else Swap(sampler, inside=inside, **arguments)
     for one in found.values():
-        if isinstance(one, PatchSampler):
-            if swap is None:
-                raise UserError("PatchSampler has no sampling of its own to restore")
-            one.swap = swap
-        else:
-            take_over(one, swap)
+        take_over(one, swap)
     return found
 
 
-def take_over(target: nn.Module | type, instead: Callable | None) -> None:
+@contextlib.contextmanager
+def swapped(target: Any, sampler: str = "qsattn_global", *, inside: bool = False, **arguments: Any) -> Iterator[Swap]:
+    """Within a ``with`` block, let a registered sampler choose and gather where a CUT fork's own sampler does.
+
+    For notebooks, and for trainings that a runner starts (Lightning, accelerate). Modules that exist and those that are
+    made within the block are swapped; after it, all sample as before.
+
+    Args:
+        target: Name of the module of the fork that defines its sampler's class, for example "models.networks" (imported
+            here if it was not before); or what :func:`swap_sampler` takes.
+        sampler: Registered name.
+        inside: See :func:`swap_sampler`.
+        arguments: Of the sampler.
+
+    Yields:
+        The swap; its ``counts`` and ``layers`` say what happened.
+
+    Raises:
+        UserError: as :func:`swap_sampler`; there is no such module, or it defines no such class.
+    """
+    found = _in_module(target) if isinstance(target, str) else _find(target)
+    swap = Swap(sampler, inside=inside, **arguments)
+    before = [(one, take_over(one, swap)) for one in found.values()]
+    try:
+        yield swap
+    finally:
+        for one, instead in reversed(before):
+            take_over(one, instead)
+    if not swap.counts["chosen"]:
+        names = ", ".join(name or type(target).__name__ for name in found)
+        warnings.warn(f"{names} was swapped, but never called to choose positions", ForkWarning, stacklevel=3)
+
+
+def take_over(target: nn.Module | type, instead: Any) -> Any:
     """Let ``instead(module, call)`` answer the calls of a sampler class, or of one module of that class.
 
     The ``forward`` of the class is wrapped once, in place: imported names, ``super()`` and pickles still refer to the
     same class. With ``instead`` None the fork's own ``forward`` answers again.
 
+    Returns:
+        What has answered until now.
+
     Raises:
         UserError: the class does not have the call interface of CUT's sampler.
     """
+    if isinstance(target, PatchSampler):
+        if instead is None:
+            raise UserError("PatchSampler has no sampling of its own to restore")
+        before, target.swap = target.swap, instead
+        return before
     owner: type[Any] = target if isinstance(target, type) else type(target)
     own = owner.forward
     if not hasattr(own, "_qsattn_form"):
@@ -75,12 +140,26 @@ def take_over(target: nn.Module | type, instead: Callable | None) -> None:
 
         @functools.wraps(own)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            other = getattr(self, OVERRIDE, None)
+            other = None if runs_own() else getattr(self, OVERRIDE, None)
             return own(self, *args, **kwargs) if other is None else other(self, form.read(own, self, *args, **kwargs))
 
         owner.forward = forward
         owner.forward._qsattn_form = form
-    setattr(target, OVERRIDE, instead)
+    before = vars(target).get(OVERRIDE, _NOTHING)
+    if instead is _NOTHING:
+        delattr(target, OVERRIDE)  # a module then does as its class does
+    else:
+        setattr(target, OVERRIDE, instead)
+    return before
+
+
+def sampler_classes(module: ModuleType) -> dict[str, type[nn.Module]]:
+    """Return the classes that a module defines, and that have the call interface of CUT's sampler, by name."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__ and looks_like_sampler(value)
+    }
 
 
 def looks_like_sampler(kind: type) -> bool:
@@ -92,6 +171,21 @@ def looks_like_sampler(kind: type) -> bool:
         return hasattr(kind, "create_mlp") or "use_mlp" in inspect.signature(kind).parameters
     except (UserError, ValueError, TypeError):  # the last two: it has no Python signature
         return False
+
+
+def _in_module(name: str) -> dict[str, Any]:
+    """Return the sampler classes of a module that is named."""
+    try:
+        classes = sampler_classes(importlib.import_module(name))
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # what the module itself imports
+        raise UserError(f"there is no module {name!r}{nearest(name, sys.modules)}") from None
+    found = {f"{name}.{kind}": value for kind, value in classes.items() if kind.startswith(CLASS_PREFIX)}
+    if not found:
+        others = f"; pass one of those that are: {', '.join(classes)}" if classes else ""
+        raise UserError(f"module {name} defines no class {CLASS_PREFIX}... that is called as CUT's sampler is{others}")
+    return found
 
 
 def _find(target: Any) -> dict[str, Any]:

@@ -14,14 +14,19 @@ use_mlp    false: without the MLP                                         featur
 prj        true: through the second head ``prj_%d``, too                  features, ids
 cams       what the fork's own sampler ranks positions by: ignored        features, ids
 ========== ============================================================== =====================================
+
+A value of None leaves each of them as the module was built, whatever its ``forward`` calls the default.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +34,7 @@ from torch import Tensor
 
 from qsattn_plugin.errors import UserError
 
-__all__ = ["Call", "CallForm"]
+__all__ = ["Call", "CallForm", "runs_own", "shown"]
 
 _KNOWN = ("return_all", "attn_mats", "choice", "use_mlp", "prj", "cams")
 
@@ -38,26 +43,27 @@ _KNOWN = ("return_all", "attn_mats", "choice", "use_mlp", "prj", "cams")
 class Call:
     """One call: what is to be sampled, and in which form it is to be returned.
 
-    ``own(features)`` returns what the fork's own function returns for the same call with these features, and
-    ``project(routed)`` its projection of routed features (B, N, C) of each map: its head and its normalisation. A
-    ``count`` below 0 has a meaning of the fork's own: nothing is sampled.
+    ``own(features, count=, ids=, rows=)`` returns what the fork's own function returns for the same call with these
+    features, and with what else is given in place of the call's; it is None where there is no such function. A
+    ``count`` below 0 has a meaning of the fork's own: nothing is sampled. ``unknown`` holds the arguments that only the
+    fork's own function understands.
     """
 
     features: list[Tensor]
     count: int
     ids: Sequence[Any] | None
-    own: Callable[[list[Tensor]], tuple]
-    project: Callable[[list[Tensor]], list[Tensor]]
+    own: Callable[..., tuple] | None
     return_all: bool = False
     wants_rows: bool = False
     rows: Sequence[Tensor] | None = None
     choice: int | None = None
     use_mlp: bool = True
     prj: bool = False
+    unknown: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for index, feature in enumerate(self.features):
-            if not isinstance(feature, Tensor) or feature.ndim != 4:
+            if not isinstance(feature, Tensor) or feature.ndim < 3:
                 shape = tuple(feature.shape) if isinstance(feature, Tensor) else type(feature).__name__
                 raise UserError(f"the sampler takes feature maps (B, C, H, W), but feature map {index} is {shape}")
         if self.ids is not None and self.count > 0 and len(self.ids) != len(self.features):
@@ -65,6 +71,17 @@ class Call:
                 f"the sampler was given {len(self.features)} feature maps with the ids of {len(self.ids)}: "
                 "the fork must sample the same layers in both calls"
             )
+
+    def project(self, routed: list[Tensor]) -> list[Tensor]:
+        """Return the fork's own projection of routed features (B, N, C) of each map: its head and normalisation."""
+        assert self.own is not None
+        # As maps of one column, sampled at every position, in order.
+        every = [torch.arange(r.shape[1], device=r.device) for r in routed]
+        columns = [
+            r.transpose(1, 2).reshape(r.shape[0], r.shape[2], -1, *[1] * (f.ndim - 3))
+            for r, f in zip(routed, self.features, strict=True)
+        ]
+        return self.own(columns, count=max(map(len, every)), ids=every)[0]
 
 
 class CallForm:
@@ -97,44 +114,74 @@ class CallForm:
             )
         self.wants_rows = "attn_mats" in self.signature.parameters
 
-    def read(self, own: Callable, *args: Any, **kwargs: Any) -> Call:
-        """Return the call of ``own`` with these arguments (the module first).
+    def read(self, own: Callable | None, module: Any, *args: Any, **kwargs: Any) -> Call:
+        """Return the call of ``own`` with these arguments.
 
         Raises:
             TypeError: the fork's own function does not take these arguments either.
-            UserError: an argument has a value that the swap does not support.
+            UserError: these are no feature maps, not as many as there are ids, or there is no number of positions.
         """
-        bound = self.signature.bind(*args, **kwargs)
+        bound = self.signature.bind(module, *args, **kwargs)
         bound.apply_defaults()
         values = dict(list(bound.arguments.items())[1:])
 
-        def again(features: list[Tensor]) -> tuple:
-            bound.arguments[self._features] = features
-            return own(*bound.args, **bound.kwargs)
-
-        def project(routed: list[Tensor]) -> list[Tensor]:
-            # As maps of one column, sampled at every position, in order.
-            every = [torch.arange(r.shape[1], device=r.device) for r in routed]
-            bound.arguments[self._features] = [r.transpose(1, 2)[..., None] for r in routed]
-            bound.arguments[self._count] = max(map(len, every))
-            bound.arguments[self._ids] = every
-            return own(*bound.args, **bound.kwargs)[0]
+        def again(features: list[Tensor], **others: Any) -> tuple:
+            assert own is not None
+            names = {"count": self._count, "ids": self._ids, "rows": "attn_mats"}
+            changed = {self._features: features, **{names[key]: value for key, value in others.items()}}
+            call = inspect.BoundArguments(self.signature, OrderedDict(bound.arguments | changed))
+            with _running_own():
+                return own(*call.args, **call.kwargs)
 
         features, count, ids = (values.pop(name) for name in (self._features, self._count, self._ids))
         rows = values.pop("attn_mats", None)
         values.pop("cams", None)
         known = {name: values.pop(name) for name in _KNOWN if name in values}
-        for name, value in values.items():
-            default = self.signature.parameters[name].default
-            comparable = isinstance(value, bool | int | float | str)
-            if self._reads is not None and name not in self._reads:
-                continue  # the fork's own function ignores it
-            if value is not default and not (comparable and value == default) and value not in ((), {}):
-                raise UserError(
-                    f"the fork calls {self.owner} with {name}={_shown(value)}, which only its own sampler understands; "
-                    "switch that option of the fork off"
-                )
-        return Call(list(features), int(count), ids, again, project, wants_rows=self.wants_rows, rows=rows, **known)
+        for name in [name for name, value in known.items() if value is None]:  # as the module was built
+            # What use_mlp it was built with is looked up where its heads are.
+            built = None if name == "use_mlp" else getattr(module, name, None)
+            known[name] = built if isinstance(built, bool | int) else getattr(Call, name)
+        if count is None:
+            count = getattr(module, self._count, None)
+        if not isinstance(count, int):
+            raise UserError(
+                f"the fork calls {self.owner} with {self._count}={shown(count)}: a swapped sampler must be told how "
+                "many positions to choose"
+            )
+        unknown = {name: value for name, value in values.items() if self._matters(name, value)}
+        return Call(
+            list(features),
+            count,
+            ids,
+            None if own is None else again,
+            wants_rows=self.wants_rows,
+            rows=rows,
+            unknown=unknown,
+            **known,
+        )
+
+    def _matters(self, name: str, value: Any) -> bool:
+        """Return whether the fork's own function reads an argument, and it has another value than its default."""
+        default = self.signature.parameters[name].default
+        same = value is default or (isinstance(value, bool | int | float | str) and value == default)
+        return (self._reads is None or name in self._reads) and not same and value not in ((), {})
+
+
+_own = threading.local()
+
+
+def runs_own() -> bool:
+    """Return whether a fork's own function is running in this thread, at our call: what it calls is not answered."""
+    return getattr(_own, "depth", 0) > 0
+
+
+@contextlib.contextmanager
+def _running_own() -> Iterator[None]:
+    _own.depth = getattr(_own, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _own.depth -= 1
 
 
 def _names_read(function: Callable) -> set[str] | None:
@@ -148,5 +195,6 @@ def _names_read(function: Callable) -> set[str] | None:
     return inner | {name for names in read for name in (names if isinstance(names, tuple) else (names,))}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return an argument's value in a few words."""
     return f"a tensor of {' x '.join(map(str, value.shape))}" if isinstance(value, Tensor) else f"{value!r:.60}"

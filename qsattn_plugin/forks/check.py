@@ -6,25 +6,25 @@ exactly 0, and sorting equal numbers selects arbitrary rows.
 
 from __future__ import annotations
 
-import os
-import random
+import re
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.attention.routes import by
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.forks.calls import Call
+from qsattn_plugin.forks.guard import Comparison, compare
 from qsattn_plugin.forks.ids import positions
+from qsattn_plugin.forks.measure import cost, random_state
 from qsattn_plugin.forks.swap import Swap
 from qsattn_plugin.text import text_table
 
-__all__ = ["Check", "CheckFinished"]
+__all__ = ["Check", "CheckFinished", "guess_sampler"]
 
 #: Rows are equal if the overlaps of their probabilities with another row differ by no more than this.
 TOLERANCE = 1e-6
@@ -34,41 +34,69 @@ class CheckFinished(BaseException):
     """Ends the fork's script; not an ``Exception``, so that the script does not catch it."""
 
 
+#: A word of a fork's options or names -> the registered sampler that it implements.
+_MODES = {"local_global": "qsattn_local_global", "local": "qsattn_local", "global": "qsattn_global"}
+
+
+def guess_sampler(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return the sampler that a fork's own QS-Attn implements, and the word that says so; None where none does.
+
+    A word is an option's value, or the name of a module or class: "local-global", "models.networks_local".
+    """
+    for word in words:
+        plain = re.sub(r"[^a-z]+", "_", word.lower()).replace("localglobal", "local_global")
+        for mode, sampler in _MODES.items():
+            if re.search(rf"(^|_){mode}($|_)", plain):
+                return sampler, word
+    return None
+
+
 class Check:
     """Observes a fork's own sampler for some calls, and then raises :class:`CheckFinished`.
 
     Args:
         swap: The sampler to compare with.
         steps: Number of calls that choose positions to observe.
+        why: Why this sampler, for the table's head; None lets the names of the called class and of its module decide,
+            where they can.
     """
 
-    def __init__(self, swap: Swap, steps: int = 3):
+    def __init__(self, swap: Swap, steps: int = 3, why: str | None = ""):
         self.swap = swap
         self.steps = steps
+        self.why = why
         self.layers: dict[int, dict[str, Any]] = {}
         self.costs: dict[str, list[tuple[float, float | None]]] = {"own": [], "ours": []}
+        self.comparison: Comparison | None = None
+        self.trainable = 0
         self.done = 0
-        self._observing = False
 
     def __call__(self, module: nn.Module, call: Call) -> tuple:
         """Return what the fork's own function returns; observe the call if it chooses positions."""
-        if self._observing or call.ids is not None or call.count == 0:
+        assert call.own is not None
+        if call.ids is not None or call.count <= 0:
             return call.own(call.features)
-        self._observing = True  # the fork's own function may call that of its base class, which is observed too
         result = call.own(call.features)
-        with _random_state():
+        if self.why is None:
+            kind = type(module)
+            found = guess_sampler([kind.__name__, kind.__module__.rpartition(".")[2]])
+            self.why = f"guessed from {found[1]}" if found else "the default; name another one with --sampler"
+            if found:
+                self.swap = Swap(found[0], inside=self.swap.inside, **self.swap.arguments)
+        with random_state(call.features[0].device):
             self._observe(module, call, result)
-        self._observing = False
         self.done += 1
         if self.done == self.steps:
             raise CheckFinished
         return result
 
     def _observe(self, module: nn.Module, call: Call, result: tuple) -> None:
-        again = call.own(call.features)
+        assert call.own is not None
+        own = call.own
+        again = own(call.features)
         for index, feature in enumerate(call.features):
             layer = self.layers.setdefault(index, {"shape": tuple(feature.shape[1:]), "own": [], "ours": []})
-            queries = min(call.count, feature.shape[-2:].numel())
+            queries = min(call.count, feature.shape[2:].numel())
             places, rows = _chosen(result, index, feature, call)
             layer["how"] = _how(places, rows, _chosen(again, index, feature, call)[0])
             if layer["how"] == "random":
@@ -79,19 +107,26 @@ class Check:
                 layer["own"].append(_hits(places, best) / queries)
             elif rows is not None:
                 layer["own"].append(self._rows_hit(rows, feature, best, call.count) / queries)
-        ours = self._like_own(call.count)
-        for name, run in (("own", call.own), ("ours", lambda features: ours(module, _alone(call, features)))):
-            self.costs[name].append(_cost(run, call.features))
+        self.trainable = sum(p.requires_grad for p in module.parameters())
+        self.comparison = compare(self.swap.at_own_positions, module, call)
+        self.costs["own"].append(cost(lambda features: own(features)[0], call.features))
+        if self.swap.inside or not self.comparison.problem:
+            ours, alone = self._like_own(call.count), {"ids": None, "return_all": False, "wants_rows": False}
+            self.costs["ours"].append(
+                cost(lambda features: ours.swapped(module, replace(call, features=features, **alone))[0], call.features)
+            )
 
     def _like_own(self, count: int) -> Swap:
         """Return the registered sampler, with attention on the maps where the fork's has it, unless taps are set."""
         taps = tuple(i for i, layer in sorted(self.layers.items()) if layer["how"] != "random")
         fixed = not taps or "taps" in self.swap.arguments or not hasattr(self.swap.sampler(count), "taps")
-        return self.swap if fixed else Swap(self.swap.name, **(self.swap.arguments | {"taps": taps}))
+        return self.swap if fixed else self._with(taps=taps)
 
     def _sampler(self, count: int) -> Any:
-        takes = {"taps": "all"} if hasattr(self.swap.sampler(count), "taps") else {}
-        return Swap(self.swap.name, **(self.swap.arguments | takes)).sampler(count)
+        return (self._with(taps="all") if hasattr(self.swap.sampler(count), "taps") else self.swap).sampler(count)
+
+    def _with(self, **arguments: Any) -> Swap:
+        return Swap(self.swap.name, inside=self.swap.inside, **(self.swap.arguments | arguments))
 
     @torch.no_grad()
     def _choose(self, feature: Tensor, count: int) -> Tensor:
@@ -110,10 +145,10 @@ class Check:
         router = getattr(self._sampler(count), "router", None)
         if router is None:
             raise UserError(f"sampler {self.swap.name!r} has no attention to compare the fork's with")
-        batch, _, height, width = feature.shape
+        batch, places = feature.shape[0], feature.shape[2:].numel()
         exact, own = feature.detach().double(), rows.double().clamp(min=0).sqrt()
         overlaps = []
-        for some in torch.arange(height * width, device=feature.device).split(512):
+        for some in torch.arange(places, device=feature.device).split(512):
             of_some = router.rows(exact, some.expand(batch, -1))
             if of_some.shape[-1] != own.shape[-1]:
                 raise UserError(
@@ -123,17 +158,17 @@ class Check:
             overlaps.append(own @ of_some.sqrt().transpose(1, 2))
         overlap = torch.cat(overlaps, dim=2)
         most = overlap.amax(2, keepdim=True)
-        right = torch.zeros(batch, height * width, dtype=torch.bool, device=feature.device).scatter(1, best, True)
+        right = torch.zeros(batch, places, dtype=torch.bool, device=feature.device).scatter(1, best, True)
         return ((overlap >= most - TOLERANCE) & right.unsqueeze(1)).any(2).sum(1).double().mean().item()
 
     def table(self) -> str:
-        """Return the results as a text table."""
+        """Return the results as a text table, and what to do about them."""
+        assert self.comparison is not None
         head = ("map", "size", "its own sampler", "of its queries right", f"{self.swap.name} in float32")
         rows: list[tuple[str, ...]] = [head]
         for index, layer in sorted(self.layers.items()):
-            shape = " x ".join(map(str, layer["shape"]))
             own, ours = (_percent(layer[name]) for name in ("own", "ours"))
-            rows.append((str(index), shape, _WORDS[layer["how"]], own, ours))
+            rows.append((str(index), by(layer["shape"]), _WORDS[layer["how"]], own, ours))
         rows.append(("", "", "", "", ""))
         rows.append(("", "a call, with gradient", "its own", self.swap.name, ""))
         for title, which, unit in (("time", 0, "ms"), ("memory", 1, "MB")):
@@ -142,7 +177,17 @@ class Check:
                 known = [value for cost in self.costs[name] if (value := cost[which]) is not None]
                 values.append(f"{statistics.median(known):.1f} {unit}" if known else "not known")
             rows.append(("", title, *values, ""))
-        return text_table(rows)
+        trained = (f"{len(names)} of {self.trainable}" for names in (self.comparison.own, self.comparison.ours))
+        rows.append(("", "parameters with a gradient", *trained, ""))
+        same = "equal" if not self.comparison.difference else f"within {self.comparison.difference:.0e}"
+        same = "others, see below" if self.comparison.problem else same
+        rows.append(("", "rows at the same positions", "", same, ""))
+        lines = [f"compared with {self.swap.name}{f' ({self.why})' if self.why else ''}", text_table(rows)]
+        if self.comparison.problem:
+            lines.append(
+                f"At the same positions, {self.comparison.problem}. The class does work of its own: swap with --inside."
+            )
+        return "\n".join(lines)
 
 
 _WORDS = {"random": "random", "positions": "chooses positions", "attention": "attention"}
@@ -150,13 +195,6 @@ _WORDS = {"random": "random", "positions": "chooses positions", "attention": "at
 
 def _percent(shares: list[float]) -> str:
     return f"{100 * statistics.fmean(shares):.1f} %" if shares else "-"
-
-
-def _alone(call: Call, features: list[Tensor]) -> Call:
-    """Return the call with other features, without the arguments that only the fork's own sampler uses."""
-    return Call(
-        features, call.count, None, call.own, call.project, choice=call.choice, use_mlp=call.use_mlp, prj=call.prj
-    )
 
 
 def _chosen(result: tuple, index: int, feature: Tensor, call: Call) -> tuple[Tensor | None, Tensor | None]:
@@ -180,57 +218,3 @@ def _how(places: Tensor | None, rows: Tensor | None, again: Tensor | None) -> st
 def _hits(chosen: Tensor, best: Tensor) -> float:
     """Return how many of the positions (B, N) are among the best (B, N), a mean over images."""
     return (chosen.unsqueeze(2) == best.unsqueeze(1)).any(2).sum(1).double().mean().item()
-
-
-def _cost(run: Callable, features: list[Tensor]) -> tuple[float, float | None]:
-    """Return milliseconds and peak megabytes of a call and its gradient to the features."""
-
-    def step() -> None:
-        leaves = [f.detach().clone().requires_grad_() for f in features]
-        pooled = run(leaves)[0]
-        torch.autograd.grad(sum((p * p[:1]).sum() for p in pooled), leaves, allow_unused=True)
-
-    device = features[0].device
-    cuda = device.type == "cuda"
-    memory = None
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        step()
-        memory = (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    elif device.type == "cpu":
-        memory = _profiled(step)
-    if cuda:  # earlier work is not part of the call that is timed
-        torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    step()
-    if cuda:
-        torch.cuda.synchronize(device)
-    return 1000 * (time.perf_counter() - begin), memory
-
-
-def _profiled(step: Callable[[], None]) -> float:
-    """Return the peak memory of the CPU allocator during a step, in megabytes."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it prints the start and end of the profiler
-    cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        step()
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak / 1e6
-
-
-@contextmanager
-def _random_state() -> Iterator[None]:
-    """Restore every random generator that a fork may draw from."""
-    python = random.getstate()
-    numpy = sys.modules.get("numpy")
-    state = numpy.random.get_state() if numpy else None
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    if numpy:
-        numpy.random.set_state(state)

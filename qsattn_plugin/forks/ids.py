@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qsattn_plugin.attention.routes import Route
+from qsattn_plugin.attention.routes import Route, by
 from qsattn_plugin.errors import UserError
 
-__all__ = ["positions", "route_of", "with_route"]
+__all__ = ["ROUTE", "positions", "route_of", "with_route"]
 
-_ROUTE = "_qsattn_route"
+#: The attribute of an ids' storage that holds their route.
+ROUTE = "_qsattn_route"
 
 
 def with_route(route: Route) -> Tensor:
     """Return the route's positions as a LongTensor that carries it: (N,) for one image, (B, N) for several."""
     # A copy: the route holds its queries, and as an attribute of their storage it would keep itself alive for ever.
     ids = route.queries.clone(memory_format=torch.contiguous_format)
-    setattr(ids.untyped_storage(), _ROUTE, route)
+    setattr(ids.untyped_storage(), ROUTE, route)
     return ids[0] if ids.shape[0] == 1 else ids
 
 
@@ -34,8 +35,8 @@ def route_of(ids: Any) -> Route | None:
     """Return the route that the ids carry; None for ids of others, for a copy and for a part of ours."""
     if not isinstance(ids, Tensor):
         return None
-    route = getattr(ids.untyped_storage(), _ROUTE, None)
-    whole = route is not None and ids.numel() == route.queries.numel() and ids.is_contiguous()
+    route = getattr(ids.untyped_storage(), ROUTE, None)
+    whole = isinstance(route, Route) and ids.numel() == route.queries.numel() and ids.is_contiguous()
     return route if whole else None
 
 
@@ -45,7 +46,7 @@ def positions(ids: Any, features: Tensor) -> Tensor:
     Raises:
         UserError: they are not positions, or not positions of these features.
     """
-    batch, _, height, width = features.shape
+    batch, sizes = features.shape[0], features.shape[2:]
     try:
         if isinstance(ids, Sequence) and ids and isinstance(ids[0], Tensor):
             ids = torch.stack(list(ids))
@@ -60,9 +61,9 @@ def positions(ids: Any, features: Tensor) -> Tensor:
     if found.ndim != 2 or found.shape[1] == 0 or found.shape[0] not in (1, batch):
         raise UserError(f"patch ids of shape {shape} do not fit features of shape {tuple(features.shape)}")
     low, high = found.aminmax()
-    if low < 0 or high >= height * width:
+    if low < 0 or high >= sizes.numel():
         raise UserError(
-            f"patch ids go from {int(low)} to {int(high)}, but the features have {height} x {width} positions: "
+            f"patch ids go from {int(low)} to {int(high)}, but the features have {by(sizes)} positions: "
             "the fork must sample features of the same size in both calls"
         )
     return found.expand(batch, -1)

@@ -87,11 +87,7 @@ class PatchSampler(nn.Module):
         if fourth is not _ABSENT:
             named["return_all" if isinstance(fourth, bool) else "attn_mats"] = fourth
         form = _WITH_ROWS if "attn_mats" in named else _WITHOUT_ROWS
-        return self.swap(self, form.read(_no_own_sampling, self, feats, num_patches, patch_ids, **named))
-
-
-def _no_own_sampling(*_: Any, **__: Any) -> tuple:
-    raise NotImplementedError("PatchSampler has no sampling of its own")
+        return self.swap(self, form.read(None, self, feats, num_patches, patch_ids, **named))
 
 
 def _without_rows(

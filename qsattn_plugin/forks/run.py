@@ -6,9 +6,11 @@ script's order of imports, its options and its environment stay unchanged.
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.util
 import os
+import re
 import runpy
 import sys
 import warnings
@@ -19,14 +21,12 @@ from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from qsattn_plugin.attention.routes import by
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.forks import Swap, looks_like_sampler, take_over
+from qsattn_plugin.forks import CLASS_PREFIX, Swap, sampler_classes, take_over
 from qsattn_plugin.forks.swap import ForkWarning
 
 __all__ = ["SamplerImportHook", "run_script", "summarise"]
-
-#: Without a given name, classes whose names begin so and that have the call interface of CUT's are taken over.
-CLASS_PREFIX = "PatchSample"
 
 #: Steps of its optimizers after which a training has made its networks.
 FIRST_STEPS = 20
@@ -41,14 +41,15 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
         module: The only module to search; it may lie elsewhere.
         kind: Name of the class; without it, every class whose name begins with "PatchSample" and that has the call
             interface of CUT's.
-        tell: Called with the full name of each class that is taken over.
+        tell: Called with the full name of each class that was taken over, when it is called for the first time.
 
     Attributes:
         taken_over: The classes, as "models.networks.PatchSampleF".
+        called: Those of them that have been called.
         others: Classes with the call interface of CUT's sampler and another name.
 
     Raises:
-        UserError: there is no module ``module``.
+        UserError: there is no module ``module``, or no file of the fork names ``kind``.
     """
 
     def __init__(
@@ -65,9 +66,12 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
         self.kind = kind
         self.tell = tell
         self.taken_over: list[str] = []
+        self.called: list[str] = []
         self.others: list[str] = []
         if module is not None:
             self._check_module(module)
+        elif kind is not None:
+            self._check_class(kind)
 
     def _check_module(self, module: str) -> None:
         """Raise UserError if the module exists neither in the fork's folder nor as an installed package."""
@@ -82,6 +86,17 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
                 return  # an installed package
         if module not in known:
             raise UserError(f"there is no module {module!r} in {self.folder}{nearest(module, known)}")
+
+    def _check_class(self, kind: str) -> None:
+        """Raise UserError if no file in the fork's folder has the class's name in it."""
+        known: set[str] = set()
+        for path in self.folder.glob("**/*.py"):
+            if "site-packages" not in path.parts:
+                text = path.read_text(encoding="utf-8", errors="replace")
+                if re.search(rf"\b{re.escape(kind)}\b", text):
+                    return
+                known |= set(re.findall(r"^class +(\w+)", text, re.M))
+        raise UserError(f"no file in {self.folder} has a class {kind!r}{nearest(kind, known)}")
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
         """Return the spec that the other finders give; after its execution the module is searched for classes."""
@@ -122,20 +137,24 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
         }
         if self.module is not None and self.kind is not None and self.kind not in classes:
             raise UserError(f"module {self.module} has no class {self.kind!r}{nearest(self.kind, classes)}")
-        for name, value in classes.items():
-            if self.kind is not None:
-                meant = name == self.kind and (self.module is not None or value.__module__ == module.__name__)
-            else:
-                meant = (
-                    name.startswith(CLASS_PREFIX) and value.__module__ == module.__name__ and looks_like_sampler(value)
-                )
+        like = sampler_classes(module)
+        if self.kind is None:
+            meant: dict[str, type] = {n: v for n, v in like.items() if n.startswith(CLASS_PREFIX)}
+        else:
+            here = {n: v for n, v in classes.items() if self.module is not None or v.__module__ == module.__name__}
+            meant = {n: v for n, v in here.items() if n == self.kind}
+        self.others += [f"{module.__name__}.{name}" for name in like if name not in meant]
+        for name, value in meant.items():
             full = f"{module.__name__}.{name}"
-            if meant and full not in self.taken_over:
-                take_over(value, self.instead)
+            if full not in self.taken_over:
+                take_over(value, functools.partial(self._answer, full))
                 self.taken_over.append(full)
-                self.tell(full)
-            elif not meant and value.__module__ == module.__name__ and looks_like_sampler(value):
-                self.others.append(full)
+
+    def _answer(self, name: str, module: Any, call: Any) -> tuple:
+        if name not in self.called:
+            self.called.append(name)
+            self.tell(name)
+        return self.instead(module, call)
 
     def failure(self) -> UserError:
         """Return the error that the sampler was never called, with the known reason."""
@@ -147,24 +166,22 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
         return UserError(f"the fork's sampler was not swapped: {why}{others}. {what}")
 
 
-def run_script(
-    script: Path, arguments: Sequence[str], hook: SamplerImportHook, called: Callable[[], bool] = lambda: True
-) -> None:
+def run_script(script: Path, arguments: Sequence[str], hook: SamplerImportHook) -> None:
     """Run a script as ``python script arguments...`` does in its own folder. Its exceptions are passed on.
+
+    A training that begins without a call of the classes that were taken over gets a warning.
 
     Args:
         script: The file.
         arguments: The arguments of the script.
         hook: Takes the classes over.
-        called: Returns whether a class that was taken over has been called; a training that begins without a call gets
-            a warning.
 
     Raises:
         UserError: the training has begun, and no class was taken over.
     """
     os.chdir(script.parent)
     sys.argv = [script.name, *arguments]
-    if not sys.flags.safe_path:  # the entry of the folder of the running program
+    if not getattr(sys.flags, "safe_path", False):  # the entry of the folder of the running program
         del sys.path[0]
     sys.path.insert(0, str(script.parent))
     sys.meta_path.insert(0, hook)
@@ -176,7 +193,7 @@ def run_script(
         steps += 1
         if steps == FIRST_STEPS and not hook.taken_over:
             raise hook.failure()
-        if steps == FIRST_STEPS and not called():
+        if steps == FIRST_STEPS and not hook.called:
             warnings.warn(
                 f"{', '.join(hook.taken_over)} was not called in the first {FIRST_STEPS} steps. If another class "
                 "samples in this training, the swap has no effect: stop it, and name the class by --module and --class",
@@ -202,8 +219,8 @@ def summarise(swap: Swap, hook: SamplerImportHook) -> str:
     if not counts["chosen"]:
         raise hook.failure()
     sides: dict[bool, list[str]] = {True: [], False: []}
-    for (_, height, width), chosen in swap.layers:
-        sides[chosen].append(f"{height} x {width}")
+    for (_, *sizes), chosen in swap.layers:
+        sides[chosen].append(by(sizes))
     where = f" on maps of {', '.join(sides[True])}" if sides[True] else ""
     rest = f" (at random on {', '.join(sides[False])})" if sides[False] else ""
     lost = f" ({counts['lost']} maps without a route)" if counts["lost"] else ""

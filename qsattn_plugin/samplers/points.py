@@ -45,7 +45,7 @@ class Sampler:
         """Return one route per layer.
 
         Args:
-            features: the source's feature maps, (B, C, H, W) each.
+            features: the source's feature maps, (B, C, H, W) each, or with another number of spatial dimensions.
             taps: their names, in the same order; None numbers them 0, 1, ...
             generator: for random draws, on the features' device or the CPU; None is torch's global one.
             observe: also measure the attention, for the log: ``largest_probability`` and ``entropy_q00`` to
@@ -88,7 +88,7 @@ class Sampler:
 
     def random_route(self, features: Tensor, generator: torch.Generator | None) -> Route:
         """Return a route of random positions of the features (B, C, H, W): different for each image, none twice."""
-        return PointRoute(select_queries(uniform(features, generator), self.queries), features.shape[-2:])
+        return PointRoute(select_queries(uniform(features, generator), self.queries), features.shape[2:])
 
 
 def first_these(chosen: Tensor, order: Tensor, n: int) -> Tensor:
@@ -114,16 +114,12 @@ class GridSampler(Sampler):
     """A regular grid of positions, the same in every image and step: at most ``queries``, as fits rows and columns."""
 
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
-        batch, _, height, width = features.shape
-        rows = min(height, max(1, math.isqrt(self.queries * height // width)), self.queries)
-        columns = min(width, self.queries // rows)
-        rows = min(height, self.queries // columns)
-        y, x = (
-            (2 * torch.arange(n, device=features.device) + 1) * size // (2 * n)  # the centres of n equal parts
-            for n, size in ((rows, height), (columns, width))
-        )
-        queries = (y.unsqueeze(1) * width + x).flatten()
-        return PointRoute(queries.expand(batch, -1), (height, width))
+        sizes = features.shape[2:]
+        queries = torch.zeros(1, dtype=torch.long, device=features.device)
+        for n, size in zip(_grid(sizes, self.queries), sizes, strict=True):
+            centres = (2 * torch.arange(n, device=features.device) + 1) * size // (2 * n)  # of n equal parts
+            queries = (queries.unsqueeze(1) * size + centres).flatten()
+        return PointRoute(queries.expand(features.shape[0], -1), sizes)
 
 
 @register("sampler", "guided", tags=("enco", "dag"))
@@ -150,11 +146,26 @@ class GuidedSampler(Sampler):
         self.oversample, self.random = oversample, random
 
     def choose_one(self, features: Tensor, generator: torch.Generator | None, observe: bool) -> Route:
-        shape = features.shape[-2:]
+        shape = features.shape[2:]
         drawn = uniform(features, generator)
         n = min(self.queries, drawn.shape[1])
         guided = n - int(n * self.random)
-        scores = F.interpolate(self.scores.float(), shape, mode="bilinear").flatten(1)
+        linear = {1: "linear", 2: "bilinear", 3: "trilinear"}.get(len(shape))
+        if linear is None:
+            raise UserError(f"guided sampling takes maps of 1 to 3 spatial dimensions, got {len(shape)}")
+        scores = F.interpolate(self.scores.float(), shape, mode=linear).flatten(1)
         seen = select_queries(drawn, n * self.oversample)
         lowest = seen.gather(1, select_queries(-scores.gather(1, seen), max(1, guided))[:, :guided])
         return PointRoute(first_these(lowest, uniform(features, generator), n), shape)
+
+
+def _grid(sizes: Sequence[int], most: int) -> list[int]:
+    """Return how many positions of a grid lie along each dimension: about equally far apart, ``most`` in all."""
+    first, *others = sizes
+    if not others:
+        return [min(first, most)]
+    fair = most * first ** len(others) // math.prod(others)  # to the power of the number of dimensions
+    root = round(fair ** (1 / len(sizes)))
+    count = min(first, max(1, root - (root ** len(sizes) > fair)), most)
+    along = _grid(others, most // count)
+    return [min(first, most // math.prod(along)), *along]

@@ -100,12 +100,12 @@ class QSAttnSampler(Sampler):
 
     def attentive(self, features: Sequence[Tensor], taps: Sequence[str]) -> list[bool]:
         if self.taps is None:
-            found = [f.shape[-2] * f.shape[-1] <= self.positions for f in features]
+            sizes = [f.shape[2:].numel() for f in features]
+            found = [size <= self.positions for size in sizes]
             if features and not any(found):
-                smallest = min(f.shape[-2] * f.shape[-1] for f in features)
                 warnings.warn(
-                    f"no feature map has at most {self.positions} positions (the smallest has {smallest}): all queries "
-                    f"are random, as in CUT. Name the sampler's taps, or set its positions",
+                    f"no feature map has at most {self.positions} positions (the smallest has {min(sizes)}): all "
+                    f"queries are random, as in CUT. Name the sampler's taps, or set its positions",
                     AttendsNowhere,
                     stacklevel=2,
                 )
@@ -125,7 +125,7 @@ class QSAttnSampler(Sampler):
         with torch.no_grad():
             significance = self._significance(features, self.selector, generator=generator)
             queries = self.select(significance, features, generator)
-        shape = features.shape[-2:]
+        shape = features.shape[2:]
         if self.routing == "cross":
             route = self.router.route(features, queries, self.detach)
         elif self.routing == "own":

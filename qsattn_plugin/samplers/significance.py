@@ -60,6 +60,6 @@ def uniform(features: Tensor, generator: torch.Generator | None = None) -> Tenso
 
     They are drawn on the generator's device, so that a CPU generator gives the same numbers for every device.
     """
-    shape = (features.shape[0], features.shape[2] * features.shape[3])
+    shape = (features.shape[0], features.shape[2:].numel())
     device = features.device if generator is None else generator.device
     return send(torch.rand(shape, generator=generator, device=device), features.device)

@@ -66,8 +66,11 @@ def download_bar(name: str, disable: bool | None = None) -> Iterator[ProgressCal
 
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def download(

@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import UnreadableImage
-from qsattn_plugin.data.preprocess import MAX_PIXELS
 from qsattn_plugin.registry.interfaces import side_multiple
 
 #: The smallest side of a generator's input: below it, instance norm has too few positions at the deepest layers.
@@ -86,18 +84,3 @@ def with_alpha(result: Image.Image, source: Image.Image) -> Image.Image:
     result = result.copy()
     result.putalpha(source.getchannel("A"))
     return result
-
-
-def resize_picture(picture: Image.Image, size: int | tuple[int, int]) -> Image.Image:
-    """Resize a picture with Pillow's antialiased bicubic filter: to a shorter side in pixels, or to (width, height).
-
-    Raises:
-        UnreadableImage: the result would have more than 128 megapixels.
-    """
-    if isinstance(size, int):
-        shorter = min(picture.size)
-        width, height = (max(1, round(side * size / shorter)) for side in picture.size)
-        size = width, height
-    if size[0] * size[1] > MAX_PIXELS:
-        raise UnreadableImage(f"{picture.width} x {picture.height} pixels would have to become {size[0]} x {size[1]}")
-    return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)

@@ -33,18 +33,26 @@ def plan(
     An input is a file, a folder (all pictures below it; its structure is kept) or a glob pattern (the structure below
     the part without wildcards is kept). A file that is named twice counts once. Pictures in the output folder are no
     inputs where it lies inside an input folder or is named among several inputs. Destinations are PNGs, except for
-    sources with a suffix in ``kept``. Where two sources would get the same name, the one that already has it keeps it;
-    ``photo.bmp`` then becomes ``photo.bmp.png``, and others are numbered. ``files`` returns what will be written for a
-    destination.
+    sources with a suffix in ``kept``. An output that is no folder and has a picture's suffix is the file of the one
+    picture there is. Where two sources would get the same name, the one that already has it keeps it; ``photo.bmp``
+    then becomes ``photo.bmp.png``, and others are numbered. ``files`` returns what will be written for a destination.
 
     Raises:
-        UserError: an input does not exist, or a file to be written is one of the inputs, also by another name.
+        UserError: an input does not exist, a file to be written is one of the inputs, also by another name, or there
+            are several pictures for one file.
     """
     pairs: dict[str, tuple[Path, Path]] = {}
     for given in _inputs(inputs, out):
         for source, below in _find(given, out):
             pairs.setdefault(os.path.abspath(source), (source, out / below))
-    targets = _named({key: base for key, (_, base) in pairs.items()}, kept)
+    if is_file(out):
+        if len(pairs) > 1:
+            raise UserError(f"{show(out)} is one file, but there are {len(pairs)} pictures; choose a folder")
+        targets = dict.fromkeys(pairs, out)
+    elif out.is_file():
+        raise UserError(f"{show(out)} is a file, and not a picture; choose a folder")
+    else:
+        targets = _named({key: base for key, (_, base) in pairs.items()}, kept)
     named = [(source, targets[key]) for key, (source, _) in pairs.items()]
     sources = {identity(source) for source, _ in named} - {None}
     for _, target in named:
@@ -71,6 +79,11 @@ def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
         taken.add(target)
         found[key] = target
     return found
+
+
+def is_file(out: Path) -> bool:
+    """Return whether an output is a picture file, there or not, rather than a folder."""
+    return out.suffix.lower() in EXTENSIONS and not out.is_dir()
 
 
 def identity(path: Path) -> tuple[int, int] | None:

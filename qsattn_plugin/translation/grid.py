@@ -1,10 +1,10 @@
-"""Picture grids: sources above, their translations below."""
+"""Picture grids: sources above, their translations below; and one picture in several versions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from qsattn_plugin.data.pixels import from_tensor
@@ -12,6 +12,9 @@ from qsattn_plugin.data.pixels import from_tensor
 _GAP = 2
 _COLUMNS = 8
 _SMALLEST = 96
+_COLUMNS = 3
+_LARGEST = 768
+_LABEL = 24
 
 
 def picture_grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
@@ -36,4 +39,20 @@ def picture_grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
             x = _GAP + column * cell_w + (cell_w - _GAP - p.width) // 2
             y = _GAP + block * (len(rows) * cell_h + 3 * _GAP) + r * cell_h + (cell_h - _GAP - p.height) // 2
             sheet.paste(p, (x, y))
+    return sheet
+
+
+def labelled(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Return pictures in rows of three, each below its label, brought to at most 768 pixels a side; RGB."""
+    size = max(max(picture.size) for _, picture in panels)
+    factor = min(1.0, _LARGEST / size)
+    small = [p.convert("RGB").resize([max(1, round(factor * side)) for side in p.size]) for _, p in panels]
+    width, height = (max(p.size[axis] for p in small) + _GAP for axis in (0, 1))
+    rows = -(-len(small) // _COLUMNS)
+    sheet = Image.new("RGB", (min(_COLUMNS, len(small)) * width + _GAP, rows * (height + _LABEL) + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LABEL * 2 / 3)
+    for index, (picture, (label, _)) in enumerate(zip(small, panels, strict=True)):
+        x, y = _GAP + index % _COLUMNS * width, _GAP + index // _COLUMNS * (height + _LABEL)
+        draw.text((x + _GAP, y + _GAP), label, "black", font)
+        sheet.paste(picture, (x, y + _LABEL))
     return sheet

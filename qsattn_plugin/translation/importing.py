@@ -40,6 +40,7 @@ def import_weights(
     settings: Sequence[str] = (),
     key: str | None = None,
     overwrite: bool = False,
+    trained: int | None = None,
 ) -> Imported:
     """Read a generator of CUT, CycleGAN, pix2pix or QS-Attn and write it as a weights file of this package.
 
@@ -50,6 +51,7 @@ def import_weights(
         settings: ``name=value`` for the generator's arguments; they override what was recognised.
         key: the key of the weights in the file, if it holds several networks.
         overwrite: replace ``out`` if it exists.
+        trained: the shorter side, in pixels, that pictures had in its training; None: unknown.
 
     Raises:
         UserError: the file cannot be read without running code in it, or holds no such generator.
@@ -73,9 +75,10 @@ def import_weights(
         loaded = load_cut_weights(generator, weights)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+    described = {"type": name, "arguments": arguments, "prefix": _PREFIX, "trained": trained}
     document = {
         "kind": "weights",
-        "generators": {"forward": {"type": name, "arguments": arguments, "prefix": _PREFIX}},
+        "generators": {"forward": described},
         "imported": {"file": file.name, "sha256": checksum(file), "place": place, **loaded._asdict()},
         "torch": torch.__version__,
     }

@@ -5,21 +5,23 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from qsattn_plugin.data.images import UnreadableImage, read_image, show, write_image
-from qsattn_plugin.data.pixels import NaNImageError, as_pil, to_channels
+from qsattn_plugin.data.pixels import NaNImageError
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import may_write
-from qsattn_plugin.translation.apply import padded_size, resize_picture, with_alpha
+from qsattn_plugin.translation.apply import padded_size
+from qsattn_plugin.translation.grid import labelled
 from qsattn_plugin.translation.load import Translator
-from qsattn_plugin.translation.tiles import TILE, WHOLE, CannotTile, is_large, tiled_chain, translate_tiled
+from qsattn_plugin.translation.sizes import At, resize_picture, working_size
+from qsattn_plugin.translation.tiles import TILE, WHOLE
 from qsattn_plugin.translation.tiles.spill import DiskFull
 
 #: Default batch size; 1 on the CPU, where large allocations cost more than batches save.
@@ -31,15 +33,15 @@ _WAITING = 1 << 24
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
-class Untiled(UserWarning):
-    """Large pictures need much memory, because this generator cannot work in tiles."""
-
-
 @dataclass
 class Outcome:
-    """The outcome of a job: files written, files that existed already, and (source, reason) of failures."""
+    """The outcome of a job: files written, files that existed already, and (source, reason) of failures.
+
+    ``carried`` counts the written ones that were translated at another size, by the shorter side there.
+    """
 
     written: list[Path] = field(default_factory=list)
+    carried: Counter[int] = field(default_factory=Counter)
     skipped: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -49,6 +51,7 @@ class _Task:
     source: Path
     target: Path
     picture: Image.Image
+    size: tuple[int, int]  # at which it is translated
 
 
 def translate_files(
@@ -60,9 +63,10 @@ def translate_files(
     tile: int | None = None,
     batch: int | None = None,
     size: int | tuple[int, int] | None = None,
+    at: At | Sequence[At] | None = None,
     outcome: Outcome | None = None,
 ) -> Outcome:
-    """Translate the pictures of a :func:`~qsattn_plugin.translation.files.plan`, each at its own size.
+    """Translate the pictures of a :func:`~qsattn_plugin.translation.files.plan` to pictures of the same sizes.
 
     Existing files are skipped, unless ``overwrite``. A picture that cannot be read, translated or written is recorded
     as failed, and the job continues.
@@ -75,13 +79,16 @@ def translate_files(
         tile: see :meth:`~qsattn_plugin.translation.load.Translator.translate`.
         batch: the most pictures of equal size in a batch; fewer where they are large. None: 1 on the CPU, 8 elsewhere.
         size: resize every picture first: the shorter side, or (width, height), in pixels.
+        at: the size at which they are translated, as for ``Translator.translate``. A list: each picture becomes a
+            sheet of the picture and its translations at these sizes, side by side.
         outcome: updated as the job goes on, so that it is known after an exception as well; it is returned.
 
     Raises:
-        UserError: the disk is full or broken, or ``tile`` is set and the generator cannot work in tiles.
+        UserError: the disk is full or broken; ``tile`` is set and the generator cannot work in tiles; ``at`` is
+            "trained" and that size is unknown.
     """
     outcome = Outcome() if outcome is None else outcome
-    job = _Job(translator, overwrite, progress, tile, batch, size, outcome)
+    job = _Job(translator, overwrite, progress, tile, batch, size, at, outcome)
     for tasks in job.batches(pairs):
         job.translate(tasks)
     return outcome
@@ -96,20 +103,22 @@ class _Job:
         tile: int | None,
         batch: int | None,
         size: int | tuple[int, int] | None,
+        at: At | Sequence[At] | None,
         outcome: Outcome,
     ):
         self.translator, self.overwrite, self.progress = translator, overwrite, progress
         self.size, self.outcome = size, outcome
+        self.sheet = isinstance(at, Sequence) and not isinstance(at, str)
+        self.sizes: Sequence[At | None] = at if self.sheet else [at]
         device = next(translator.generator.parameters()).device.type
         self.batch = batch or _BATCH.get(device, _BATCH_ELSEWHERE)
-        self.tile = TILE if tile is None else tile
+        self.tile = tile
         #: The most pixels that are translated at once, in one picture or in several.
         self.limit = float("inf") if tile == 0 else (tile or WHOLE) ** 2
-        self.given = tile
         self._writable: dict[Path, bool] = {}
 
     def batches(self, pairs: Iterable[tuple[Path, Path]]) -> Iterator[list[_Task]]:
-        """Yield batches of pictures of the same size, which need not be consecutive."""
+        """Yield batches of pictures that are translated at the same size; they need not be consecutive."""
         waiting: dict[tuple[int, int], list[_Task]] = {}
         pixels = 0
         for source, target in pairs:
@@ -117,16 +126,15 @@ class _Job:
             if task is None:
                 self.progress(1)
                 continue
-            size = task.picture.size
-            waiting.setdefault(size, []).append(task)
-            pixels += size[0] * size[1]
-            if len(waiting[size]) >= self._batch_size(size):
-                pixels -= len(waiting[size]) * size[0] * size[1]
-                yield waiting.pop(size)
+            waiting.setdefault(task.size, []).append(task)
+            pixels += _pixels(task)
+            if len(waiting[task.size]) >= self._batch_size(task.size):
+                pixels -= sum(map(_pixels, waiting[task.size]))
+                yield waiting.pop(task.size)
             while pixels > _WAITING:
-                first = next(iter(waiting))
-                pixels -= len(waiting[first]) * first[0] * first[1]
-                yield waiting.pop(first)
+                first = waiting.pop(next(iter(waiting)))
+                pixels -= sum(map(_pixels, first))
+                yield first
         yield from waiting.values()
 
     def _batch_size(self, size: tuple[int, int]) -> int:
@@ -152,7 +160,9 @@ class _Job:
         else:
             try:
                 picture = read_image(source)
-                return _Task(source, target, resize_picture(picture, self.size) if self.size else picture)
+                picture = resize_picture(picture, self.size) if self.size else picture
+                size = working_size(picture.size, self.sizes[0], self.translator.trained)
+                return _Task(source, target, picture, size)
             except UnreadableImage as error:
                 self._failed(source, str(error if error.path else UnreadableImage(error.reason, source)))
             except MemoryError:
@@ -178,7 +188,7 @@ class _Job:
             self.progress(share)
 
         try:
-            results = self._results(tasks, progress)
+            results = self._results([task.picture for task in tasks], progress)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -186,8 +196,8 @@ class _Job:
                 for task in tasks:
                     self.translate([task])
                 return
-            self._failed(tasks[0].source, f"{show(tasks[0].source)}: {self._advice(tasks[0].picture)}")
-        except DiskFull as error:
+            self._failed(tasks[0].source, f"{show(tasks[0].source)}: {self._advice(*tasks[0].size)}")
+        except (DiskFull, UnreadableImage) as error:
             for task in tasks:
                 self._failed(task.source, f"{show(task.source)}: {error}")
         except NaNImageError:
@@ -198,31 +208,20 @@ class _Job:
                 self._write(task, result)
         self.progress(len(tasks) - done)
 
-    def _results(self, tasks: list[_Task], progress: Callable[[float], None]) -> list[Image.Image]:
-        size = padded_size(self.translator.generator, tasks[0].picture.size)
-        if not is_large(size, self.given) or not self._can_tile(tasks[0].picture):
-            return self.translator.translate([task.picture for task in tasks], tile=0)
-        results = []
-        for task in tasks:
-            pixels = to_channels(task.picture, self.translator.channels)
-            pixels = translate_tiled(self.translator.generator, pixels, self.tile, progress=progress)
-            results.append(with_alpha(as_pil(pixels), task.picture))
-        return results
+    def _results(self, pictures: list[Image.Image], progress: Callable[[float], None]) -> list[Image.Image]:
+        share = 1 / len(self.sizes)
+        made = [
+            self.translator.translate(pictures, self.tile, at, lambda part: progress(share * part)) for at in self.sizes
+        ]
+        if not self.sheet:
+            return made[0]
+        trained = f"trained ({self.translator.trained})"
+        names = ["as it is", *(trained if at == "trained" else str(at) for at in self.sizes)]
+        return [labelled(list(zip(names, row, strict=True))) for row in zip(pictures, *made, strict=True)]
 
-    def _can_tile(self, picture: Image.Image) -> bool:
-        """Return whether the generator can work in tiles; warn if it cannot."""
-        try:
-            tiled_chain(self.translator.generator, self.translator.channels, (picture.height, picture.width))
-        except CannotTile as error:
-            if self.given is not None:
-                raise
-            warnings.warn(f"{error}; translating it whole", Untiled, stacklevel=2)
-            return False
-        return True
-
-    def _advice(self, picture: Image.Image) -> str:
-        tile = min(self.tile or TILE, max(picture.size)) // 2
-        return f"{picture.width} x {picture.height} pixels do not fit into memory; try --tile {tile}"
+    def _advice(self, width: int, height: int) -> str:
+        tile = min(self.tile or TILE, max(width, height)) // 2
+        return f"{width} x {height} pixels do not fit into memory; try --tile {tile}"
 
     def _write(self, task: _Task, result: Image.Image) -> None:
         try:
@@ -233,6 +232,12 @@ class _Job:
             self._failed(task.source, f"{show(task.source)}: {error}")
         else:
             self.outcome.written.append(task.target)
+            if task.size != task.picture.size and not self.sheet:
+                self.outcome.carried[min(task.size)] += 1
+
+
+def _pixels(task: _Task) -> int:
+    return task.picture.width * task.picture.height
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from PIL import Image
@@ -19,12 +21,28 @@ from qsattn_plugin.registry.pretrained import entries, published_model, weights_
 from qsattn_plugin.storage import DamagedFile, load_tensors
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
-from qsattn_plugin.translation.tiles import TILE, CannotTile, is_large, translate_tiled
+from qsattn_plugin.translation.sizes import FACTOR, At, carry_back, resize_picture, working_size
+from qsattn_plugin.translation.tiles import TILE, CannotTile, is_large, tiled_chain, translate_tiled
 
 #: Suffixes of other projects' checkpoints.
 _FOREIGN_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 #: The most pixels in a batch: sixteen pictures of 256 x 256.
 _BATCH_PIXELS = 1 << 20
+
+Progress = Callable[[float], None]
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Untiled(UserWarning):
+    """Large pictures need much memory, because this generator cannot work in tiles."""
+
+
+class Weights(NamedTuple):
+    """A model's file, and the name that means this model and no other: a run's folder, a file, ``pretrained/NAME``."""
+
+    name: str
+    path: Path
 
 
 class Translator(nn.Module):
@@ -34,36 +52,70 @@ class Translator(nn.Module):
         generator: the network.
         channels: channels of its input images.
         document: the document of its file, such as the recipe and the step.
+        trained: the shorter side, in pixels, that pictures had in training; None: unknown.
+        weights: its file; None where it was not loaded from one.
     """
 
-    def __init__(self, generator: nn.Module, channels: int, document: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        generator: nn.Module,
+        channels: int,
+        document: dict[str, Any] | None = None,
+        trained: int | None = None,
+        weights: Weights | None = None,
+    ):
         super().__init__()
         self.generator = generator
         self.channels = channels
         self.document = document or {}
+        self.trained = trained
+        self.weights = weights
+
+    def extra_repr(self) -> str:
+        return f"trained={self.trained}"
+
+    @property
+    def origin(self) -> str:
+        """Which model this is, in a line for people: its name, its file, and the size that it was trained at."""
+        size = f"at {self.trained} px" if self.trained else "at a size that its file does not say"
+        name, path = self.weights or ("an untrained generator", None)
+        return f"{name}{f' ({path})' if path and str(path) != name else ''}, trained {size}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Translate images (B, C, H, W) in [-1, 1]; H and W are multiples of ``generator.multiple``."""
         return self.generator(images)
 
     @overload
-    def translate(self, pictures: Image.Image, tile: int | None = None) -> Image.Image: ...
+    def translate(
+        self, pictures: Image.Image, tile: int | None = None, at: At | None = None, progress: Progress = ...
+    ) -> Image.Image: ...
 
     @overload
-    def translate(self, pictures: Iterable[Image.Image], tile: int | None = None) -> list[Image.Image]: ...
+    def translate(
+        self, pictures: Iterable[Image.Image], tile: int | None = None, at: At | None = None, progress: Progress = ...
+    ) -> list[Image.Image]: ...
 
     def translate(
-        self, pictures: Image.Image | Iterable[Image.Image], tile: int | None = None
+        self,
+        pictures: Image.Image | Iterable[Image.Image],
+        tile: int | None = None,
+        at: At | None = None,
+        progress: Progress = lambda share: None,
     ) -> Image.Image | list[Image.Image]:
         """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
 
-        The EXIF orientation of a picture is applied. Consecutive pictures of the same size share a batch. Large
-        pictures are translated in tiles where the generator's layers allow it, with the same result in less memory.
+        The EXIF orientation of a picture is applied. Pictures much larger or smaller than those in training are
+        translated at the trained size, and the change is carried back (:mod:`qsattn_plugin.translation.sizes`).
+        Consecutive pictures of the same size share a batch. What is large at the size at which it is translated is
+        translated in tiles where the generator's layers allow it, with the same result in less memory.
 
         Args:
             pictures: one, or a list or any other iterable; an iterator is consumed picture by picture.
-            tile: pictures of more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0: none are.
-                None: tiles of 512 pixels for pictures of more than 1024 x 1024.
+            tile: more than ``tile`` x ``tile`` pixels are translated in tiles of that side; 0: never in tiles. None:
+                tiles of 512 pixels for more than 1024 x 1024.
+            at: the size at which pictures are translated: pixels of the shorter side, "trained", or "full", their own.
+                None: "trained" where the shorter side differs from it by more than 1.5 times, otherwise "full".
+            progress: called with parts of a picture as they are done, where it is translated in tiles.
 
         Returns:
             A picture for a picture, otherwise a list.
@@ -72,24 +124,31 @@ class Translator(nn.Module):
             CannotTile: ``tile`` is set, and the generator cannot work in tiles.
             DiskFull: there is too little space for the feature maps of a large picture.
             TypeError: something is not a PIL image.
+            UnreadableImage: at this size, a picture would have more than 128 megapixels.
+            UserError: ``at`` is "trained", and that size is unknown.
             ValueError: a picture has no pixels.
         """
         if isinstance(pictures, Image.Image):
-            return self.translate([pictures], tile)[0]
+            return self.translate([pictures], tile, at, progress)[0]
         if isinstance(pictures, Sequence):  # others are checked one by one, as they come
             for picture in pictures:
                 _checked(picture)
         out: list[Image.Image] = []
         # A generator: a long list is not held twice.
-        found = (normalise_mode(_checked(picture)) for picture in pictures)
-        for size, alike in itertools.groupby(found, key=lambda picture: picture.size):
-            width, height = padded = padded_size(self.generator, size)
-            if is_large(padded, tile):
-                out += [self._in_tiles(picture, tile) for picture in alike]
-                continue
-            while batch := list(itertools.islice(alike, max(1, _BATCH_PIXELS // (width * height)))):
-                out += self._whole(batch)
+        found = (self._seen(normalise_mode(_checked(picture)), at) for picture in pictures)
+        for size, alike in itertools.groupby(found, key=lambda pair: pair[1].size):
+            width, height = padded_size(self.generator, size)
+            tiled = is_large((width, height), tile) and self._can_tile(size, tile)
+            most = 1 if tiled else max(1, _BATCH_PIXELS // (width * height))
+            while batch := list(itertools.islice(alike, most)):
+                seen = [small for _, small in batch]
+                made = [self._in_tiles(seen[0], tile or TILE, progress)] if tiled else self._whole(seen)
+                out += [carry_back(*pair, result) for pair, result in zip(batch, made, strict=True)]
         return out
+
+    def _seen(self, picture: Image.Image, at: At | None) -> tuple[Image.Image, Image.Image]:
+        """Return a picture, and the same at the size at which it is translated."""
+        return picture, resize_picture(picture, working_size(picture.size, at, self.trained))
 
     def _whole(self, pictures: list[Image.Image]) -> list[Image.Image]:
         """Translate pictures of one size in one batch."""
@@ -98,14 +157,21 @@ class Translator(nn.Module):
         results = translate(self.generator, images.to(weights.device, weights.dtype)).cpu()
         return [with_alpha(from_tensor(r), picture) for r, picture in zip(results, pictures, strict=True)]
 
-    def _in_tiles(self, picture: Image.Image, tile: int | None) -> Image.Image:
+    def _in_tiles(self, picture: Image.Image, tile: int, progress: Progress) -> Image.Image:
+        """Translate a large picture."""
+        pixels = translate_tiled(self.generator, to_channels(picture, self.channels), tile, progress=progress)
+        return with_alpha(as_pil(pixels), picture)
+
+    def _can_tile(self, size: tuple[int, int], tile: int | None) -> bool:
+        """Return whether the generator can work in tiles; warn if it cannot, or raise if ``tile`` asks for it."""
         try:
-            pixels = translate_tiled(self.generator, to_channels(picture, self.channels), tile or TILE)
-        except CannotTile:
+            tiled_chain(self.generator, self.channels, (size[1], size[0]))
+        except CannotTile as error:
             if tile is not None:
                 raise
-            return self._whole([picture])[0]
-        return with_alpha(as_pil(pixels), picture)
+            warnings.warn(f"{error}; translating it whole", Untiled, stacklevel=3)
+            return False
+        return True
 
 
 def _checked(picture: Any) -> Image.Image:
@@ -122,14 +188,21 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     Args:
         model: a run folder or a name below ``runs/`` (its newest undamaged checkpoint; with ``@best`` appended, the
             weights with the best score), a checkpoint or weights file, or the name of a published model, such as
-            "toy", if no run or file has that name.
+            "toy" or "pretrained/toy".
         device: where to put the generator.
         name: which generator, where a method trains several ("forward", "backward"); None: the main one.
 
     Raises:
-        UserError: there is no such model, or it holds no such generator.
+        UserError: there is no such model, several have the name, or it holds no such generator.
     """
-    path = find_weights(model)
+    translator = load_file(find_weights(model), device, name)
+    _LOGGER.info("model: %s", translator.origin)
+    return translator
+
+
+def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | None = None) -> Translator:
+    """Load the generator of a file that :func:`find_weights` found, as :func:`load` does."""
+    path = weights.path
     try:
         _, document = load_tensors(path, prefix="\0")  # only the document
     except DamagedFile as error:
@@ -160,12 +233,26 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     except RuntimeError as error:
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
     generator.requires_grad_(False)
-    return Translator(generator, _channels(spec), document).eval().to(device)
+    return Translator(generator, _channels(spec), document, _trained(spec, document), weights).eval().to(device)
 
 
 def _channels(spec: dict[str, Any]) -> Any:
     """Return the channels of a generator's images; older files have them only as an argument."""
     return spec.get("channels", spec["arguments"].get("in_channels"))
+
+
+def _trained(spec: dict[str, Any], document: dict[str, Any]) -> int | None:
+    """Return the shorter side that pictures had in training; None: unknown.
+
+    It is that of pictures in tests: ``crop`` where pictures are seen whole, up to a margin for random crops; ``resize``
+    where crops show a part of them.
+    """
+    data = (document.get("recipe") or {}).get("data") or {}
+    mode, crop, resize = (data.get(key) for key in ("preprocess", "crop", "resize"))
+    if spec.get("trained") or mode in (None, "none"):
+        return spec.get("trained")
+    parts = mode == "resize_and_crop" and data.get("random_crop") == "always" and resize > FACTOR * crop
+    return resize if parts or mode.startswith("scale") else crop
 
 
 def main_generator(generators: Iterable[str]) -> str:
@@ -210,7 +297,7 @@ def published(
     entry = published_model(name)
     if not pretrained:
         return fresh(entry.generator, **entry.arguments).to(device)
-    return load(weights_file(entry, progress), device)
+    return load_file(Weights(f"pretrained/{name}", weights_file(entry, progress)), device)
 
 
 def fresh(type: str, **arguments: Any) -> Translator:
@@ -223,42 +310,41 @@ def fresh(type: str, **arguments: Any) -> Translator:
     return Translator(generator, arguments.get("in_channels", 3)).eval()
 
 
-def find_weights(model: str | Path) -> Path:
-    """Return the file with a model's weights: the file itself, a run's newest undamaged checkpoint, a published file.
+def find_weights(model: str | Path) -> Weights:
+    """Find a model's weights: a file itself, a run's newest undamaged checkpoint, a published file.
 
-    ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model, also if a
-    run has its name.
+    ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or both a run or file and a published model have the name.
     """
     known, asked = entries(), str(model)
+    named = asked in known and isinstance(model, str)  # a Path is a file or folder
     kind, _, rest = asked.partition("/")
     if kind == "pretrained" and rest in known and not Path(model).exists():
-        return weights_file(known[rest])
+        return Weights(asked, weights_file(known[rest]))
     path, _, which = asked.rpartition("@")
     best = which == "best" and not Path(model).exists()
     model = Path(path if best else model)
+    folders = [folder for folder in (model, Path("runs") / model) if is_run(folder)]
+    if named:
+        here = [f"./{asked}"] if model.is_file() or model in folders else [str(folder) for folder in folders]
+        if here:
+            raise UserError(f"{asked} is {here[0]} here, and a published model: write {here[0]} or pretrained/{asked}")
+        return Weights(f"pretrained/{asked}", weights_file(known[asked]))
     if model.is_file() and not best:
-        return model
-    for folder in (model, Path("runs") / model):
-        if not is_run(folder):
-            continue
-        if best:
-            file = Checkpoints(folder / "checkpoints").best
-            if file.is_file():
-                return file
+        return Weights(asked, model)
+    for folder in folders:
+        checkpoints = Checkpoints(folder / "checkpoints")
+        if best and not checkpoints.best.is_file():
             raise UserError(
                 f"{folder} has no best weights: none of its evaluations gave a score. {folder} without @best is its "
                 "newest checkpoint; with your own pictures, set evaluate.kid before the training to get scores"
             )
-        newest, _ = Checkpoints(folder / "checkpoints").newest()
-        if newest is not None:
-            return newest
-        other = f"; the published model of that name is pretrained/{asked}" if asked in known else ""
-        raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`{other}")
-    if asked in known and not best:
-        return weights_file(known[asked])
+        found = checkpoints.best if best else checkpoints.newest()[0]
+        if found is None:
+            raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`")
+        return Weights(f"{folder}{'@best' if best else ''}", found)
     if model.is_dir():
         raise UserError(f"{asked} is a folder, but not of a run: it contains neither a recipe.yaml nor checkpoints")
     names = [*(path.parent.name for path in Path("runs").glob("*/recipe.yaml")), *known]

@@ -11,7 +11,7 @@ from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.translation.apply import smallest_side
 from qsattn_plugin.translation.files import check_output, file_below
-from qsattn_plugin.translation.load import find_weights, load, main_generator
+from qsattn_plugin.translation.load import Weights, load, load_file, main_generator
 
 _PREFIX = "generator/"
 
@@ -36,23 +36,24 @@ def publish(model: str | Path, out: Path, generator: str | None = None, overwrit
         UserError: there is no such model, or the file exists already.
         WriteFailed: the file could not be written.
     """
-    source = find_weights(model)
-    translator = load(source, name=generator)
+    translator = load(model, name=generator)
+    assert translator.weights is not None  # it was loaded
     document = translator.document
     spec = document["generators"][generator or main_generator(document["generators"])]
     path = file_below(out, (document.get("recipe") or {}).get("name") or spec["type"], ".safetensors")
-    check_output(path, overwrite, source)
+    check_output(path, overwrite, translator.weights.path)
     state = translator.generator.state_dict()
     tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     kept: dict[str, Any] = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
     kept["recipe"] = _without_folders(kept.get("recipe"))
     kind, arguments, channels = spec["type"], spec["arguments"], translator.channels
-    described = {"forward": {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}}
-    save_tensors(path, tensors, {"kind": "weights", "generators": described, **kept})
+    described = {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}
+    described["trained"] = translator.trained
+    save_tensors(path, tensors, {"kind": "weights", "generators": {"forward": described}, **kept})
     side = smallest_side(translator.generator, 128)
     images = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
-        changes = (load(path)(images) - translator(images)).abs()
+        changes = (load_file(Weights(str(path), path))(images) - translator(images)).abs()
     return Published(path, checksum(path), path.stat().st_size, changes.max().item(), changes.mean().item())
 
 

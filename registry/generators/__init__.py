@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
-from qsattn_plugin.registry.layers.primitives import Primitive, Skip
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip, blend
 
 
 class Tap(NamedTuple):
@@ -47,7 +48,11 @@ class TappedGenerator(nn.Module):
     default_taps: tuple[int | str, ...] = ()
     #: Sides of images must be multiples of this many pixels.
     multiple: int = 4
-    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_walk`` and ``primitives``.
+    #: Whether the output of the last layer is added to the image, which then need not be reproduced.
+    residual: bool = False
+    #: Whether it is mixed with the image instead, by a mask in one channel more (:func:`blend`).
+    mask: bool = False
+    #: The layers; a subclass whose layers do not form a FusedSequential also overrides ``_layers`` and ``_primitives``.
     model: Any
 
     def finish(
@@ -139,10 +144,31 @@ class TappedGenerator(nn.Module):
         self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
+        for index, out in self._layers(x, wanted, change):
+            yield index, self._joined(x, out) if index == self.taps[-1].index else out
+
+    def _joined(self, x: Tensor, out: Tensor) -> Tensor:
+        """Return the translation: the last layer's output joined with the image, where it is."""
+        if self.mask:
+            return blend(x, out)
+        # A residual through tanh would have to invert it wherever the image is to stay unchanged.
+        return F.hardtanh(x + out) if self.residual else out
+
+    def _layers(
+        self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what :meth:`_walk` does, before the last output is joined with the image."""
         return self.model.walk(x, wanted, change)
 
     def primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs, see :mod:`qsattn_plugin.registry.layers.primitives`."""
+        layers = self._primitives()
+        if self.mask:
+            return [Skip.FORK, *layers, Skip.BLEND]
+        return [Skip.FORK, *layers, Skip.ADD, nn.Hardtanh()] if self.residual else layers
+
+    def _primitives(self) -> list[Primitive]:
+        """Return the layers that :meth:`_layers` runs."""
         return list(self.model)
 
     def check_sides(self, x: Tensor) -> None:
@@ -151,6 +177,13 @@ class TappedGenerator(nn.Module):
         if height % self.multiple or width % self.multiple:
             what = f"this generator takes sides that are multiples of {self.multiple}, got {height} x {width}"
             raise ValueError(what)
+
+
+def adds(residual: bool, in_channels: int, out_channels: int) -> bool:
+    """Return ``residual``; raise :class:`ValueError` if images of these channels cannot be added."""
+    if residual and in_channels != out_channels:
+        raise ValueError(f"residual: images of {in_channels} input and {out_channels} output channels cannot be added")
+    return residual
 
 
 def chained(layers: Mapping[str, list[nn.Module]]) -> tuple[list[nn.Module], dict[int, str]]:

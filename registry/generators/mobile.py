@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from qsattn_plugin.registry import register
-from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, chained
+from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, adds, chained
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, normalisation
 
 
@@ -42,8 +42,10 @@ class MobileResnet9Blocks(TappedGenerator):
         width: channels of the stem; the blocks have four times as many.
         antialias: downsample by a fixed blur; without it by learned filters.
         antialias_up: upsample by interpolation; without it by pixel shuffling.
+        residual: add the output of the last layer to the input image; without, that output is the translation.
         init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
             Depthwise filters always keep the scale of their input: with the others' scale their output would vanish.
+        init_gain: scale of that distribution. The last layer of a residual generator has 0.3 of it.
     """
 
     blocks: int = 9
@@ -55,6 +57,7 @@ class MobileResnet9Blocks(TappedGenerator):
         norm: Norm = "instance",
         antialias: bool = True,
         antialias_up: bool = True,
+        residual: bool = False,
         init: Init = "xavier",
         init_gain: float = 0.02,
         in_channels: int = 3,
@@ -63,6 +66,7 @@ class MobileResnet9Blocks(TappedGenerator):
         super().__init__()
         if width < 4:
             raise ValueError(f"width: must be at least 4, got {width}")
+        self.residual = adds(residual, in_channels, out_channels)
         make_norm = normalisation(norm)
         bias = norm == "none"
 
@@ -78,6 +82,7 @@ class MobileResnet9Blocks(TappedGenerator):
         deep, thin = 4 * width, width // 4
         stem = nn.Conv2d(4 * in_channels, width, 3, bias=bias)
         halve = [Downsample(width)] if antialias else _depthwise(width, stride=2)
+        paint = nn.Conv2d(thin, out_channels, 5)
         layers: dict[str, list[nn.Module]] = {
             "image": [nn.PixelUnshuffle(2)],
             "stem": [nn.ReflectionPad2d(1), stem, make_norm(width), nn.ReLU()],
@@ -85,10 +90,12 @@ class MobileResnet9Blocks(TappedGenerator):
             **{f"block_{i + 1}": [MobileBlock(deep, norm)] for i in range(self.blocks)},
             "up_1": [*double(deep, width), *_depthwise(width), make_norm(width), nn.ReLU()],
             "up_2": [*double(width, thin), make_norm(thin), nn.ReLU()],
-            "output": [nn.ReflectionPad2d(2), nn.Conv2d(thin, out_channels, 5), nn.Tanh()],
+            "output": [nn.ReflectionPad2d(2), paint, *([] if residual else [nn.Tanh()])],
         }
         self.finish(*chained(layers), in_channels, init, init_gain)
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, nn.Conv2d) and layer.groups > 1:
                     layer.weight.normal_(0.0, 1 / 3)  # nine weights keep the variance of the input
+            if residual:  # small at first
+                paint.weight *= 0.3

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.registry import register
-from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, chained
+from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, adds, chained
 from qsattn_plugin.registry.layers import Init, Norm, Upsample, normalisation
-from qsattn_plugin.registry.layers.primitives import Primitive, Skip, blend
+from qsattn_plugin.registry.layers.primitives import Primitive, Skip
 
 
 @register("generator", "swift_resnet_6blocks", tags=("resnet", "residual", "small"))
@@ -55,14 +55,11 @@ class SwiftResnet6Blocks(TappedGenerator):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
-        self.residual = mask or in_channels == out_channels if residual is None else residual
-        self.mask = mask
-        if mask and not self.residual:
+        if mask and residual is False:
             raise ValueError("mask: mixes the output with the image, so residual cannot be false")
-        if self.residual and in_channels != out_channels:
-            raise ValueError(
-                f"residual: images of {in_channels} input and {out_channels} output channels cannot be joined"
-            )
+        self.mask = mask
+        wanted = mask or in_channels == out_channels if residual is None else residual
+        self.residual = adds(wanted, in_channels, out_channels)
         make_norm = normalisation(norm)
         bias = norm == "none"
         deep = 2 * width
@@ -78,29 +75,28 @@ class SwiftResnet6Blocks(TappedGenerator):
         # Predicted at half the side and interpolated: rearranged to full size, it would show a grid pattern.
         painted = out_channels + mask
         paint = nn.Conv2d(width, 4 * painted, 3, padding=1)
+        bound = [] if self.residual else [nn.Tanh()]
         layers: dict[str, list[nn.Module]] = {
             "image": [nn.PixelUnshuffle(4)],
             "stem": conv(16 * in_channels, width),
             "down_1": conv(width, deep, stride=2),
             **{f"block_{i + 1}": block() for i in range(self.blocks)},
             "up_1": [*conv(deep, width, size=1), Upsample(width)],
-            "output": [*conv(width, width), paint, nn.PixelShuffle(2), Upsample(painted)],
+            "output": [*conv(width, width), paint, nn.PixelShuffle(2), Upsample(painted), *bound],
         }
         self.finish(*chained(layers), in_channels, init, init_gain)
         self.taps[-1] = self.taps[-1]._replace(channels=out_channels)  # joined with the image, without the mask
-        # A residual through tanh would have to invert it wherever the image is to stay unchanged.
-        self.bound = nn.Hardtanh() if self.residual else nn.Tanh()
         with torch.no_grad():
             paint.weight *= 0.1
             if mask:
                 assert paint.bias is not None
                 paint.bias[-4:] = -2.0  # sigmoid 0.12: the image nearly as it is, with a gradient
 
-    def _walk(
+    def _layers(
         self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         self.check_sides(x)
-        picture, stem = x, x
+        stem = x
         for index, layer in enumerate(self.model):
             x = layer(x) + change[index] if change and index in change else layer(x)
             name = self.taps[index].name
@@ -108,19 +104,8 @@ class SwiftResnet6Blocks(TappedGenerator):
                 stem = x
             elif name == "up_1":
                 x = stem + x
-            elif name == "output":
-                x = self.bound(self._joined(picture, x))
             yield index, x
 
-    def _joined(self, picture: Tensor, x: Tensor) -> Tensor:
-        """Return the last layer's output joined with the image, not yet bounded."""
-        if self.mask:
-            return blend(picture, x)
-        return picture + x if self.residual else x
-
-    def primitives(self) -> list[Primitive]:
-        """Return the layers that :meth:`forward` runs."""
+    def _primitives(self) -> list[Primitive]:
         unshuffle, stem, *inner, output = self.model
-        change: list[Primitive] = [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]
-        join = Skip.BLEND if self.mask else Skip.ADD
-        return [*([Skip.FORK, *change, join] if self.residual else change), self.bound]
+        return [unshuffle, stem, Skip.FORK, *inner, Skip.ADD, output]

@@ -110,7 +110,7 @@ class UnetGenerator(TappedGenerator):
             name = f"up_{j}" if k else "output"
             self.taps.append(Tap(self.levels + j, name, channels[k - 1] if k else out_channels, 2**k))
 
-    def _walk(
+    def _layers(
         self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         self.check_sides(x)
@@ -134,7 +134,7 @@ class UnetGenerator(TappedGenerator):
             if skips:
                 x = torch.cat([skips.pop(), x], 1)
 
-    def primitives(self) -> list[Primitive]:
+    def _primitives(self) -> list[Primitive]:
         """Return the layers that :meth:`forward` runs."""
         return self.model.primitives()
 

@@ -221,9 +221,6 @@ class DCLGAN(Method):
 
 @register("method", "simdcl", tags=("contrastive", "two-sided"))
 class SimDCL(DCLGAN):
-    __doc__ = (
-        "DCLGAN with a loss on the similarity of real and translated images of a domain (SimDCL, Han et al. 2021).\n\n"
-        + "".join((DCLGAN.__doc__ or "").partition("    Args:")[1:])
-    )
+    """DCLGAN with a loss on the similarity of real and translated images of a domain (SimDCL, Han et al. 2021)."""
 
     defaults: Mapping[str, Any] = {**DCLGAN.defaults, "objective": {"nce_weight": 1.0, "similarity_weight": 10.0}}

@@ -1,20 +1,25 @@
-"""A run's report: one HTML file that shows the whole training, written from disk, without a server or a network."""
+"""A run's report: one HTML file that shows the whole training, written from disk, without a server or a network.
+
+The page of a fork's log is drawn where torch, jinja2 and pillow are all there is; therefore the late imports.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from qsattn_plugin.storage import write_text
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.training.report.history import History, read_history
-from qsattn_plugin.training.report.maps import write_maps
-from qsattn_plugin.training.report.page import render_page
+from qsattn_plugin.training.report.page import render_fork_page, render_page
 from qsattn_plugin.training.report.pictures import BUDGET, Frame, find_maps, make_frames
-from qsattn_plugin.training.run import Run
-from qsattn_plugin.training.session import Session
+
+if TYPE_CHECKING:
+    from qsattn_plugin.training.run import Run
+    from qsattn_plugin.training.session import Session
 
 
 class ReportWarning(UserWarning):
@@ -28,6 +33,8 @@ def refresh_report(run: Run, session: Session | None = None, images: Sequence[Te
     """
     try:
         if session is not None:
+            from qsattn_plugin.training.report.maps import write_maps
+
             write_maps(session, images, run.maps)
         write_report(run)
     except Exception as error:  # noqa: BLE001 - a report must not end a training
@@ -43,11 +50,30 @@ def write_report(run: Run, budget: int = BUDGET) -> Path:
     Raises:
         UserError: the report could not be written.
     """
+    from qsattn_plugin.storage import write_text
+
     train = run.recipe.train
     history = read_history(run.folder / "metrics.jsonl", train.batch_size * train.accumulate)
     recipe = (run.folder / "recipe.yaml").read_text(encoding="utf-8")
     write_text(run.report, render_page(run.recipe, recipe, history, _frames(run, history, budget)))
     return run.report
+
+
+def write_fork_report(log: Path) -> Path:
+    """Write the page of a log of ``qsattn fork --log`` beside it, and return its path.
+
+    Raises:
+        UserError: there is no such log, or it holds nothing that such a log holds.
+        OSError: the page cannot be written.
+    """
+    history = read_history(log)
+    if not history.starts and not history.steps:
+        raise UserError(
+            f"{log} is not a log that qsattn fork --log wrote" if log.exists() else f"there is no log {log}"
+        )
+    page = log.with_suffix(".html")
+    page.write_text(render_fork_page(log.stem, history), encoding="utf-8")
+    return page
 
 
 def _frames(run: Run, history: History, budget: int) -> list[Frame]:

@@ -200,6 +200,11 @@ def charts(history: History) -> list[Chart]:
     if largest:
         title = "Largest probability, selected rows"
         found.append(Chart("attention", title, [*largest], [*largest.values()], unit="mean", low=0, high=1))
+    for what, title, unit in (("milliseconds", "Time", "ms"), ("megabytes", "Memory", "MB")):
+        names = {n: f"tap {m[1]}" for n in left if (m := re.fullmatch(rf"tap_(.+)/{what}", n))}
+        if names:
+            found.append(Chart("speed", title, [*names], [*names.values()], unit=unit, low=0))
+            left = {name: None for name in left if name not in names}
     quantiles: dict[str, dict[int, str]] = {}
     for name in left:
         if m := re.fullmatch(r"tap_(.+)/entropy_q(\d+)", name):

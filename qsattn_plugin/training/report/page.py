@@ -1,11 +1,12 @@
-"""A report's page, rendered from ``page.html``. Jinja2 escapes everything that comes from outside."""
+"""A report's page, rendered from ``page.html`` or ``fork.html``. Jinja2 escapes everything that comes from outside."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -39,20 +40,19 @@ def render_page(recipe: Recipe, recipe_text: str, history: History, frames: list
         history: the run's log.
         frames: the pictures of some evaluations, in the order of their steps.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": _number, "score": _score}
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     start = history.starts[-1] if history.starts else {}
     known = start.get("environment") or {}
     grids = [Frame(f.step, {"grid": f.pictures["grid"]}) for f in frames if "grid" in f.pictures]
     maps = [Frame(f.step, {tap: p for tap, p in f.pictures.items() if tap != "grid"}) for f in frames]
-    return environment.from_string(_resource("page.html")).render(
+    return _render(
+        "page.html",
+        history,
+        ["charts.js", "films.js"],
+        title=recipe.name,
+        kind="training report",
         recipe=recipe,
         recipe_lines=list(_highlighted(recipe_text)),
         steps=recipe.train.steps,
-        history=history,
         best=history.best,
         figures=_figures(recipe, history),
         grids=_film(history, grids),
@@ -62,12 +62,47 @@ def render_page(recipe: Recipe, recipe_text: str, history: History, frames: list
         starts=list(_starts(history)),
         skipped=[entry if isinstance(entry, list) else [entry] for entry in start.get("skipped") or ()],
         listed=LISTED,
+    )
+
+
+def render_fork_page(title: str, history: History) -> str:
+    """Return the page of a log of a fork's sampler as HTML."""
+    return _render(
+        "fork.html",
+        history,
+        ["charts.js"],
+        title=title,
+        kind="the sampler in a fork",
+        start={"sampler": None, "arguments": None, "script": None, **(history.starts[-1] if history.starts else {})},
+        printed=any(not name.startswith("tap_") for name in history.series),
+    )
+
+
+def _render(template: str, history: History, scripts: list[str], **values: Any) -> str:
+    page = _environment().get_template(template)
+    return page.render(
+        **values,
+        history=history,
         data=_chart_data(history),
         style=_resource("style.css"),
-        script=_resource("charts.js") + _resource("films.js"),
+        script="".join(map(_resource, scripts)),
         version=__version__,
-        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
+        written=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC").lstrip("0"),
     )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_resource),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "score": _score}
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return environment
 
 
 def _resource(name: str) -> str:

@@ -48,6 +48,8 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
         f"Images (batch, {channels}, height, width) in [-1, 1] to their translations, likewise in [-1, 1]; height and "
         f"width multiples of {multiple} pixels, at least {least}."
     )
+    if translator.trained:
+        about += f" It was trained on pictures with a shorter side of {translator.trained} pixels."
     facts = {
         "name": name or (document.get("recipe") or {}).get("name") or spec["type"],
         "about": about,
@@ -57,6 +59,7 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
         "channels": channels,
         "multiple": multiple,
         "least": least,
+        "trained": translator.trained,
         "step": document.get("step"),
         "written_by": f"qsattn-plugin {qsattn_plugin.__version__}",
     }
