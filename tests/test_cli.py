@@ -360,7 +360,11 @@ def test_a_shipped_recipe_can_be_shown():
 
 def test_show_describes_a_network_that_a_recipe_alone_can_build():
     said = qsattn("show", "discriminator/projected")
-    assert said.exit_code == 0 and "pretrained: true | false | null = null" in said.output and "parameters" not in said.output
+    assert (
+        said.exit_code == 0
+        and "pretrained: true | false | null = null" in said.output
+        and "parameters" not in said.output
+    )
 
 
 def test_arguments_that_name_parts_are_shown_as_such():

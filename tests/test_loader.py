@@ -85,5 +85,7 @@ def test_crops_end_where_the_reference_code_of_a_method_ends_them(name):
     """CUT and what was made of it; CycleGAN's own crops to the end, and CUT's data set for single pictures too."""
     recipe = load_recipe(name)
     said = recipe.discriminator.type == "projected"  # the mobile recipes crop to the end, and say so
-    expected = "until_decay" if recipe.method in ("cut", "fastcut", "qsattn", "dclgan", "simdcl") and not said else "always"
+    expected = (
+        "until_decay" if recipe.method in ("cut", "fastcut", "qsattn", "dclgan", "simdcl") and not said else "always"
+    )
     assert recipe.data.random_crop == expected

@@ -29,7 +29,6 @@ class SRUNIT(ContrastiveObjective):
     """
 
     identity = False
-    detach_positives = False
 
     def __init__(self, noise: float = 1e-3, start: float = 0.25):
         super().__init__()

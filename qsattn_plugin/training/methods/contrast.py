@@ -231,7 +231,6 @@ class Contrast:
         """
         total = pair.image.new_zeros((), dtype=torch.float32)
         own = total
-        several = len(self.objectives) > 1
         logged: list[Tensor] = []
         terms = self.objectives
         for kind, weight, objective in zip(terms.names, terms.weights, terms, strict=True):
@@ -240,10 +239,10 @@ class Contrast:
             share = 0.5 if half and objective.identity else 1.0
             loss = objective.compare(pair)
             logged.append(weight * loss.detach())
-            if several:
-                log[f"{name}_{kind}"] = loss.detach()
+            mine = f"{name}_{kind}" if len(terms) > 1 else name
+            log[mine] = loss.detach()
             for key, value in pair.own.items():
-                log[f"{name}_{key}"] = value.detach()
+                log[f"{mine}_{key}"] = value.detach()
                 own = own + share * value
             pair.own.clear()
             total = total + share * weight * loss
