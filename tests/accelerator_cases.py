@@ -101,7 +101,6 @@ SETTINGS = [
     *((f"sampler={{type: qsattn_global, queries: 16, significance: {name}}}",) for name in names("significance")),
     *(("method=cut", f"objective.gan={name}") for name in names("objective", "gan")),
     *(("method=cut", f"objective.nce={name}", "objective.head_width=8") for name in names("objective", "contrastive")),
-    ("method=cut", "objective.nce=[{type: lsesim, learned: true}, {type: srunit, start: 0}]"),
     ("method=cyclegan", "objective.pool=2", "objective.gan=wgan-gp"),
     ("generator=swift_resnet_6blocks", "objective.r1=1.0"),
     ("generator={type: resnet_4blocks, width: 4, norm: instance}", "train.channels_last=true"),

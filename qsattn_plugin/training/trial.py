@@ -159,8 +159,8 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _reset_peak(device: torch.device) -> None:
