@@ -74,6 +74,18 @@ def test_help_does_not_import_torch(args):
     assert "Usage: " in done.stdout
 
 
+@pytest.mark.parametrize("args", [["list"], ["list", "horse"], ["schema"], ["show", "recipe/toy"], ["show", "train"]])
+def test_what_is_asked_about_recipes_is_answered_without_torch(args):
+    program = (
+        f"import sys\nfrom qsattn_plugin.cli import main\nmain({args!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'timm', 'kornia', 'numpy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 6
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command):
     text = qsattn(command, "--help").output
@@ -169,7 +181,7 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
         ),
         (
             ["build", "toy", "-s", "discriminator.layers=5"],
-            "data.crop: layers: this PatchGAN needs images of at least 96",
+            "data.crop: discriminator.layers: this PatchGAN needs images of at least 96",
         ),
         (["build", "toy", "-s", "generator=unet_128"], "data.crop: unet_128 takes multiples of 128 pixels, got 64"),
         (["build", "horse2zebra"], "datasets/horse2zebra"),
