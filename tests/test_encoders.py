@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import pytest
 import timm
@@ -187,22 +186,6 @@ def test_wrong_files_are_refused(tmp_path):
     assert "cannot be read as weights" in refused(weights=str(harmful))
     with pytest.raises(ValueError, match=r"^weights: "):
         build(weights=str(foreign), pretrained=True)
-
-
-@pytest.fixture
-def no_hub(tmp_path, monkeypatch):
-    """A hub that cannot be reached, an empty cache, and no patience for retries."""
-    from huggingface_hub import constants
-
-    def asleep(_seconds):
-        raise AssertionError("waits before it tries again")
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(time, "sleep", asleep)
-    yield tmp_path / "hub"
-    assert constants.HF_HUB_OFFLINE is False, "the hub's client is left as it was"
 
 
 def test_without_a_network_one_error_names_the_way_by_file(no_hub):

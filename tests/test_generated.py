@@ -11,6 +11,7 @@ import pytest
 
 from qsattn_plugin.registry import BUILTIN, REGISTRY, list_parts
 from qsattn_plugin.registry.parts import IndexedPart, Part, argument_docs, describe_part
+from qsattn_plugin.registry.recipe.page import recipe_page
 from tests.recipe_parts import GOOD, load, parts
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def index() -> str:
 
 
 #: File -> what writes it.
-GENERATED = {"registry/parts.json": index}
+GENERATED = {"registry/parts.json": index, "docs/recipes.md": recipe_page}
 
 
 @pytest.mark.parametrize("name", GENERATED)

@@ -143,6 +143,7 @@ class _Loop:
             damaged=damaged,
             notes=list(filter(None, notes)),
             log_every=recipe.train.log_interval,
+            evaluate_every=recipe.evaluate.interval(recipe.train.steps),
             **self._images(),
             processes=here.size,
             environment={**describe_environment(self.session.device), "precision": precision},
@@ -194,7 +195,7 @@ class _Loop:
         session = self.session
         losses = session.advance(self.loader, observe)
         self.guard.record(session.step, losses)
-        self.on_event(TrainingEvent("step", session.step, self.recipe.train.steps))
+        self.on_event(TrainingEvent("step", session.step, self.recipe.train.steps, self.throughput.spent()))
         return losses
 
     def _log(self, losses: dict[str, Tensor]) -> None:
