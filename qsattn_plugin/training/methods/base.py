@@ -193,7 +193,9 @@ class Method(nn.Module, abc.ABC):
             for index, (name, parameter) in enumerate(zip(self._names[role], trained, strict=True)):
                 prefix = f"{role}/{name}/"
                 found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-                wanted = {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
+                wanted = {k: parameter if v.ndim else v for k, v in found.items()}
+                if isinstance(optimizer, torch.optim.Adam):
+                    wanted |= {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
                 if found and (wrong := misfits(wanted, found, owner="its parameter")):
                     raise ValueError(f"optimizer/{prefix}{in_a_line(wrong)}")
                 # In the parameter's memory format, which fused kernels expect.
