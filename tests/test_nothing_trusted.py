@@ -39,7 +39,7 @@ __all__ = ["site"]
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("recipes", 60), ("pictures", 300), ("weights", 120), ("archives", 300), ("answers", 150), ("folders", 40)],
+    [("recipes", 40), ("pictures", 300), ("weights", 80), ("archives", 300), ("answers", 150), ("folders", 25)],
 )
 def test_cases_that_nobody_wrote_down(tmp_path, kind, count):
     """A few of what `make fuzz` tries."""
