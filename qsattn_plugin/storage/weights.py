@@ -82,7 +82,8 @@ def _read(path: Path, saved: bool) -> Any:
             script = any(member.filename.endswith("/constants.pkl") for member in members)  # torch tells of these
             if not script and any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 raise DamagedFile(f"{path} is compressed, as torch.save never does; is it an archive of files?")
-    with warnings.catch_warnings(action="ignore"):  # torch's warnings to programmers
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's warnings to programmers
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -106,7 +106,8 @@ def cases(make: Make, seed: int | str, count: int, folder: Path) -> Iterator[str
         name = f"{make.__module__.rpartition('.')[2]} {seed} {index}"
         draw = random.Random(name)
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 tried = make(draw, folder)
         except Exception:  # noqa: BLE001 - of the libraries that write
             outcomes["not made"] += 1  # such a file cannot be written at all
@@ -115,7 +116,8 @@ def cases(make: Make, seed: int | str, count: int, folder: Path) -> Iterator[str
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, 12 * SECONDS)
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 tried()
             outcomes["done"] += 1
         except UserError:
