@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsattn_plugin.cli.types import parsed_by
+from qsattn_plugin.text import printable
 
 if TYPE_CHECKING:
     from qsattn_plugin.translation.sizes import At
@@ -115,12 +116,12 @@ def command(
             )
     finally:
         skipped = f", {len(outcome.skipped)} existing skipped (--overwrite replaces them)" if outcome.skipped else ""
-        click.echo(f"{len(outcome.written)} pictures written to {out}{skipped}")
+        click.echo(printable(f"{len(outcome.written)} pictures written to {out}{skipped}"))
         for side, count in sorted(outcome.carried.items()):
             click.echo(
                 f"{count} of them translated at {side} px and carried back to their size; --at full: at their own"
             )
         for _, reason in outcome.failed:
-            click.echo(f"not translated: {reason}", err=True)
+            click.echo(printable(f"not translated: {reason}"), err=True)
     if outcome.failed:
         sys.exit(1)

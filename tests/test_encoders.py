@@ -169,10 +169,12 @@ def test_wrong_files_are_refused(tmp_path):
         return str(problem.value)
 
     missing = str(tmp_path / "none.pth")
-    assert f"{missing}: no such file" in refused(weights=missing)
+    assert f"there is no file {missing}" in refused(weights=missing)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"not weights at all")
-    assert "cannot be read as weights" in refused(weights=str(broken))
+    assert "is not a file of weights" in refused(weights=str(broken))
+    broken.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    assert "is a Git LFS pointer" in refused(weights=str(broken))
     foreign = tmp_path / "foreign.pth"
     for other in ("test_vit", "test_resnet", "test_efficientnet"):
         torch.save(timm.create_model(other).state_dict(), foreign)
@@ -183,7 +185,7 @@ def test_wrong_files_are_refused(tmp_path):
     assert "holds no weights" in refused(weights=str(foreign))
     harmful = tmp_path / "harmful.pth"
     torch.save({"model": build}, harmful)  # a pickled function, as harmful files hold
-    assert "cannot be read as weights" in refused(weights=str(harmful))
+    assert "holds more than tensors" in refused(weights=str(harmful))
     with pytest.raises(ValueError, match=r"^weights: "):
         build(weights=str(foreign), pretrained=True)
 

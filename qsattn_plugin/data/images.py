@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from qsattn_plugin.data.pixels import memory_of
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
+from qsattn_plugin.text import printable
 
 #: File name endings of pictures, in lower case: those of CUT and its forks, and others that Pillow reads.
 EXTENSIONS = (
@@ -24,6 +25,8 @@ EXTENSIONS = (
 )
 
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+#: Pixels for which any process that can train has the memory: where these do not fit, it is not the picture's fault.
+_FEW = 1 << 24
 
 
 class UnreadableImage(UserError):
@@ -40,8 +43,8 @@ class NoPictures(UserError):
 
 
 def show(path: str | os.PathLike) -> str:
-    """Return a path as printable text; bytes that are not UTF-8 become question marks."""
-    return os.fspath(path).encode("utf-8", "replace").decode("utf-8")
+    """Return a path as printable text in one line, see :func:`~qsattn_plugin.text.printable`."""
+    return printable(os.fspath(path)).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
@@ -112,6 +115,7 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     Raises:
         UnreadableImage: see :func:`read_image`.
     """
+    image: Image.Image | None = None
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
@@ -127,8 +131,11 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from None
     # Decoders raise nearly anything on damaged input (SyntaxError, struct.error, IndexError, ...). Running out of
-    # memory or of file handles is not the file's fault and is raised as it is.
+    # file handles is not the file's fault and is raised as it is, and so is running out of memory in a small picture.
     except Exception as error:
+        if isinstance(error, MemoryError) and (image is None or image.width * image.height > _FEW):
+            size = "" if image is None else f"its {image.width} x {image.height} pixels "
+            raise UnreadableImage(f"there is not enough memory for {size or 'it'}".strip(), path) from error
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in _LACKS:
             raise
         raise UnreadableImage(_reason(error), path) from error

@@ -11,12 +11,14 @@ import torch
 
 from qsattn_plugin.data.images import UnreadableImage, read_image, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
-from qsattn_plugin.storage import write_text
+from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.files import plan
+from qsattn_plugin.translation.job import FATAL
 from qsattn_plugin.translation.sizes import At, resize_picture, working_size
 
 
@@ -47,7 +49,8 @@ def draw_maps(
         scale: how entropies become colours, see :meth:`~qsattn_plugin.evaluation.maps.EntropyMap.warmth`.
         size: the shorter side in pixels to which pictures are resized first.
         at: the size at which the model sees them, as for translations; positions are given in the picture's own pixels.
-        failed: is given (picture, reason) for every picture that cannot be read; without it, the first one raises.
+        failed: is given (picture, reason) for every picture that cannot be read, or whose map cannot be written;
+            without it, the first one raises.
 
     Raises:
         UserError: no such picture, model, tap or sampler.
@@ -59,22 +62,15 @@ def draw_maps(
     def places(target: Path) -> list[Path]:
         return [target.with_name(f"{target.stem}-tap-{tap}.png") for tap in map(str, source.taps)]
 
-    for path, target in plan(images, out, kept=(), files=places):
-        try:
-            picture = read_image(path)
-            picture = picture if size is None else resize_picture(picture, size)
-            seen = resize_picture(picture, working_size(picture.size, at, source.trained))
-            image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
-            padded = pad_for(source.generator, small[None].to(device))
-            features = source.features(padded)
-            if not all(maps.isfinite().all() for maps, _ in features.values()):
-                raise UnreadableImage("the model produced NaN or infinite values", path)
-        except UnreadableImage as error:
-            error = error if error.path else UnreadableImage(error.reason, path)
-            if failed is None:
-                raise error from None
-            failed.append((path, str(error)))
-            continue
+    def draw(path: Path, target: Path) -> None:
+        picture = read_image(path)
+        picture = picture if size is None else resize_picture(picture, size)
+        seen = resize_picture(picture, working_size(picture.size, at, source.trained))
+        image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
+        padded = pad_for(source.generator, small[None].to(device))
+        features = source.features(padded)
+        if not all(maps.isfinite().all() for maps, _ in features.values()):
+            raise UnreadableImage("the model produced NaN or infinite values", path)
         height, width = padded.shape[-2:]
         for tap, place in zip(map(str, source.taps), places(target), strict=True):
             maps, stride = features[tap]
@@ -84,6 +80,17 @@ def draw_maps(
             numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **found.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")
             written.append((place, place.with_suffix(".json")))
+
+    for path, target in plan(images, out, kept=(), files=places):
+        try:
+            draw(path, target)
+        except (UnreadableImage, WriteFailed) as error:
+            if getattr(error.__cause__, "errno", None) in FATAL:
+                raise
+            reason = error.reason if isinstance(error, UnreadableImage) else str(error)
+            if failed is None:
+                raise UnreadableImage(reason, path) from None
+            failed.append((path, str(UnreadableImage(reason, path))))
     return written
 
 
@@ -98,7 +105,11 @@ def choose_sampler(source: FeatureSource, name: str | None, options: dict[str, A
     spec |= options
     if _attends(name):
         spec["taps"] = "all"  # each map is looked at by itself
-    return create("sampler", name, **spec)
+    find("sampler", name).check_values(spec)
+    try:
+        return create("sampler", name, **spec)
+    except ValueError as error:
+        raise UserError(f"sampler {name!r}: {error}") from error
 
 
 def _attends(sampler: str) -> bool:

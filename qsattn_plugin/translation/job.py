@@ -30,7 +30,7 @@ _BATCH_ELSEWHERE = 8
 #: The most pixels of pictures that wait for others of their size, to share a batch.
 _WAITING = 1 << 24
 #: Errors that every other file would meet too.
-_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 @dataclass
@@ -227,7 +227,7 @@ class _Job:
         try:
             write_image(result, task.target)
         except (UserError, ValueError) as error:
-            if getattr(error.__cause__, "errno", None) in _FATAL:
+            if getattr(error.__cause__, "errno", None) in FATAL:
                 raise
             self._failed(task.source, f"{show(task.source)}: {error}")
         else:

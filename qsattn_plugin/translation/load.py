@@ -13,13 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from qsattn_plugin.content import pretence
 from qsattn_plugin.data.images import normalise_mode
 from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
+from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
+from qsattn_plugin.registry.blueprint import blueprint
 from qsattn_plugin.registry.pretrained import entries, published_model, weights_file
-from qsattn_plugin.storage import DamagedFile, load_tensors
+from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, read_shapes
 from qsattn_plugin.storage.checkpoints import Checkpoints
+from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
 from qsattn_plugin.translation.sizes import FACTOR, At, carry_back, resize_picture, working_size
 from qsattn_plugin.translation.tiles import TILE, CannotTile, is_large, tiled_chain, translate_tiled
@@ -204,9 +208,9 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
     """Load the generator of a file that :func:`find_weights` found, as :func:`load` does."""
     path = weights.path
     try:
-        _, document = load_tensors(path, prefix="\0")  # only the document
+        document = read_document(path)
     except DamagedFile as error:
-        if path.suffix.lower() not in _FOREIGN_SUFFIXES:
+        if path.suffix.lower() not in _FOREIGN_SUFFIXES or pretence(path):
             raise
         convert = f"qsattn import {path} -o {path.with_suffix('.safetensors')}"
         raise UserError(f"{path} is not a weights file of this package; convert it with `{convert}` first") from error
@@ -216,22 +220,28 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
         raise UserError(f"{path} has no generator {name!r}{nearest(name, generators)} ({', '.join(generators)})")
     spec = generators[name]
     _import_parts(path, document)
-    # The drawn weights are replaced: drawing them must not change the caller's random numbers.
     try:
-        with torch.random.fork_rng(devices=[]):
-            generator = create("generator", spec["type"], **spec["arguments"])
+        plan = blueprint("generator", spec["type"], spec["arguments"])
     except PartError as error:
         if imports := (document.get("recipe") or {}).get("import"):
             parts = ", ".join(map(str, imports))
             raise UserError(
                 f"{path}: {error}. It was trained with parts from {parts}: load its run's folder, or import them first"
             ) from error
-        raise
-    tensors, _ = load_tensors(path, spec["prefix"])
+        raise DamagedFile(f"{path}: {error}") from error
     try:
-        generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
+        wrong = misfits(plan.state_dict(), read_shapes(path, spec["prefix"])) if plan is not None else []
+        if not wrong:
+            # The drawn weights are replaced: drawing them must not change the caller's random numbers.
+            with torch.random.fork_rng(devices=[]):
+                generator = create("generator", spec["type"], **spec["arguments"])
+            generator.load_state_dict(load_tensors(path, spec["prefix"])[0])
+    except (ValueError, TypeError, RuntimeError) as error:  # of a part that is not this package's
+        if out_of_memory(error):
+            raise
+        wrong = [" ".join(str(error).split())]
+    if wrong:
+        raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {in_a_line(wrong)}")
     generator.requires_grad_(False)
     return Translator(generator, _channels(spec), document, _trained(spec, document), weights).eval().to(device)
 
@@ -262,16 +272,12 @@ def main_generator(generators: Iterable[str]) -> str:
 
 def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the description of each generator in a file, by name."""
-    found = document.get("generators") if isinstance(document, dict) else None
+    found = document.get("generators")
     if not found:
         raise DamagedFile(f"{path} holds no generator")
-    wanted = {"type": str, "arguments": dict, "prefix": str}
-    whole = isinstance(found, dict) and all(
-        isinstance(spec, dict) and all(isinstance(spec.get(key), kind) for key, kind in wanted.items())
-        for spec in found.values()
-    )
-    if not whole or not all(isinstance(_channels(spec), int) for spec in found.values()):
-        raise DamagedFile(f"{path} has no valid description of its generators")
+    for name, spec in found.items():
+        if _channels(spec) not in (1, 2, 3, 4) or isinstance(_channels(spec), bool) or spec.get("trained") == 0:
+            raise DamagedFile(f"{path} has no valid description of its generators: {name} gives no channels (1 to 4)")
     return found
 
 
