@@ -95,12 +95,19 @@ def names(kind: str, tag: str | None = None) -> list[str]:
     return [part.name for part in list_parts(kind) if tag is None or tag in part.tags]
 
 
+# kornia copies its factors without waiting for CUDA, and waits for every other device.
+LEARNED = "colour" if REAL else "null"
 SETTINGS = [
     *((f"method={name}",) for name in names("method")),
     *((f"sampler={{type: {name}, queries: 16}}",) for name in names("sampler")),
     *((f"sampler={{type: qsattn_global, queries: 16, significance: {name}}}",) for name in names("significance")),
     *(("method=cut", f"objective.gan={name}") for name in names("objective", "gan")),
     *(("method=cut", f"objective.nce={name}", "objective.head_width=8") for name in names("objective", "contrastive")),
+    (
+        "method=cut",
+        f"objective.nce=[{{type: lsesim, learned: true, augment: {LEARNED}}}, {{type: srunit, start: 0}}]",
+        "objective.head_width=8",
+    ),
     ("method=cyclegan", "objective.pool=2", "objective.gan=wgan-gp"),
     ("generator=swift_resnet_6blocks", "objective.r1=1.0"),
     ("generator={type: resnet_4blocks, width: 4, norm: instance}", "train.channels_last=true"),

@@ -110,7 +110,11 @@ def test_mobile_resnet_takes_a_seventh_of_the_arithmetic(antialias):
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [("swift_resnet_6blocks", {}), ("mobile_resnet_9blocks", {"norm": "none", "init": "orthogonal"})]
+    ("name", "more"),
+    [
+        ("swift_resnet_6blocks", {}),
+        *((name, {"norm": "none", "init": "orthogonal"}) for name in ("mobile_resnet_9blocks", "resnet_4blocks")),
+    ],
 )
 def test_residual_generators_begin_with_a_small_change_of_the_picture(name, more):
     x = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1

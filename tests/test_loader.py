@@ -89,3 +89,18 @@ def test_crops_end_where_the_reference_code_of_a_method_ends_them(name):
         "until_decay" if recipe.method in ("cut", "fastcut", "qsattn", "dclgan", "simdcl") and not said else "always"
     )
     assert recipe.data.random_crop == expected
+
+
+def test_augmentations_are_drawn_anew_for_each_domain_step_and_rank(folder):
+    class Recorded(list):
+        def __call__(self, x: Tensor, draws: torch.Generator) -> Tensor:
+            self.append(draws.initial_seed())
+            return x
+
+    seeds = Recorded([0])  # an empty one would not be called
+    for rank in (0, 1):
+        kept = loader(folder, rank=rank, world=2)
+        kept.augment = seeds
+        for step in range(3):
+            kept.batch(step)
+    assert len(set(seeds)) == 1 + 2 * 2 * 3

@@ -52,7 +52,7 @@ CASES = [
     ("resnet_6blocks", PLAIN, (96, 128)),
     ("resnet_4blocks", {"antialias": False}, (131, 102)),
     ("resnet_4blocks", {"antialias_up": False}, (64, 203)),
-    ("resnet_4blocks", {"norm": "batch"}, (131, 102)),
+    ("resnet_4blocks", {"norm": "batch", "residual": True}, (131, 102)),
     ("resnet_4blocks", {"norm": "none", **PLAIN}, (131, 102)),
     ("mobile_resnet_9blocks", {}, (131, 102)),
     ("mobile_resnet_9blocks", {"residual": True, **PLAIN}, (103, 131)),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -226,6 +227,8 @@ class ResnetGenerator(TappedGenerator):
         width: channels of the stem; the blocks have four times as many.
         antialias: blur when downsampling, as CUT does; CycleGAN does not.
         antialias_up: blur when upsampling, as CUT does; CycleGAN uses transposed convolutions.
+        residual: add the output of the last layer to the input image; without, that output is the translation.
+        init_gain: scale of the initial weights' distribution. The last layer of a residual generator has 0.3 of it.
     """
 
     #: The number of residual blocks, and their class.
@@ -238,6 +241,7 @@ class ResnetGenerator(TappedGenerator):
         norm: Norm = "instance",
         antialias: bool = True,
         antialias_up: bool = True,
+        residual: bool = False,
         init: Init = "xavier",
         init_gain: float = 0.02,
         in_channels: int = 3,
@@ -246,6 +250,7 @@ class ResnetGenerator(TappedGenerator):
         super().__init__()
         if width < 1:
             raise ValueError(f"width: must be at least 1, got {width}")
+        self.residual = adds(residual, in_channels, out_channels)
         make_norm = normalisation(norm)
         bias = norm != "batch"  # batch norm has a bias of its own
         model: list[nn.Module] = []
@@ -276,13 +281,17 @@ class ResnetGenerator(TappedGenerator):
                 up = [nn.ConvTranspose2d(channels, half, 3, stride=2, padding=1, output_padding=1, bias=bias)]
             channels = half
             add(*up, make_norm(channels), nn.ReLU(), name=f"up_{level}")
-        add(ReflectionPad(3), nn.Conv2d(channels, out_channels, 7), nn.Tanh(), name="output")
+        paint = nn.Conv2d(channels, out_channels, 7)
+        add(ReflectionPad(3), paint, *([] if residual else [nn.Tanh()]), name="output")
 
         # The papers' taps: the padded image, both convolutions on the way down, the first block and the fifth: 0, 4, 8,
         # 12, 16 with antialiasing.
         taps += [names["block_1"], names[f"block_{min(5, self.blocks)}"]]
         self.default_taps = tuple(dict.fromkeys(taps))
         self.finish(model, {index: name for name, index in names.items()}, in_channels, init, init_gain)
+        if residual:  # small at first
+            with torch.no_grad():
+                paint.weight *= 0.3
 
 
 @register("generator", "resnet_9blocks", tags=("resnet", "cut", "cyclegan"))
