@@ -12,7 +12,7 @@ FLOOR_PYTHON ?= $(PYTHON)
 FLOOR        ?= .venv-floor
 FLOOR_FORKS  ?= .venv-floor-forks
 
-.PHONY: install demo test test-floor soak fuzz lint clean
+.PHONY: install demo test test-floor browser soak fuzz lint clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,13 @@ demo: install
 # Two processes of one thread each, one a core: most tests are too small to share.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# What the tests of the page need beside it (tests/test_web.py): Debian's Chromium, its driver, and the page's runtime.
+browser: install
+	command -v chromium || timeout 300 sh -c 'apt-get update && apt-get install -y --no-install-recommends chromium'
+	timeout 300 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	test -d node_modules/onnxruntime-web || \
+		timeout 300 npm install --no-save --no-audit --no-fund --ignore-scripts onnxruntime-web@1.30.0
 
 # Python 3.10 to 3.12. What a fork and torch.hub need is tested with PyTorch 2.1 as well, where nothing else is installed.
 test-floor: $(FLOOR)/.installed $(FLOOR_FORKS)/.installed

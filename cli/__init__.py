@@ -9,8 +9,10 @@ import importlib
 import io
 import logging
 import os
+import platform
 import sys
 import warnings
+from importlib import metadata
 from typing import Any
 
 import click
@@ -106,14 +108,35 @@ def _show_warning(message: Any, category: type[Warning], *where: Any, **more: An
         _default_showwarning(message, category, *where, **more)
 
 
+def _tell_versions(ctx: click.Context, param: click.Parameter, asked: bool) -> None:
+    """Print the versions that matter in a report of a defect, without importing what they belong to."""
+    if not asked or ctx.resilient_parsing:
+        return
+    click.echo(f"qsattn, version {__version__}")
+    click.echo(f"Python {platform.python_version()}, {platform.platform()}")
+    for package in ("torch", "torchvision", "timm", "kornia", "pillow", "numpy", "safetensors", "click"):
+        try:
+            click.echo(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            click.echo(f"{package} is not installed")
+    ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="qsattn")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_tell_versions, help="Show versions."
+)
 def main() -> None:
     """Unpaired image-to-image translation with query-selected attention.
 
     \b
     qsattn build toy && qsattn fit                 train the toy model in about five minutes
     qsattn translate photos/ -m runs/toy -o out/   translate with it
+
+    \b
+    The shell completes models, recipes, runs and parts after
+    eval "$(_QSATTN_COMPLETE=bash_source qsattn)"     in ~/.bashrc; for zsh: zsh_source, in ~/.zshrc
+    _QSATTN_COMPLETE=fish_source qsattn | source      in ~/.config/fish/config.fish
     """
 
 

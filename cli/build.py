@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.options import import_option
 
 
 @click.command("build", short_help="Check a recipe and create its run.")
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=completion.recipes)
 @click.option("--run", "folder", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<name>]")
 @click.option(
     "-s", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe: -s train.steps=100."

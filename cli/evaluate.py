@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from qsattn_plugin.cli import completion
+
 _FOLDER = click.Path(path_type=Path)
 
 
@@ -25,7 +27,7 @@ _NAMES: dict[str, Any] = {"callback": _comma_list, "metavar": "NAME,..."}
 
 
 @click.command("evaluate", short_help="Score translations.")
-@click.argument("scored", metavar="MODEL_OR_FOLDER")
+@click.argument("scored", metavar="MODEL_OR_FOLDER", shell_complete=completion.models)
 @click.option("--real", type=_FOLDER, help="Pictures of the target domain, for fid, kid and swd.")
 @click.option("--source", type=_FOLDER, help="What MODEL translates, or what FOLDER was translated from.")
 @click.option("--metrics", **_NAMES, help="fid, kid, swd, lpips, background, labels; see below.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from qsattn_plugin.cli import completion
 from qsattn_plugin.errors import UserError
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
@@ -33,7 +34,7 @@ class Duration(click.ParamType):
 
 
 @click.command("fit", short_help="Train a run.")
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=completion.runs)
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many steps.")
 @click.option("--time-limit", type=Duration(), help="Stop after this time, e.g. 9m; the next call continues.")
 @click.option(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.options import import_option
 
 
 @click.command("list", short_help="Show the parts that recipes can name, recipes, and published models.")
-@click.argument("pattern", default="*")
+@click.argument("pattern", default="*", shell_complete=completion.parts)
 @import_option
 def command(pattern: str, imports: tuple[str, ...]) -> None:
     """Show the parts of a kind (`generators`), `recipes`, or the published models (`pretrained`).

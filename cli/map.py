@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.types import parsed_by
 from qsattn_plugin.text import printable
 
@@ -18,7 +19,13 @@ if TYPE_CHECKING:
 
 @click.command("map", short_help="Draw entropy maps.")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("-m", "--model", required=True, help="A run, a checkpoint or weights file, or timm:NAME.")
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    shell_complete=completion.models,
+    help="A run, file, published name, hf:OWNER/NAME or timm:NAME.",
+)
 @click.option(
     "--weights",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

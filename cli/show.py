@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.options import import_option
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("show", short_help="Show one part, key, recipe or published model.")
-@click.argument("what", metavar="NAME")
+@click.argument("what", metavar="NAME", shell_complete=completion.parts)
 @click.option(
     "--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the multiply-adds."
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.types import parsed_by
 from qsattn_plugin.text import printable
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     "-m",
     "--model",
     required=True,
-    help="A run's folder or name (RUN@best: its best score), a checkpoint or weights file, or a published name.",
+    shell_complete=completion.models,
+    help="A run's folder or name (RUN@best: its best score), a checkpoint or weights file, a published name, or "
+    "hf:OWNER/NAME[@REVISION].",
 )
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The folder, or one picture's file.")
 @click.option("--overwrite", is_flag=True, help="Replace translations that exist in the output folder.")

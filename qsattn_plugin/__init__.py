@@ -25,6 +25,11 @@ if not os.path.isdir(os.path.join(__path__[0], "registry")):
 _LAZY = {
     "UserError": "qsattn_plugin.errors",
     "PatchSampler": "qsattn_plugin.forks",
+    "QSAttnSampler": "qsattn_plugin.samplers",
+    "Training": "qsattn_plugin.training.python",
+    "build": "qsattn_plugin.training.python",
+    "entropy_maps": "qsattn_plugin.evaluation.mapping",
+    "list_models": "qsattn_plugin.registry.pretrained",
     "load": "qsattn_plugin.translation.load",
     "swap_sampler": "qsattn_plugin.forks",
     "swapped": "qsattn_plugin.forks",

@@ -9,6 +9,7 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.yaml_lines import Place, parse
 from qsattn_plugin.storage.download import DownloadFailed, checksum, download, download_bar
 
-__all__ = ["INDEX", "Entry", "entries", "published_model", "weights_file"]
+__all__ = ["INDEX", "Entry", "entries", "list_models", "published_model", "weights_file"]
 
 #: The index; its ``file`` entries lie in ``weights/`` beside it.
 INDEX = Path(__file__).parent / "pretrained.yaml"
@@ -61,6 +62,11 @@ def entries(index: Path = INDEX) -> dict[str, Entry]:
         }
     except (OSError, TypeError, AttributeError) as error:
         raise UserError(f"the index of published models cannot be read: {index}: {error}") from error
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Return the names of the published models that fit a pattern such as ``"horse*"``, in the index's order."""
+    return [name for name in entries() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def published_model(name: str, index: Path = INDEX) -> Entry:

@@ -6,6 +6,7 @@ import doctest
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -402,3 +403,50 @@ def test_show_describes_a_network_that_a_recipe_alone_can_build():
 def test_arguments_that_name_parts_are_shown_as_such():
     assert "of: list of discriminators" in qsattn("show", "discriminator/ensemble").output
     assert "gan: objective = lsgan" in qsattn("show", "method/cut").output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("qsattn translate -m z", {"zebra2horse", "zebra2horse_mobile", "zonkey"}),
+        ("qsattn export runs/", {"runs/toy"}),
+        ("qsattn publish pre", {"pretrained/toy"}),
+        ("qsattn evaluate to", set()),
+        ("qsattn build single", {"single_image"}),
+        ("qsattn fit z", {"zonkey"}),
+        ("qsattn show generator/unet_", {"generator/unet_64", "generator/unet_128", "generator/unet_256"}),
+        ("qsattn list pretrained/to", {"pretrained/toy"}),
+        ("qsattn show recipe/single", {"recipe/single_image"}),
+    ],
+)
+def test_shells_complete_names(workplace, words, expected):
+    for run in ("zonkey", "toy"):
+        (workplace / "runs" / run).mkdir(parents=True)
+        (workplace / "runs" / run / "recipe.yaml").touch()
+    asked = {"_QSATTN_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = CliRunner().invoke(main, [], env=asked, prog_name="qsattn")
+    lines = [line.partition(",") for line in done.output.splitlines()]
+    found = {value for kind, _, value in lines if kind == "plain"}
+    assert found == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_line_for_each_shell_is_in_the_help(shell):
+    assert f"{shell}_source" in qsattn("--help").output
+    done = CliRunner().invoke(main, [], env={"_QSATTN_COMPLETE": f"{shell}_source"}, prog_name="qsattn")
+    assert "_QSATTN_COMPLETE" in done.output or "Bash" in done.output
+
+
+def test_versions_are_told_without_importing_torch():
+    program = "import sys; from qsattn_plugin.cli import run\ntry: run()\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program, "--version"], capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("qsattn, version ") and lines[1].startswith("Python "), done.stderr
+    assert {"torch", "timm", "pillow"} <= {line.split()[0] for line in lines}
+
+
+def test_no_hint_installs_a_package_by_a_name_that_is_not_published():
+    root = Path(__file__).parents[1]
+    for room in ("qsattn_plugin", "registry", "cli"):
+        for path in (root / room).rglob("*.py"):
+            assert not re.search(r"pip install [^\n]*qsattn", path.read_text(encoding="utf-8")), path

@@ -268,7 +268,7 @@ def test_weights_that_would_run_code_are_refused(workplace, sets):
 
 def test_without_the_library_one_is_told_what_to_install(workplace, sets, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert "pip install 'qsattn-plugin[metrics]'" in refused("evaluate", "a", "--real", "b")
+    assert "pip install torch-fidelity" in refused("evaluate", "a", "--real", "b")
     assert qsattn("evaluate", "a", "--real", "b", *SMALL).exit_code == 0
 
 

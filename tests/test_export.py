@@ -281,7 +281,7 @@ def test_the_extra_is_named_where_it_is_missing(tmp_path, monkeypatch):
     model = weights_file(tmp_path / "m.safetensors", "resnet_4blocks")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     text = refused("export", model, "--format", "onnx", "-o", tmp_path / "out.onnx")
-    assert "onnxscript" in text and "pip install 'qsattn-plugin[onnx]'" in text
+    assert "onnxscript" in text and "pip install onnxscript onnxruntime" in text
     assert not (tmp_path / "out.onnx").exists()
 
 

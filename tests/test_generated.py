@@ -11,6 +11,7 @@ import pytest
 
 from qsattn_plugin.registry import BUILTIN, REGISTRY, list_parts
 from qsattn_plugin.registry.parts import IndexedPart, Part, argument_docs, describe_part
+from qsattn_plugin.registry.pretrained import INDEX, entries
 from qsattn_plugin.registry.recipe.page import recipe_page
 from tests.recipe_parts import GOOD, load, parts
 
@@ -31,8 +32,23 @@ def index() -> str:
     return "[\n" + ",\n".join(json.dumps(describe_part(part)) for part in builtin()) + "\n]\n"
 
 
+def readme() -> str:
+    """README with its table of the published models, from their index."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    start, end = "<!-- models: python -m tests.test_generated -->\n", "<!-- end of models -->"
+    before, _, rest = text.partition(start)
+    rows = ["| model | what it does | MB | scores |", "|---|---|---|---|"]
+    for name, entry in entries().items():
+        size = f"{(INDEX.parent / 'weights' / entry.file).stat().st_size / 1e6:.1f}" if entry.file else ""
+        numbers = [
+            f"{key} {value:g}" for key, value in entry.card.get("scores", {}).items() if isinstance(value, float)
+        ]
+        rows.append(f"| `{name}` | {entry.summary} | {size} | {', '.join(numbers[:2])} |")
+    return f"{before}{start}\n" + "\n".join(rows) + f"\n\n{end}{rest.partition(end)[2]}"
+
+
 #: File -> what writes it.
-GENERATED = {"registry/parts.json": index, "docs/recipes.md": recipe_page}
+GENERATED = {"registry/parts.json": index, "docs/recipes.md": recipe_page, "README.md": readme}
 
 
 @pytest.mark.parametrize("name", GENERATED)

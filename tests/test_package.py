@@ -36,7 +36,9 @@ def modules() -> dict[str, Path]:
 def wheel(tmp_path_factory) -> Path:
     """The wheel, built from a copy of the checkout so that no build folder is left in it."""
     copy = tmp_path_factory.mktemp("source") / "checkout"
-    ignore = shutil.ignore_patterns(".git", ".venv", "runs", "*.egg-info", "build", "__pycache__", "tests", "docs")
+    ignore = shutil.ignore_patterns(
+        ".git", ".venv", "runs", "*.egg-info", "build", "__pycache__", "tests", "docs", "node_modules"
+    )
     shutil.copytree(ROOT, copy, ignore=ignore)
     out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", out, copy]
@@ -58,6 +60,8 @@ def test_the_wheel_holds_every_module_and_recipe_and_no_general_names(wheel):
         assert f"qsattn_plugin/{data.relative_to(ROOT)}" in names
     for name in ("page.html", "layout.html", "style.css", "charts.js", "films.js"):
         assert f"qsattn_plugin/training/report/{name}" in names
+    for path in (ROOT / "qsattn_plugin" / "web" / "page").iterdir():
+        assert f"qsattn_plugin/web/page/{path.name}" in names
 
 
 def test_the_installed_wheel_works_from_anywhere(wheel, tmp_path):
@@ -143,8 +147,9 @@ FLOORS = [
     {"qsattn_plugin.data", "qsattn_plugin.data.*"},
     {"qsattn_plugin.translation", "qsattn_plugin.translation.*"},
     {"qsattn_plugin.evaluation", "qsattn_plugin.evaluation.*"},
+    {"qsattn_plugin.web", "qsattn_plugin.web.*"},
     {"qsattn_plugin.training", "qsattn_plugin.training.*"},
-    {"qsattn_plugin.cli", "qsattn_plugin.cli.*"},
+    {"qsattn_plugin.cli", "qsattn_plugin.cli.*", "qsattn_plugin.__main__"},
 ]
 
 

@@ -183,11 +183,11 @@ def test_publishing_one_of_two_generators_and_replacing_nothing_unasked(workplac
 def test_the_command_names_the_file_in_a_folder_and_prints_what_the_index_says(workplace):
     done = qsattn("publish", "pretrained/toy", "-o", "out")
     assert done.exit_code == 0, done.output
-    content = (workplace / "out" / "toy.safetensors").read_bytes()
+    content = (workplace / "out" / "model.safetensors").read_bytes()
     lines = done.stdout.splitlines()
-    assert lines[:2] == ["file: toy.safetensors", f'sha256: "{hashlib.sha256(content).hexdigest()}"']
+    assert lines[:2] == ["file: model.safetensors", f'sha256: "{hashlib.sha256(content).hexdigest()}"']
     assert lines[2] == f"bytes: {len(content):,}"
     assert re.match(r"half precision changes random images by \S+ on average, \S+ at most", lines[3])
-    assert "toy.safetensors exists already" in refused("publish", "pretrained/toy", "-o", "out")
+    assert "model.safetensors exists already" in refused("publish", "pretrained/toy", "-o", "out")
     assert qsattn("publish", "pretrained/toy", "-o", "out/toy.safetensors", "--overwrite").exit_code == 0
     assert "did you mean 'forward'" in refused("publish", "pretrained/toy", "-o", "x", "--generator", "forwards")

@@ -67,10 +67,12 @@ def select_queries(significance: Tensor, n: int) -> Tensor:
         LongTensor (B, min(n, HW)).
 
     Raises:
-        ValueError: n is less than 1.
+        ValueError: n is less than 1, or the significance is not (B, HW).
     """
     if n < 1:
         raise ValueError(f"n: must be at least 1, got {n}")
+    if significance.ndim != 2:
+        raise ValueError(f"significance: must be (B, HW), got {tuple(significance.shape)}")
     if significance.is_floating_point():
         # A true -inf must still come before a NaN, and sort would put NaN first.
         lowest = torch.finfo(significance.dtype).min

@@ -27,7 +27,15 @@ from torch import Tensor
 
 from qsattn_plugin.devices import no_autocast
 
-__all__ = ["at_least_float32", "full_precision", "global_entropy", "local_entropy", "local_scores", "operator"]
+__all__ = [
+    "at_least_float32",
+    "full_precision",
+    "global_entropy",
+    "local_entropy",
+    "local_scores",
+    "operator",
+    "tile_entropy",
+]
 
 #: Replaces minus infinity where 0 * -inf would give NaN: exp2 of it is 0, and 0 times it is 0.
 MASKED = -1e30
@@ -176,6 +184,21 @@ def _row_sums(scores: Tensor, powers: Tensor, sums: Tensor) -> None:
     torch.sum(powers, 1, keepdim=True, out=rest)
     powers.mul_(scores)
     torch.sum(powers, 1, keepdim=True, out=weighted)
+
+
+def tile_entropy(queries: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Return log H of rows (T, C) over all keys (C, M), of operators alone that write nothing in place: for exports.
+
+    The ``mask`` (T, M) is added to the scores: 0 where a row may attend, -inf elsewhere.
+    """
+    scores = (torch.matmul(queries, keys) * (scale / _LN2) + mask).clamp(min=MASKED)
+    place = scores.argmax(-1, keepdim=True)
+    others = scores.scatter(1, place, MASKED)
+    second = others.amax(1, keepdim=True)
+    others = others - second
+    powers = others.exp2()
+    sums = (scores.gather(1, place), second, powers.sum(1, keepdim=True), (powers * others).sum(1, keepdim=True))
+    return _from_row_sums(torch.stack(sums))[0][:, 0]
 
 
 def _first_argmax(scores: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def library() -> Any:
         import torch_fidelity
     except ImportError as error:
         raise UserError(
-            "fid, kid and lpips on published weights need torch-fidelity: pip install 'qsattn-plugin[metrics]' "
+            "fid, kid and lpips on published weights need torch-fidelity: pip install torch-fidelity "
             "(fid and kid need nothing more than a network of yours with --extractor)"
         ) from error
     return torch_fidelity

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from qsattn_plugin.data.images import UnreadableImage, read_image, write_image
+from qsattn_plugin.data.images import UnreadableImage, normalise_mode, read_image, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.evaluation.maps import Scale, entropy_map
+from qsattn_plugin.evaluation.maps import EntropyMap, Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.storage import WriteFailed, write_text
@@ -65,19 +66,10 @@ def draw_maps(
     def draw(path: Path, target: Path) -> None:
         picture = read_image(path)
         picture = picture if size is None else resize_picture(picture, size)
-        seen = resize_picture(picture, working_size(picture.size, at, source.trained))
-        image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
-        padded = pad_for(source.generator, small[None].to(device))
-        features = source.features(padded)
-        if not all(maps.isfinite().all() for maps, _ in features.values()):
-            raise UnreadableImage("the model produced NaN or infinite values", path)
-        height, width = padded.shape[-2:]
-        for tap, place in zip(map(str, source.taps), places(target), strict=True):
-            maps, stride = features[tap]
-            draws = torch.Generator().manual_seed(0)
-            found = entropy_map(image, maps, chooser, stride, draws, (height, width), seen.size[::-1])
-            write_image(found.draw(scale), place)
-            numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **found.numbers()}
+        found = _maps(source, chooser, picture, at, device)
+        for (tap, one), place in zip(found.items(), places(target), strict=True):
+            write_image(one.draw(scale), place)
+            numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **one.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")
             written.append((place, place.with_suffix(".json")))
 
@@ -92,6 +84,46 @@ def draw_maps(
                 raise UnreadableImage(reason, path) from None
             failed.append((path, str(UnreadableImage(reason, path))))
     return written
+
+
+def entropy_maps(
+    picture: Image.Image | str | Path,
+    model: str,
+    taps: tuple[str, ...] = (),
+    *,
+    sampler: str | None = None,
+    options: dict[str, Any] | None = None,
+    at: At | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, EntropyMap]:
+    """Return the entropy map of a picture, or picture file, by tap; the arguments are :func:`draw_maps`'s.
+
+    Raises:
+        UnreadableImage: the file cannot be read, or the model makes no numbers of it.
+        UserError: no such model, tap or sampler.
+    """
+    source = feature_source(model, taps, device)
+    picture = normalise_mode(picture) if isinstance(picture, Image.Image) else read_image(picture)
+    return _maps(source, choose_sampler(source, sampler, options or {}), picture, at, device)
+
+
+def _maps(
+    source: FeatureSource, chooser: Any, picture: Image.Image, at: At | None, device: torch.device | str
+) -> dict[str, EntropyMap]:
+    """Return the entropy maps of a picture as :func:`read_image` gives it, by tap."""
+    seen = resize_picture(picture, working_size(picture.size, at, source.trained))
+    image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
+    padded = pad_for(source.generator, small[None].to(device))
+    features = source.features(padded)
+    if not all(maps.isfinite().all() for maps, _ in features.values()):
+        raise UnreadableImage("the model produced NaN or infinite values")
+    height, width = padded.shape[-2:]
+    found = {}
+    for tap in map(str, source.taps):
+        maps, stride = features[tap]
+        draws = torch.Generator().manual_seed(0)
+        found[tap] = entropy_map(image, maps, chooser, stride, draws, (height, width), seen.size[::-1])
+    return found
 
 
 def choose_sampler(source: FeatureSource, name: str | None, options: dict[str, Any]) -> Any:

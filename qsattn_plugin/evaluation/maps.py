@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from qsattn_plugin.data.pixels import from_tensor
 Scale = Literal["rank", "log", "linear"]
 
 # From cold to warm, evenly spaced: dark blue, teal, pale yellow, orange, dark red.
-_COLOURS = torch.tensor(
+COLOURS = torch.tensor(
     [
         [0.10, 0.12, 0.42],
         [0.14, 0.49, 0.62],
@@ -28,6 +30,8 @@ _COLOURS = torch.tensor(
 )
 _POINT = (255, 40, 200)
 _GAP = 4
+#: How much of the picture shows through its heat map.
+GREY_SHARE = 0.25
 _SMALLEST = 192
 
 
@@ -85,6 +89,16 @@ class EntropyMap:
             sheet.paste(panel, (index * (size[0] + _GAP), 0))
         return sheet
 
+    def _repr_html_(self) -> str:
+        """Return the map for a notebook: what :meth:`draw` draws, and the range of its entropy."""
+        out, entropy = io.BytesIO(), self.log_entropy.double().exp()
+        self.draw().save(out, "PNG")
+        uri = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+        h, w = entropy.shape
+        about = f"picture, entropy of {h} x {w} rows ({entropy.min():.3g} to {entropy.max():.3g} nats; warm is small)"
+        about += f", {len(self.queries)} selected queries"
+        return f'<figure><img src="{uri}" alt="{about}"><figcaption>{about}</figcaption></figure>'
+
     def warmth(self, scale: Scale = "rank") -> Tensor:
         """Return (h, w) in [0, 1], 1 for the smallest entropy.
 
@@ -104,16 +118,16 @@ class EntropyMap:
         return 1 - (value - low) / (high - low) if high > low else torch.full_like(value, 0.5)
 
     def _heat(self, picture: Image.Image, scale: Scale) -> Image.Image:
-        position = self.warmth(scale).float() * (len(_COLOURS) - 1)
-        below = position.floor().long().clamp(max=len(_COLOURS) - 2)
+        position = self.warmth(scale).float() * (len(COLOURS) - 1)
+        below = position.floor().long().clamp(max=len(COLOURS) - 2)
         part = (position - below).unsqueeze(-1)
-        colour = (_COLOURS[below] * (1 - part) + _COLOURS[below + 1] * part).permute(2, 0, 1)
+        colour = (COLOURS[below] * (1 - part) + COLOURS[below + 1] * part).permute(2, 0, 1)
         full = F.interpolate(colour[None], scale_factor=float(self.stride), mode="bilinear", align_corners=False)[0]
         height, width = self.seen or self.image.shape[-2:]
         full = _centred(full, *self.padded)[:, :height, :width]
         heat = from_tensor(full * 2 - 1).resize(picture.size, Image.Resampling.BICUBIC)
         # A little of the picture's brightness shows through, so that one sees what is where.
-        return Image.blend(heat, picture.convert("L").convert("RGB"), 0.25)
+        return Image.blend(heat, picture.convert("L").convert("RGB"), GREY_SHARE)
 
     def _points(self, picture: Image.Image, factor: int) -> Image.Image:
         canvas = Image.blend(picture, picture.convert("L").convert("RGB"), 0.6)

@@ -13,7 +13,7 @@ from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create, find
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.storage import DamagedFile, load_tensors
-from qsattn_plugin.translation.load import load
+from qsattn_plugin.translation.load import Translator, load
 
 #: What ``model`` begins with to mean a timm network rather than a trained model.
 TIMM = "timm:"
@@ -39,13 +39,17 @@ class FeatureSource:
 
 
 def feature_source(
-    model: str, taps: tuple[str, ...] = (), device: torch.device | str = "cpu", weights: str | Path | None = None
+    model: str,
+    taps: tuple[str, ...] = (),
+    device: torch.device | str = "cpu",
+    weights: str | Path | None = None,
+    translator: Translator | None = None,
 ) -> FeatureSource:
     """Open a model for a look at its features.
 
     The model is as for :func:`qsattn_plugin.translation.load.load`, or ``timm:NAME`` for a pretrained timm network, if
-    need be with a file of weights. ``taps`` are the layers wanted, by index or name; without any, those that the model
-    was trained with.
+    need be with a file of weights; ``translator`` is the model if it is loaded already. ``taps`` are the layers wanted,
+    by index or name; without any, those that the model was trained with.
 
     Raises:
         UserError: no such model, tap or file.
@@ -57,7 +61,7 @@ def feature_source(
         trained = {"pretrained": True} if weights is None else {"weights": Path(weights)}
         encoder = create("encoder", "timm", model=model.removeprefix(TIMM), taps=indices, **trained)
         return FeatureSource(None, encoder.to(device).eval(), 3, {}, tuple(taps) or (encoder.taps[-1],))
-    translator = load(model, device)
+    translator = translator or load(model, device)
     assert translator.weights is not None  # it was loaded
     path = translator.weights.path
     generator, document = translator.generator, translator.document

@@ -57,8 +57,12 @@ class Sampler:
             The routes. ``stats["nonfinite"]`` is true where a layer's source features hold an inf or a nan.
 
         Raises:
-            UserError: the sampler names a tap that is not among ``taps``, or is guided and gets no scores.
+            UserError: the features are no list, the sampler names a tap that is not among ``taps``, or it is guided and
+                gets no scores.
         """
+        if isinstance(features, Tensor):
+            what = f"features: must be a list of feature maps, one a layer, got one tensor {tuple(features.shape)}"
+            raise UserError(f"{what}; write [features]")
         if self.guided and scores is None:
             raise UserError(f"{type(self).__name__} needs the discriminator's scores, which only a training gives it")
         self.scores: Any = scores

@@ -21,13 +21,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qsattn_plugin.content import read_events
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.storage.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 RUNS = Path("runs")
 _LAST = ".last"
@@ -47,7 +50,7 @@ class Run:
         self._held: int | None = None  # the descriptor of the folder while it is locked
 
     @classmethod
-    def create(cls, recipe: Recipe, folder: Path | None = None, overwrite: bool = False) -> Run:
+    def create(cls, recipe: Recipe, folder: Path | None = None, overwrite: bool = False) -> Self:
         """Create the folder (``runs/<name>`` by default) and write the resolved recipe into it.
 
         Raises:
@@ -63,7 +66,7 @@ class Run:
         return run
 
     @classmethod
-    def at(cls, recipe: Recipe, folder: Path | None = None) -> Run:
+    def at(cls, recipe: Recipe, folder: Path | None = None) -> Self:
         """Return the run that :meth:`create` would create; nothing is written."""
         return cls(folder or RUNS / recipe.name, recipe)
 
@@ -93,7 +96,7 @@ class Run:
         write_text(RUNS / _LAST, f"{self.folder.resolve()}\n")
 
     @classmethod
-    def open(cls, folder: Path | str | None = None) -> Run:
+    def open(cls, folder: Path | str | None = None) -> Self:
         """Return the run in ``folder`` (a path, or a name below ``runs/``); by default the run built last.
 
         Raises:

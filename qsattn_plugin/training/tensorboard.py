@@ -1,4 +1,4 @@
-"""A training's log for TensorBoard (optional: ``pip install 'qsattn-plugin[tensorboard]'``)."""
+"""A training's log for TensorBoard (optional: ``pip install tensorboard``)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError("TensorBoard is not installed; pip install 'qsattn-plugin[tensorboard]'") from error
+            raise UserError("TensorBoard is not installed; pip install tensorboard") from error
         self.folder = folder
         self._make = SummaryWriter
         self._writer: Any = None

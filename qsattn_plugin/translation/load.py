@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from qsattn_plugin.content import pretence
 from qsattn_plugin.data.images import normalise_mode
 from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
-from qsattn_plugin.devices import out_of_memory
+from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
 from qsattn_plugin.registry.blueprint import blueprint
 from qsattn_plugin.registry.pretrained import entries, published_model, weights_file
 from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, read_shapes
 from qsattn_plugin.storage.checkpoints import Checkpoints
+from qsattn_plugin.storage.hub import PREFIX, hub_file
 from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
 from qsattn_plugin.translation.sizes import FACTOR, At, carry_back, resize_picture, working_size
@@ -86,7 +87,19 @@ class Translator(nn.Module):
         return f"{name}{f' ({path})' if path and str(path) != name else ''}, trained {size}"
 
     def forward(self, images: Tensor) -> Tensor:
-        """Translate images (B, C, H, W) in [-1, 1]; H and W are multiples of ``generator.multiple``."""
+        """Translate images (B, C, H, W) in [-1, 1]; H and W are multiples of ``generator.multiple``.
+
+        Raises:
+            UserError: the images have other axes or channels, or are bytes.
+        """
+        shape = tuple(images.shape)
+        if len(shape) != 4 or shape[1] != self.channels:
+            batch = "; a single image needs a batch axis: images[None]" if len(shape) == 3 else ""
+            raise UserError(f"images: must be (B, {self.channels}, H, W), got {shape}{batch}")
+        if not images.is_floating_point():
+            raise UserError(
+                f"images: must be floats in [-1, 1], got {images.dtype}; write images / 127.5 - 1 for bytes"
+            )
         return self.generator(images)
 
     @overload
@@ -180,7 +193,8 @@ class Translator(nn.Module):
 
 def _checked(picture: Any) -> Image.Image:
     if not isinstance(picture, Image.Image):
-        raise TypeError(f"pictures: must be PIL images, got {type(picture).__name__}; open it with PIL.Image.open")
+        remedy = "call the model itself with tensors" if isinstance(picture, Tensor) else "open it with PIL.Image.open"
+        raise TypeError(f"pictures: must be PIL images, got {type(picture).__name__}; {remedy}")
     if not all(picture.size):
         raise ValueError(f"pictures: one has no pixels, its size is {picture.width} x {picture.height}")
     return picture
@@ -192,12 +206,13 @@ def load(model: str | Path, device: torch.device | str = "cpu", name: str | None
     Args:
         model: a run folder or a name below ``runs/`` (its newest undamaged checkpoint; with ``@best`` appended, the
             weights with the best score), a checkpoint or weights file, or the name of a published model, such as
-            "toy" or "pretrained/toy".
-        device: where to put the generator.
+            "toy" or "pretrained/toy", or ``hf:OWNER/NAME[@REVISION]`` for one on the Hugging Face Hub.
+        device: where to put the generator: "cpu", "cuda", ..., or "auto" for the best of this machine.
         name: which generator, where a method trains several ("forward", "backward"); None: the main one.
 
     Raises:
-        UserError: there is no such model, several have the name, or it holds no such generator.
+        UserError: there is no such model, several have the name, it holds no such generator, or the device cannot be
+            used here.
     """
     translator = load_file(find_weights(model), device, name)
     _LOGGER.info("model: %s", translator.origin)
@@ -243,7 +258,8 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
     if wrong:
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {in_a_line(wrong)}")
     generator.requires_grad_(False)
-    return Translator(generator, _channels(spec), document, _trained(spec, document), weights).eval().to(device)
+    translator = Translator(generator, _channels(spec), document, _trained(spec, document), weights).eval()
+    return translator.to(pick_device(str(device)))
 
 
 def _channels(spec: dict[str, Any]) -> Any:
@@ -302,7 +318,7 @@ def published(
     """
     entry = published_model(name)
     if not pretrained:
-        return fresh(entry.generator, **entry.arguments).to(device)
+        return fresh(entry.generator, **entry.arguments).to(pick_device(str(device)))
     return load_file(Weights(f"pretrained/{name}", weights_file(entry, progress)), device)
 
 
@@ -319,12 +335,15 @@ def fresh(type: str, **arguments: Any) -> Translator:
 def find_weights(model: str | Path) -> Weights:
     """Find a model's weights: a file itself, a run's newest undamaged checkpoint, a published file.
 
-    ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model.
+    ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model,
+    ``hf:OWNER/NAME[@REVISION]`` a model on the Hugging Face Hub.
 
     Raises:
         UserError: there is no such model, or both a run or file and a published model have the name.
     """
     known, asked = entries(), str(model)
+    if asked.startswith(PREFIX) and isinstance(model, str):
+        return Weights(asked, hub_file(asked))
     named = asked in known and isinstance(model, str)  # a Path is a file or folder
     kind, _, rest = asked.partition("/")
     if kind == "pretrained" and rest in known and not Path(model).exists():

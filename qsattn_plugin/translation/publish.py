@@ -1,17 +1,27 @@
-"""From a trained run to a published file: the generator alone, in half precision."""
+"""From a trained run to a model for others: the generator alone, in half precision; with a card; in an index."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 
-from qsattn_plugin.storage import save_tensors
+import qsattn_plugin
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.pretrained import entries
+from qsattn_plugin.storage import save_tensors, write_text
 from qsattn_plugin.storage.download import checksum
+from qsattn_plugin.storage.hub import CARD, CONFIG, PREFIX, WEIGHTS, parse_hub_name, upload
 from qsattn_plugin.translation.apply import smallest_side
-from qsattn_plugin.translation.files import check_output, file_below
-from qsattn_plugin.translation.load import Weights, load, load_file, main_generator
+from qsattn_plugin.translation.files import check_output
+from qsattn_plugin.translation.load import Translator, Weights, load, load_file, main_generator
 
 _PREFIX = "generator/"
 
@@ -24,24 +34,40 @@ class Published(NamedTuple):
     size: int  # bytes
     largest: float  # change on [-1, 1]
     mean: float
+    facts: dict[str, Any]  # what an index of published models says of it: summary, generator, recipe, training, scores
 
 
-def publish(model: str | Path, out: Path, generator: str | None = None, overwrite: bool = False) -> Published:
-    """Write a model's generator in float16, with the recipe that trained it, into a safetensors file.
+def publish(
+    model: str | Path,
+    out: Path,
+    generator: str | None = None,
+    overwrite: bool = False,
+    licence: str | None = None,
+    summary: str | None = None,
+) -> Published:
+    """Write a model's generator in float16, with the recipe that trained it, for others.
 
-    The model is as for :func:`qsattn_plugin.translation.load.load`; in a folder the file is named after its recipe. An
-    existing file is replaced with ``overwrite``, but never the model itself.
+    Args:
+        model: as for :func:`qsattn_plugin.translation.load.load`.
+        out: a file ``*.safetensors``, or a folder: then also ``config.json``, and a card with the metadata of a model
+            hub, ``README.md``, from the run's own facts.
+        generator: which, where a method trains several.
+        overwrite: replace existing files, but never the model itself.
+        licence: SPDX identifier, for the card.
+        summary: what it is in a sentence, for the card.
 
     Raises:
-        UserError: there is no such model, or the file exists already.
-        WriteFailed: the file could not be written.
+        UserError: there is no such model, or a file exists already.
+        WriteFailed: a file could not be written.
     """
     translator = load(model, name=generator)
     assert translator.weights is not None  # it was loaded
+    whole = out.suffix != ".safetensors"
+    path = out / WEIGHTS if whole else out
+    for file in (path, *(out / name for name in (CONFIG, CARD) if whole)):
+        check_output(file, overwrite, translator.weights.path)
     document = translator.document
     spec = document["generators"][generator or main_generator(document["generators"])]
-    path = file_below(out, (document.get("recipe") or {}).get("name") or spec["type"], ".safetensors")
-    check_output(path, overwrite, translator.weights.path)
     state = translator.generator.state_dict()
     tensors = {_PREFIX + key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     kept: dict[str, Any] = {key: document[key] for key in ("recipe", "step", "torch") if key in document}
@@ -54,7 +80,151 @@ def publish(model: str | Path, out: Path, generator: str | None = None, overwrit
     images = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         changes = (load_file(Weights(str(path), path))(images) - translator(images)).abs()
-    return Published(path, checksum(path), path.stat().st_size, changes.max().item(), changes.mean().item())
+    facts = _facts(translator, spec, kept["recipe"] or {}, licence, summary)
+    done = Published(path, checksum(path), path.stat().st_size, changes.max().item(), changes.mean().item(), facts)
+    if whole:
+        config = {"library_name": "qsattn-plugin", "version": qsattn_plugin.__version__, "sha256": done.sha256}
+        config |= {"generator": {"type": kind, "arguments": arguments}, "channels": channels, **kept}
+        write_text(out / CONFIG, json.dumps({**config, "trained": translator.trained}, indent=2) + "\n")
+        write_text(out / CARD, model_card(done, kept["recipe"]))
+    return done
+
+
+def _facts(
+    translator: Translator, spec: dict[str, Any], recipe: dict[str, Any], licence: str | None, summary: str | None
+) -> dict[str, Any]:
+    """Return what an index of published models says of a model, without what nobody knows."""
+    data, train = recipe.get("data") or {}, recipe.get("train") or {}
+    source = Path(data["root"]).name if data.get("root") else data.get("type")
+    about = f"Trained by {recipe['method']} on {source}." if recipe.get("method") else f"A {spec['type']}."
+    step = translator.document.get("step")
+    training = {"steps": step, **{key: train.get(key) for key in ("batch_size", "seed", "ema")}}
+    found = {
+        "summary": summary or about,
+        "generator": spec["type"],
+        "arguments": spec["arguments"],
+        "recipe": recipe.get("name"),
+        "trained": translator.trained,
+        "licence": licence,
+        "data": source,
+        "training": {key: value for key, value in training.items() if value is not None},
+        "scores": _scores(translator, step),
+    }
+    return {key: value for key, value in found.items() if value not in (None, {})}
+
+
+def _scores(translator: Translator, step: int | None) -> dict[str, float]:
+    """Return the scores of a run's evaluation at a step, from the log beside its checkpoints; none elsewhere."""
+    assert translator.weights is not None  # it was loaded
+    folder = translator.weights.path.parent
+    found: dict[str, float] = {}
+    if folder.name == "checkpoints" and (log := folder.parent / "metrics.jsonl").is_file():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # a line that a crash cut off
+                event = json.loads(line)
+                if event.get("event") == "evaluate" and event.get("step") == step:
+                    found = {name: value for name, value in event["scores"].items() if isinstance(value, float)}
+    return found
+
+
+def model_card(done: Published, recipe: dict[str, Any] | None, name: str = "OWNER/NAME") -> str:
+    """Return a card in Markdown, which begins with the metadata that model hubs read."""
+    facts = done.facts
+    scores = facts.get("scores") or {}
+    metadata: dict[str, Any] = {"library_name": "qsattn-plugin", "pipeline_tag": "image-to-image"}
+    metadata |= {"license": facts["licence"].lower()} if facts.get("licence") else {}
+    metadata["tags"] = ["qs-attn", "unpaired-image-to-image-translation", facts["generator"]]
+    metadata |= {"datasets": [facts["data"]]} if facts.get("data") else {}
+    if scores:
+        metadata["metrics"] = list(scores)
+        result = {"task": {"type": "image-to-image"}, "dataset": {"type": facts["data"], "name": facts["data"]}}
+        result["metrics"] = [{"type": key, "value": value} for key, value in scores.items()]  # type: ignore[assignment]
+        metadata["model-index"] = [{"name": facts["recipe"], "results": [result]}]
+    rows = [
+        ("generator", f"`{facts['generator']}`"),
+        ("trained on", facts.get("data")),
+        ("shorter side of training pictures", f"{facts['trained']} pixels" if facts.get("trained") else None),
+        ("training", ", ".join(f"{key} {value}" for key, value in facts.get("training", {}).items())),
+        *((f"{key}, by the run's last evaluation", f"{value:.4g}") for key, value in scores.items()),
+        ("half precision changes random images by", f"{done.mean:.2g} on average, {done.largest:.2g} at most, of 2"),
+        ("SHA-256", f"`{done.sha256}`"),
+    ]
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows if value)
+    trained = f"\n## Its recipe\n\n```yaml\n{_yaml(recipe)}```\n" if recipe else ""
+    return f"""---
+{_yaml(metadata)}---
+
+# {facts.get("recipe", "A generator")}
+
+{facts["summary"]} A generator for unpaired image-to-image translation, by qsattn-plugin {qsattn_plugin.__version__}.
+
+```python
+import qsattn_plugin
+from PIL import Image
+
+model = qsattn_plugin.load("{PREFIX}{name}")
+model.translate(Image.open("photo.jpg")).save("translated.png")
+```
+
+or `qsattn translate photo.jpg -m {PREFIX}{name} -o out/`. The weights are safetensors; nothing is unpickled, and the
+checksum is compared on every load.
+
+| | |
+|---|---|
+{table}
+{trained}"""
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def publish_to_hub(done: Published, folder: Path, model: str, message: str = "Publish a generator") -> str:
+    """Upload what :func:`publish` wrote into a folder as ``hf:OWNER/NAME``; return the address of its weights.
+
+    Raises:
+        UserError: the name has another form, or the hub does not let this user write there.
+        DownloadFailed: the hub cannot be reached.
+    """
+    repository, _ = parse_hub_name(model)
+    recipe = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("recipe")
+    write_text(folder / CARD, model_card(done, recipe, repository))
+    commit = upload(folder, model, message)
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    return f"{endpoint}/{repository}/resolve/{commit}/{WEIGHTS}"
+
+
+def add_to_index(done: Published, index: Path, name: str, url: str | None = None) -> Path | None:
+    """Append a model to an index of published models, from which ``hubconf.py`` makes its entries.
+
+    Without a ``url`` the weights are copied to ``weights/NAME.safetensors`` beside the index.
+
+    Returns:
+        The copied file, or None with a ``url``.
+
+    Raises:
+        UserError: the index is not one, or has a model of that name.
+        WriteFailed: a file could not be written.
+    """
+    text = index.read_text(encoding="utf-8") if index.exists() else ""
+    if index.exists() and name in entries(index):
+        raise UserError(f"{index} has a model {name!r} already; choose another --name")
+    if not name.isidentifier():  # torch.hub's entry is the function qsattn_NAME
+        raise UserError(f"{name!r} cannot be a model's name: letters, digits and underscores, no digit first")
+    target = None if url else index.parent / "weights" / f"{name}.safetensors"
+    if target is not None:
+        check_output(target, False, done.path)
+    place = {"url": url} if url else {"file": f"{name}.safetensors"}
+    entry = {name: {**done.facts, **place, "sha256": done.sha256}}
+    with tempfile.TemporaryDirectory() as work:  # an index that cannot be read is not written
+        trial = Path(work) / index.name
+        trial.write_text(f"{text.rstrip()}\n\n{_yaml(entry)}".lstrip(), encoding="utf-8")
+        entries(trial)
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(done.path, target)
+        write_text(index, trial.read_text(encoding="utf-8"))
+    return target
 
 
 def _without_folders(value: Any) -> Any:

@@ -34,9 +34,9 @@ At = int | Literal["trained", "full"]
 #: By default, pictures whose shorter side differs by more than this factor from the trained one are brought to it.
 FACTOR = 1.5
 #: Small pictures are not enlarged by default where that makes more pixels than these.
-_ENLARGED = 1 << 20
+ENLARGED = 1 << 20
 #: The guided filter's regularisation: 0.01 on [-1, 1].
-_EPS = 163.0
+EPS = 163.0
 #: Rows that are computed at once.
 _ROWS = 128
 
@@ -102,7 +102,7 @@ def working_size(size: tuple[int, int], at: At | None, trained: int | None) -> t
         return size
     width, height = scaled_size(size, side)
     near = side / FACTOR <= min(size) <= side * FACTOR
-    enlarged = width * height > max(size[0] * size[1], _ENLARGED)
+    enlarged = width * height > max(size[0] * size[1], ENLARGED)
     return size if at is None and (near or enlarged) else (width, height)
 
 
@@ -149,7 +149,7 @@ def _slope(image: Tensor, change: Tensor) -> Tensor:
         return F.avg_pool2d(F.pad(x[None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0]
 
     mean, mean_change = box(image), box(change)
-    return (box(image * change) - mean * mean_change) / (box(image * image) - mean * mean + _EPS)
+    return (box(image * change) - mean * mean_change) / (box(image * image) - mean * mean + EPS)
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:

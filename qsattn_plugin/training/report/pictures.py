@@ -101,7 +101,12 @@ def _encode_all(files: dict[str, Path], width: int) -> dict[str, Picture]:
 
 @lru_cache(maxsize=4 * MOST)
 def _encode(path: Path, changed: int, width: int) -> Picture:
-    """Return a picture file as a JPEG of at most that width; ``changed``, its time, is part of the cache key."""
+    """Return :func:`encode_picture`; ``changed``, the file's time, is part of the cache key."""
+    return encode_picture(path, width)
+
+
+def encode_picture(path: Path, width: int) -> Picture:
+    """Return a picture file as a JPEG of at most that width."""
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if image.width > width:

@@ -43,6 +43,7 @@ class Subject:
     multiple: int  # pixels of which both sides are multiples
     least: int  # smallest side in pixels
     document: dict[str, Any]  # facts about it, as JSON data
+    taps: tuple[int | str, ...] = ()  # whose features an ONNX file gives too, as outputs features_TAP
 
 
 @dataclass(frozen=True)
@@ -91,35 +92,56 @@ def _save(write: Callable[[io.BytesIO], None], path: Path) -> None:
     path.write_bytes(file.getbuffer())
 
 
-def _check_onnx(subject: Subject) -> None:
+def check_onnx(subject: Subject) -> None:
+    """Raise UserError where a package that ONNX needs is not installed."""
     for package in ("onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)
         except ImportError as error:
             what = f"ONNX needs the package {package}, which is not installed"
-            raise UserError(f"{what}: pip install 'qsattn-plugin[onnx]'") from error
+            raise UserError(f"{what}: pip install onnxscript onnxruntime") from error
 
 
 def _write_onnx(subject: Subject, path: Path) -> None:
     example, free = _exported(subject)
-    with _quiet():
-        program = torch.onnx.export(
-            subject.generator,
-            example,
-            dynamo=True,
-            dynamic_shapes=free,
-            input_names=["images"],
-            output_names=["translations"],
-            verbose=False,
-        )
-    assert program is not None  # with dynamo
+    outputs = ["translations", *(f"features_{tap}" for tap in subject.taps)]
+    module = _WithFeatures(subject.generator, subject.taps) if subject.taps else subject.generator
+    program = onnx_program(module, example, free, ["images"], outputs)
     model = program.model
-    for node in model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with the folders of this machine
     model.graph.name = subject.document["name"]
     model.doc_string = subject.document["about"]
     model.metadata_props[DOCUMENT] = json.dumps(subject.document)
     program.save(path, external_data=False)
+
+
+class _WithFeatures(nn.Module):
+    """A generator that returns the features at taps beside the translation."""
+
+    def __init__(self, generator: nn.Module, taps: tuple[int | str, ...]):
+        super().__init__()
+        self.generator, self.taps = generator, taps
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        translation, features = self.generator(images, taps=self.taps)
+        return (translation, *features)
+
+
+def onnx_program(module: nn.Module, example: tuple, free: tuple, inputs: list[str], outputs: list[str]) -> Any:
+    """Return a module as an ONNX program that names nothing of this machine; ``free`` are its dynamic shapes."""
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            dynamo=True,
+            dynamic_shapes=free,
+            input_names=inputs,
+            output_names=outputs,
+            verbose=False,
+        )
+    assert program is not None  # with dynamo
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with the folders of this machine
+    return program
 
 
 def _read_onnx(path: Path, subject: Subject) -> Runner:
@@ -186,7 +208,7 @@ def _read_cut(path: Path, subject: Subject) -> Runner:
 
 
 FORMATS = {
-    "onnx": Format(".onnx", _write_onnx, _read_onnx, _check_onnx),
+    "onnx": Format(".onnx", _write_onnx, _read_onnx, check_onnx),
     "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
     "pt2": Format(".pt2", _write_pt2, _read_pt2),
     "cut": Format(".pth", _write_cut, _read_cut, _check_cut, "latest_net_G.pth"),
