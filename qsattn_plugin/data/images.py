@@ -13,35 +13,24 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from qsattn_plugin.data import decoders
 from qsattn_plugin.data.pixels import memory_of
+from qsattn_plugin.data.raster import HINT, Raster
+from qsattn_plugin.data.unreadable import UnreadableImage, show
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
 
 #: File name endings of pictures, in lower case: those of CUT and its forks, and others that Pillow reads.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tga", ".jp2", ".avif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tga", ".jp2", ".avif", ".npy", ".npz"),
 )
 
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-class UnreadableImage(UserError):
-    """A picture cannot be read. ``reason`` is a phrase for the user; ``path`` is the file, if there is one."""
-
-    def __init__(self, reason: str, path: str | os.PathLike | None = None):
-        super().__init__(f"{show(path)}: {reason}" if path is not None else reason)
-        self.reason = reason
-        self.path = path
-
-
 class NoPictures(UserError):
     """A folder contains no pictures."""
-
-
-def show(path: str | os.PathLike) -> str:
-    """Return a path as printable text; bytes that are not UTF-8 become question marks."""
-    return os.fspath(path).encode("utf-8", "replace").decode("utf-8")
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
@@ -88,30 +77,57 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
-    """Read a picture file of any kind, upright.
+def read_image(path: str | os.PathLike, page: int | None = None) -> Image.Image:
+    """Read a picture file of any kind, upright, in 8 bits.
 
     The result's mode is ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, with alpha where the file has transparency. The
     EXIF orientation is applied; palettes, 1-bit, CMYK (also inverted, as Adobe stores it) and other colour spaces are
-    converted as Pillow does, without colour profiles, as in CUT and its forks. Only the first frame of a file is read.
-    Greyscale of more than 8 bits is scaled by a constant, not to the picture's own range: integers from 0..65535;
-    floats from [0, 1], or from [0, 255] if any value is greater than 1.
+    converted as Pillow does, without colour profiles, as in CUT and its forks. What Pillow does not read right is read
+    with tifffile and imagecodecs (the extra ``scientific``), or refused.
+
+    Greyscale of more than 8 bits is scaled by a constant, not to the picture's own range: integers from 0..65535 (or
+    what the header says, as for 12 bits); floats from [0, 1], or from [0, 255] if any value is greater than 1. Of
+    deeper colours the high byte is kept. Other ranges, and more bands, are for :func:`read_raster`.
+
+    Args:
+        path: the file.
+        page: of a file with several pages or frames, counted from 0. None: the first, and the picture's
+            ``info["frames"]`` says how many there are, if there are more.
 
     Raises:
-        UnreadableImage: the file is missing, empty, not a picture, damaged, or has more pixels than Pillow's guard
-            against decompression bombs allows (``PIL.Image.MAX_IMAGE_PIXELS``).
+        UnreadableImage: the file is missing, empty, not a picture, damaged, has more pixels than Pillow's guard against
+            decompression bombs allows (``PIL.Image.MAX_IMAGE_PIXELS``), or cannot become 8 bits of grey or RGB.
     """
-    with open_image(path) as image:
-        return normalise_mode(image)
+    with open_image(path, page) as image:
+        found = normalise_mode(image)
+        if "frames" in image.info:
+            found.info["frames"] = image.info["frames"]
+        return found
+
+
+def read_raster(path: str | os.PathLike, page: int | None = None) -> Raster:
+    """Read a picture file of any kind, upright, with the bands and the values that it holds.
+
+    Arguments and errors are those of :func:`read_image`; number types are 8 to 64 bits, signed, unsigned or floating.
+    """
+    with _converting(path), decoders.rasters(path, page) as found:
+        return found
 
 
 @contextlib.contextmanager
-def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """Open a picture file with Pillow; errors in opening it, and in the context in decoding it, are converted.
+def open_image(path: str | os.PathLike, page: int | None = None) -> Iterator[Image.Image]:
+    """Open a picture file in one of Pillow's modes; errors, also of the context in decoding it, are converted.
 
     Raises:
         UnreadableImage: see :func:`read_image`.
     """
+    with _converting(path), decoders.opened(path, page) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _converting(path: str | os.PathLike) -> Iterator[None]:
+    """Convert what the context raises about a picture file to :class:`UnreadableImage`."""
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
@@ -122,8 +138,7 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
             raise UnreadableImage("the file is empty")
         # Pillow registers formats lazily at the first open, which is not thread-safe: register all now.
         Image.init()
-        with Image.open(path) as image:
-            yield image
+        yield
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from None
     # Decoders raise nearly anything on damaged input (SyntaxError, struct.error, IndexError, ...). Running out of
@@ -178,11 +193,15 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     low, high = values.min().item(), values.max().item()
     if floating:
         if not (low >= 0 and high <= 255):  # also refuses NaN
-            raise UnreadableImage(f"its float values range from {low:g} to {high:g}; expected 0 to 1, or 0 to 255")
+            raise UnreadableImage(
+                f"its float values range from {low:g} to {high:g}; expected 0 to 1, or 0 to 255: {HINT}"
+            )
         scale = 255.0 if high <= 1 else 1.0
     else:
         if low < 0 or high > 65535:
-            raise UnreadableImage(f"its values range from {low:.0f} to {high:.0f}; expected 16 bits, 0 to 65535")
+            raise UnreadableImage(
+                f"its values range from {low:.0f} to {high:.0f}; expected 16 bits, 0 to 65535: {HINT}"
+            )
         scale = 1 / 257
     # Round half up; in float64 the quotients by 257 have no ties.
     pixels = (values * scale + 0.5).floor_().to(torch.uint8)
