@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import re
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,7 @@ _NUMPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"
 # TIFF's tags, by their numbers.
 _SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 254, 258, 259, 262, 277, 284, 338, 339
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
+_LZW = 5
 #: Compressions that every build of Pillow knows: none, fax, LZW, JPEG, deflate, PackBits.
 _COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946)
 #: The most bytes that one byte of a file may become, by its compression: none, LZW, JPEG, deflate, PackBits.
@@ -232,7 +235,7 @@ def read_tiff(path: str | os.PathLike, page: int | None, why: str) -> Raster:
         if count != len(pages) and page:
             values = file.series[0].asarray().reshape(count, *found.shape)[page]
         else:
-            values = found.asarray()
+            values = _read_lzw(found) if found.compression == _LZW else found.asarray()
         if values.shape != found.shape:
             raise UnreadableImage(f"the header says {found.shape}, the data are {values.shape}")
         values = values.reshape(_by_bands(found))
@@ -246,6 +249,35 @@ def read_tiff(path: str | os.PathLike, page: int | None, why: str) -> Raster:
         if found.iccprofile:
             info["icc_profile"] = bytes(found.iccprofile)
         return Raster(np.ascontiguousarray(values), made.alpha, made.full, info)
+
+
+def _read_lzw(page: Any) -> np.ndarray:
+    """Return the values of a page compressed by LZW, with Pillow's decoder: damaged data crash imagecodecs'."""
+    import numpy as np
+
+    page.compression = 1  # `decode` undoes the predictor, and puts parts into their places
+    out = np.zeros(page.shaped, page.dtype)
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    line = -(-(page.tilewidth if page.is_tiled else page.imagewidth) * samples * page.bitspersample // 8)
+    length = None if page.is_tiled else page.imagelength
+    rows = page.tilelength if length is None else min(page.rowsperstrip, length)
+    strips = 1 if length is None else -(-length // rows)
+    for data, index in page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts):
+        height = rows if length is None else min(rows, length - index % strips * rows)
+        part, (plane, depth, top, left, _), shape = page.decode(_lzw(data, line, height), index)
+        part = part[: page.imagedepth - depth, : page.imagelength - top, : page.imagewidth - left]
+        out[plane, depth : depth + shape[0], top : top + shape[1], left : left + shape[2]] = part
+    return out.reshape(page.shape)
+
+
+def _lzw(data: bytes, line: int, rows: int) -> bytes:
+    """Return so many rows of so many bytes, decompressed: the strip of a TIFF made for Pillow."""
+    tags = {256: line, 257: rows, 258: 8, 259: _LZW, 262: 1, 273: 8, 277: 1, 278: rows, 279: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    even = data + bytes(len(data) % 2)
+    content = struct.pack("<2sHI", b"II", 42, 8 + len(even)) + even + struct.pack("<H", len(tags)) + entries + bytes(4)
+    with Image.open(io.BytesIO(content)) as image:
+        return image.tobytes()
 
 
 def _by_bands(page: Any) -> tuple[int, ...]:
