@@ -47,7 +47,10 @@ def command(
     if not no_trial:
         from qsattn_plugin.training.trial import describe_trial, try_recipe
 
-        click.echo("\n" + describe_trial(session, try_recipe(session)))
+        trial = try_recipe(session)
+        click.echo("\n" + describe_trial(session, trial))
+        for note in trial.notes:
+            click.echo(note)
     run = Run.create(loaded, folder, overwrite)
     name = "" if folder is None else f" {folder}"
     click.echo(f"\nThe run is {run.folder}. Train it with: qsattn fit{name}")

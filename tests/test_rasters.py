@@ -11,10 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageCms
+from torch import nn
 
 from qsattn_plugin.data import decoders
-from qsattn_plugin.data.images import UnreadableImage, read_image, read_raster
+from qsattn_plugin.data.folders import Folders
+from qsattn_plugin.data.images import OneFrame, UnreadableImage, count_pages, read_first, read_image, read_raster
+from qsattn_plugin.data.store import Store
+from qsattn_plugin.errors import UserError
+from qsattn_plugin.translation.files import each_page, parse_pages
+from qsattn_plugin.translation.job import translate_files
+from qsattn_plugin.translation.load import Translator
 
 tifffile = pytest.importorskip("tifffile")
 imagecodecs = pytest.importorskip("imagecodecs")
@@ -325,3 +333,124 @@ def test_arrays_that_are_no_pictures_say_why(content, reason, tmp_path):
         np.save(tmp_path / "x.npy", content)
     with pytest.raises(UnreadableImage, match=re.escape(reason)):
         read_image(next(tmp_path.iterdir()))
+
+
+def paged(path, ending, count=3):
+    """A file of several pages or frames, each of one colour; return the file and the colours."""
+    colours = [(40 * n, 255 - 40 * n, 7) for n in range(1, count + 1)]
+    frames = [Image.new("RGB", (16, 12), colour) for colour in colours]
+    options = {"lossless": True} if ending == ".webp" else {}
+    frames[0].save(path.with_suffix(ending), save_all=True, append_images=frames[1:], **options)
+    return path.with_suffix(ending), colours
+
+
+@pytest.mark.parametrize("ending", [".tif", ".gif", ".png", ".webp"])
+def test_pages_and_frames_are_counted_and_chosen(ending, tmp_path):
+    path, colours = paged(tmp_path / "several", ending)
+    assert read_image(path).info["frames"] == count_pages(path) == 3
+    for page, colour in enumerate(colours):
+        found = read_image(path, page)
+        assert found.getpixel((3, 3)) == colour
+        assert "frames" not in found.info
+    with pytest.raises(UnreadableImage, match="has 3 pages, but page 4 is wanted"):
+        read_image(path, 3)
+    with pytest.warns(OneFrame, match="has 3 pages or frames: only the first"):
+        read_first(path)
+
+
+def test_pages_of_deep_tiffs_and_of_stacks_are_chosen(tmp_path):
+    values = values_of("uint16", 3)
+    layers = np.ascontiguousarray(values.transpose(2, 0, 1))
+    for name, options in (("pages.tif", {"photometric": "minisblack"}), ("stack.tif", {"imagej": True})):
+        tifffile.imwrite(tmp_path / name, layers, **options)
+        assert read_raster(tmp_path / name).info["frames"] == count_pages(tmp_path / name) == 3
+        for page in range(3):
+            assert np.array_equal(read_raster(tmp_path / name, page).values[..., 0], layers[page])
+
+
+def test_overviews_and_single_pictures_are_one_page(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif", bigtiff=False) as file:
+        file.write(values_of("uint8", 3), photometric="rgb", subifds=0)
+        file.write(values_of("uint8", 3)[::2, ::2], photometric="rgb", subfiletype=1)
+    assert count_pages(tmp_path / "pyramid.tif") == 1
+    assert "frames" not in read_image(tmp_path / "pyramid.tif").info
+    assert count_pages(tmp_path / "missing.tif") == 1
+
+
+def test_translate_names_frames_and_translates_each_page(tmp_path):
+    path, colours = paged(tmp_path / "several", ".gif")
+    translator = Translator(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False)), 3)
+    translator.generator[0].weight.data[:] = torch.eye(3)[:, :, None, None]
+    outcome = translate_files(translator, [(path, tmp_path / "one.png")])
+    assert outcome.frames == [(path, 3)]
+    pairs = each_page([(path, tmp_path / "out.png")], "all")
+    assert [target.name for _, target, _ in pairs] == [f"out-page-{n}.png" for n in (1, 2, 3)]
+    outcome = translate_files(translator, pairs)
+    assert not outcome.frames
+    assert not outcome.failed
+    assert [read_image(target).getpixel((3, 3)) for target in outcome.written] == colours
+    assert each_page([(path, tmp_path / "out.png")], 2) == [(path, tmp_path / "out.png", 1)]
+    with pytest.raises(UserError, match="is one of the inputs"):
+        each_page([(path, tmp_path / "out.png"), (pairs[0][1], tmp_path / "x.png")], "all")
+    assert (parse_pages("all"), parse_pages("3")) == ("all", 3)
+    with pytest.raises(ValueError, match="did you mean 'first'"):
+        parse_pages("frist")
+
+
+def test_training_names_frames_and_takes_each_page(tmp_path):
+    (tmp_path / "trainA").mkdir()
+    _, colours = paged(tmp_path / "trainA" / "several", ".tif")
+    images = Store(Folders(tmp_path).split("trainA"))
+    assert images.notes == [
+        "1 file has several pages or frames (several.tif: 3), of which the first is used; data.pages: all uses each"
+    ]
+    images = Store(Folders(tmp_path, pages="all").split("trainA"))
+    assert images.names == [f"several.tif#{n}" for n in (1, 2, 3)]
+    assert [tuple(images[n][:, 0, 0].tolist()) for n in range(3)] == colours
+    assert not images.notes
+    second = Store(Folders(tmp_path, pages=2).split("trainA"))
+    assert tuple(second[0][:, 0, 0].tolist()) == colours[1]
+    with pytest.raises(ValueError, match="^pages: must be first, all, or a number"):
+        Folders(tmp_path, pages=0)
+
+
+def wide_profile():
+    """A profile with other primaries than sRGB's: sRGB's with red and green at each other's place."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    places = {}
+    for n in range(int.from_bytes(profile[128:132], "big")):
+        entry = profile[132 + 12 * n : 144 + 12 * n]
+        places[bytes(entry[:4])] = 132 + 12 * n
+    red, green = places[b"rXYZ"], places[b"gXYZ"]
+    profile[red + 4 : red + 12], profile[green + 4 : green + 12] = (
+        profile[green + 4 : green + 12],
+        profile[red + 4 : red + 12],
+    )
+    return bytes(profile).replace("sRGB".encode("utf-16-be"), "eRGB".encode("utf-16-be")).replace(b"sRGB", b"eRGB")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_other_colour_profiles_are_converted_on_reading(mode, tmp_path):
+    colour = (255, 0, 0, 9)[: len(mode)]
+    Image.new(mode, (4, 4), colour).save(tmp_path / "wide.png", icc_profile=wide_profile())
+    found = read_image(tmp_path / "wide.png")
+    assert found.getpixel((0, 0)) == (0, 255, 0, 9)[: len(mode)]  # its red is sRGB's green
+    assert "srgb" in ImageCms.getProfileDescription(io.BytesIO(found.info["icc_profile"])).lower()
+    Image.new(mode, (4, 4), colour).save(tmp_path / "broken.png", icc_profile=b"x" * 16 + b"RGB " + b"x" * 200)
+    assert read_image(tmp_path / "broken.png").getpixel((0, 0)) == colour
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif"])
+def test_profile_and_resolution_are_carried_to_translations(ending, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source, target = tmp_path / f"a{ending}", tmp_path / f"b{ending}"
+    Image.new("RGB", (32, 32), (9, 99, 199)).save(source, icc_profile=profile, dpi=(300, 300))
+    outcome = translate_files(Translator(nn.Conv2d(3, 3, 1), 3), [(source, target)])
+    assert outcome.written == [target]
+    with Image.open(target) as found:
+        assert found.info["icc_profile"] == profile
+        assert [round(float(side)) for side in found.info["dpi"]] == [300, 300]
+    Image.new("L", (32, 32), 9).save(source, dpi=(300, 300), icc_profile=profile)  # which is not one of grey
+    translate_files(Translator(nn.Conv2d(1, 1, 1), 1), [(source, target)], overwrite=True)
+    with Image.open(target) as found:
+        assert "icc_profile" not in found.info

@@ -141,7 +141,7 @@ def _pages(image: Image.Image) -> list[int]:
 
 
 def count_pages(path: str | os.PathLike) -> int:
-    """Return the number of pages of a picture file, 1 for what cannot be read."""
+    """Return the number of pages of a picture file; raise as :func:`opened`."""
     try:
         with Image.open(path) as image:
             return len(_pages(image))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from qsattn_plugin.data import decoders
 from qsattn_plugin.data.pixels import memory_of
@@ -20,13 +23,21 @@ from qsattn_plugin.data.unreadable import UnreadableImage, show
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
 
+#: File name endings of arrays, which are read as pictures.
+ARRAYS = (".npy", ".npz")
+
 #: File name endings of pictures, in lower case: those of CUT and its forks, and others that Pillow reads.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tga", ".jp2", ".avif", ".npy", ".npz"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tga", ".jp2", ".avif"),
+    *ARRAYS,
 )
 
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class OneFrame(UserWarning):
+    """Of a file with several pages or frames, only the first is looked at."""
 
 
 class NoPictures(UserError):
@@ -82,7 +93,8 @@ def read_image(path: str | os.PathLike, page: int | None = None) -> Image.Image:
 
     The result's mode is ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, with alpha where the file has transparency. The
     EXIF orientation is applied; palettes, 1-bit, CMYK (also inverted, as Adobe stores it) and other colour spaces are
-    converted as Pillow does, without colour profiles, as in CUT and its forks. What Pillow does not read right is read
+    converted as Pillow does; RGB with a colour profile other than sRGB (a camera's wide gamut) is converted to sRGB by
+    it, where CUT and its forks take the numbers as they are. What Pillow does not read right is read
     with tifffile and imagecodecs (the extra ``scientific``), or refused.
 
     Greyscale of more than 8 bits is scaled by a constant, not to the picture's own range: integers from 0..65535 (or
@@ -112,6 +124,23 @@ def read_raster(path: str | os.PathLike, page: int | None = None) -> Raster:
     """
     with _converting(path), decoders.rasters(path, page) as found:
         return found
+
+
+def read_first(path: str | os.PathLike) -> Image.Image:
+    """Read a picture as :func:`read_image` does; warn (:class:`OneFrame`) where the file has more of them."""
+    picture = read_image(path)
+    if frames := picture.info.get("frames"):
+        warnings.warn(f"{show(path)} has {frames} pages or frames: only the first is looked at", OneFrame, stacklevel=2)
+    return picture
+
+
+def count_pages(path: str | os.PathLike) -> int:
+    """Return the number of pages or frames of a picture file; 1 for one that cannot be read, which says so later."""
+    try:
+        with _converting(path):
+            return decoders.count_pages(path)
+    except UnreadableImage:
+        return 1
 
 
 @contextlib.contextmanager
@@ -182,7 +211,36 @@ def normalise_mode(image: Image.Image) -> Image.Image:
         return _eight_bits(image)
     if image.mode in ("1", "L", "La", "LA"):
         return image.convert("LA" if image.has_transparency_data else "L")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return _in_srgb(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert RGB or RGBA from its own colour profile to sRGB; a profile that cannot be used is ignored."""
+    profile = image.info.get("icc_profile")
+    if not profile or profile[16:20] != b"RGB ":
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        converted = ImageCms.profileToProfile(image.convert("RGB"), own, srgb)
+    except (ImageCms.PyCMSError, ImportError, OSError):
+        return image
+    assert converted is not None  # a new picture, as it is not converted in place
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
+    converted.info = {**image.info, "icc_profile": srgb.tobytes()}
+    return converted
+
+
+def carried(source: Image.Image, mode: str) -> dict[str, Any]:
+    """Return what a picture of a mode made from another keeps of its ``info``: colour profile and resolution."""
+    kept = {key: source.info[key] for key in ("icc_profile", "dpi") if source.info.get(key)}
+    space = b"RGB " if mode.startswith("RGB") else b"GRAY"
+    if kept.get("icc_profile", b"")[16:20] != space:
+        kept.pop("icc_profile", None)
+    return kept
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -216,7 +274,8 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Write a picture atomically, in the format of the file's ending.
 
     Missing folders are created, an existing file is replaced. JPEG is written at quality 95 without chroma subsampling,
-    WebP at quality 95. Alpha is dropped for formats that do not support it.
+    WebP at quality 95. Alpha is dropped for formats that do not support it. The picture's colour profile and resolution
+    (``info["icc_profile"]``, ``info["dpi"]``) are written where the format has a place for them.
 
     Raises:
         UserError: the ending is not a picture format, or the file cannot be written.
@@ -229,6 +288,7 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
         raise UserError(f"{show(path)}: cannot write pictures of format {path.suffix!r}{near}")
     if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
         image = image.convert(image.mode[:-1])
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+    options: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+    options = options | carried(image, image.mode)
     with replacing(path) as temporary:
         image.save(temporary, format=kind, **options)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 __all__ = ["NaNImageError", "as_pil", "check_channels", "from_tensor", "memory_of", "to_channels", "to_float"]
+
+#: Which pages or frames of a file are pictures: the first, all, or one by its number from 1.
+Pages = Literal["first", "all"] | int
 
 #: Number of channels -> Pillow's mode.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}

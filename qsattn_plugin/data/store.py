@@ -47,6 +47,7 @@ class Store:
         sizes: the (height, width) of the images.
         nbytes: the bytes of all images.
         channels: the number of channels of every image.
+        notes: what the set has to say about the images read, in sentences.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Store:
             if len(self.names) == count:
                 break
         decoded.close()
+        self.notes = list(getattr(images, "notes", ()))
         if not self.names:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
             more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qsattn_plugin.data.images import UnreadableImage, read_image, write_image
+from qsattn_plugin.data.images import UnreadableImage, read_first, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
@@ -61,7 +61,7 @@ def draw_maps(
 
     for path, target in plan(images, out, kept=(), files=places):
         try:
-            picture = read_image(path)
+            picture = read_first(path)
             picture = picture if size is None else resize_picture(picture, size)
             seen = resize_picture(picture, working_size(picture.size, at, source.trained))
             image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))

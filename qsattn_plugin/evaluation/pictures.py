@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import find_images, read_image, show, write_image
+from qsattn_plugin.data.images import find_images, read_first, show, write_image
 from qsattn_plugin.data.pixels import NaNImageError, to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.files import identity
@@ -63,7 +63,7 @@ class Pictures:
         Raises:
             UnreadableImage: it cannot be read. A score of fewer pictures than were asked for would be another score.
         """
-        picture = to_channels(read_image(self.paths[index]), 3)
+        picture = to_channels(read_first(self.paths[index]), 3)
         return picture if self.size is None else resized(picture, self.size)
 
     def batches(self, most: int, done: Callable[[int], None] = lambda count: None) -> Iterator[Tensor]:

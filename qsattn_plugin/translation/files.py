@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from qsattn_plugin.data.images import EXTENSIONS, NoPictures, find_images, show
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.data.images import EXTENSIONS, NoPictures, count_pages, find_images, show
+from qsattn_plugin.data.pixels import Pages
+from qsattn_plugin.errors import UserError, nearest
 
 #: Suffixes whose format a translation keeps; all others become PNGs.
 KEPT = (".jpg", ".jpeg", ".png", ".webp")
@@ -62,6 +63,34 @@ def plan(
                 what = f"{show(file)} is one of the inputs and would be overwritten"
                 raise UserError(f"{what}; choose another output folder")
     return named
+
+
+def each_page(pairs: Iterable[tuple[Path, Path]], pages: Pages) -> list[tuple[Path, Path, int | None]]:
+    """Return (source, destination, page) for the wanted pages of pictures, pages counted from 0.
+
+    Of a file with several pages, all of which are wanted, page 2 becomes ``NAME-page-2``. The page is None where the
+    first is taken because nothing else is said.
+
+    Raises:
+        UserError: the file of a page is one of the inputs.
+    """
+    pairs = list(pairs)
+    if pages != "all":
+        return [(source, target, None if pages == "first" else pages - 1) for source, target in pairs]
+    found: list[tuple[Path, Path, int | None]] = []
+    sources = {identity(source) for source, _ in pairs} - {None}
+    for source, target in pairs:
+        count = count_pages(source)
+        if count == 1:
+            found.append((source, target, None))
+            continue
+        for page in range(count):
+            place = target.with_stem(f"{target.stem}-page-{page + 1:0{len(str(count))}}")
+            if identity(place) in sources:
+                what = f"{show(place)} is one of the inputs and would be overwritten"
+                raise UserError(f"{what}; choose another output folder")
+            found.append((source, place, page))
+    return found
 
 
 def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
@@ -172,6 +201,19 @@ def _below(folder: Path, pictures: list[Path], out: Path) -> list[tuple[Path, Pa
     if folder.resolve() in out.parents:
         pictures = [p for p in pictures if not p.parent.resolve().is_relative_to(out)]
     return [(p, p.relative_to(folder)) for p in pictures]
+
+
+def parse_pages(text: str) -> Pages:
+    """Return which pages of a file are wanted, from "first", "all", or a page's number from 1.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    if text in ("first", "all"):
+        return text  # type: ignore[return-value]  # mypy does not narrow a str
+    if text.isdecimal() and 1 <= int(text) < 1 << 20:
+        return int(text)
+    raise ValueError(f"{text!r} is not a page{nearest(text, ('first', 'all'))}: write first, all, or a number from 1")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -37,13 +37,15 @@ _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errn
 class Outcome:
     """The outcome of a job: files written, files that existed already, and (source, reason) of failures.
 
-    ``carried`` counts the written ones that were translated at another size, by the shorter side there.
+    ``carried`` counts the written ones that were translated at another size, by the shorter side there. ``frames`` are
+    sources of several pages or frames of which the first was taken unasked, and how many they have.
     """
 
     written: list[Path] = field(default_factory=list)
     carried: Counter[int] = field(default_factory=Counter)
     skipped: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
+    frames: list[tuple[Path, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class _Task:
 
 def translate_files(
     translator: Translator,
-    pairs: Iterable[tuple[Path, Path]],
+    pairs: Iterable[tuple[Path, Path] | tuple[Path, Path, int | None]],
     overwrite: bool = False,
     progress: Callable[[float], None] = lambda pictures: None,
     *,
@@ -73,7 +75,8 @@ def translate_files(
 
     Args:
         translator: from :func:`~qsattn_plugin.translation.load.load`.
-        pairs: (source, destination).
+        pairs: (source, destination), or (source, destination, page) of
+            :func:`~qsattn_plugin.translation.files.each_page`.
         overwrite: translate pictures again whose file exists.
         progress: called with the number of pictures done since the last call; a part of one for a large picture.
         tile: see :meth:`~qsattn_plugin.translation.load.Translator.translate`.
@@ -117,12 +120,12 @@ class _Job:
         self.limit = float("inf") if tile == 0 else (tile or WHOLE) ** 2
         self._writable: dict[Path, bool] = {}
 
-    def batches(self, pairs: Iterable[tuple[Path, Path]]) -> Iterator[list[_Task]]:
+    def batches(self, pairs: Iterable[tuple[Path, Path] | tuple[Path, Path, int | None]]) -> Iterator[list[_Task]]:
         """Yield batches of pictures that are translated at the same size; they need not be consecutive."""
         waiting: dict[tuple[int, int], list[_Task]] = {}
         pixels = 0
-        for source, target in pairs:
-            task = self._read(source, target)
+        for source, target, *page in pairs:
+            task = self._read(source, target, *page)
             if task is None:
                 self.progress(1)
                 continue
@@ -143,7 +146,7 @@ class _Job:
         most = min(self.limit, WHOLE**2) // (width * height)
         return max(1, min(self.batch, int(most)))
 
-    def _read(self, source: Path, target: Path) -> _Task | None:
+    def _read(self, source: Path, target: Path, page: int | None = None) -> _Task | None:
         """Read a picture to translate; None if it is skipped or has failed."""
         try:
             there = _stat(target)
@@ -159,7 +162,9 @@ class _Job:
             self.outcome.skipped.append(target)
         else:
             try:
-                picture = read_image(source)
+                picture = read_image(source, page)
+                if frames := picture.info.get("frames"):
+                    self.outcome.frames.append((source, frames))
                 picture = resize_picture(picture, self.size) if self.size else picture
                 size = working_size(picture.size, self.sizes[0], self.translator.trained)
                 return _Task(source, target, picture, size)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import normalise_mode
+from qsattn_plugin.data.images import carried, normalise_mode
 from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
@@ -102,7 +102,9 @@ class Translator(nn.Module):
         at: At | None = None,
         progress: Progress = lambda share: None,
     ) -> Image.Image | list[Image.Image]:
-        """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
+        """Translate pictures of any mode and size to pictures of the same sizes.
+
+        Transparency, colour profile and resolution are kept; wide gamuts become sRGB.
 
         The EXIF orientation of a picture is applied. Pictures much larger or smaller than those in training are
         translated at the trained size, and the change is carried back (:mod:`qsattn_plugin.translation.sizes`).
@@ -143,7 +145,9 @@ class Translator(nn.Module):
             while batch := list(itertools.islice(alike, most)):
                 seen = [small for _, small in batch]
                 made = [self._in_tiles(seen[0], tile or TILE, progress)] if tiled else self._whole(seen)
-                out += [carry_back(*pair, result) for pair, result in zip(batch, made, strict=True)]
+                for (picture, small), result in zip(batch, made, strict=True):
+                    out.append(carry_back(picture, small, result))
+                    out[-1].info = carried(picture, out[-1].mode)
         return out
 
     def _seen(self, picture: Image.Image, at: At | None) -> tuple[Image.Image, Image.Image]:
