@@ -38,10 +38,13 @@ def command(
     from qsattn_plugin.training.describe import part_table
     from qsattn_plugin.training.run import Run
     from qsattn_plugin.training.session import Session
+    from qsattn_plugin.training.values import describe_range, with_measured_range
 
-    loaded = load_recipe(recipe, overrides, imports)
-    run = Run.at(loaded, folder)
-    run.check(overwrite)
+    asked = load_recipe(recipe, overrides, imports)
+    Run.at(asked, folder).check(overwrite)
+    loaded = with_measured_range(asked)
+    if loaded != asked:
+        click.echo(describe_range(loaded))
     session = Session(loaded)
     click.echo(textwrap.indent(text_table(part_table(session), "<<>"), "  "))
     if not no_trial:

@@ -103,11 +103,12 @@ def command(
     def place(target: Path) -> Path:
         return target.with_stem(f"{target.stem}-sizes") if sheet and not is_file(out) else target
 
-    planned = plan(inputs, out, files=lambda target: (place(target),))
+    translator = load(model, pick_device(device), generator)
+    kept, other = translator.kept
+    planned = plan(inputs, out, kept, lambda target: (place(target),), other)
     pairs = each_page(((source, place(target)) for source, target in planned), pages)
     if shard is not None:
         pairs = pairs[shard[0] - 1 :: shard[1]]
-    translator = load(model, pick_device(device), generator)
     outcome = Outcome()
     # The count is fractional: large pictures are counted in parts.
     counted = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"

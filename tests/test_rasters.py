@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import io
 import re
+import unicodedata
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from qsattn_plugin.data.folders import Folders
 from qsattn_plugin.data.images import OneFrame, UnreadableImage, count_pages, read_first, read_image, read_raster
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.evaluation.pictures import Pictures, partners
 from qsattn_plugin.translation.files import each_page, parse_pages
 from qsattn_plugin.translation.job import translate_files
 from qsattn_plugin.translation.load import Translator
@@ -454,3 +456,12 @@ def test_profile_and_resolution_are_carried_to_translations(ending, tmp_path):
     translate_files(Translator(nn.Conv2d(1, 1, 1), 1), [(source, target)], overwrite=True)
     with Image.open(target) as found:
         assert "icc_profile" not in found.info
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    for folder, form in (("mac", "NFD"), ("linux", "NFC")):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / folder / (unicodedata.normalize(form, "pferd-ä") + ".png"))
+    one, other = (Pictures.find(tmp_path / folder) for folder in ("mac", "linux"))
+    assert one.names == other.names
+    assert partners(one, other) == [0]

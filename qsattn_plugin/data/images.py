@@ -112,8 +112,9 @@ def read_image(path: str | os.PathLike, page: int | None = None) -> Image.Image:
     """
     with open_image(path, page) as image:
         found = normalise_mode(image)
-        if "frames" in image.info:
-            found.info["frames"] = image.info["frames"]
+        found.info |= {
+            key: image.info[key] for key in ("frames", "icc_profile", "dpi") if key in image.info
+        } | found.info
         return found
 
 
@@ -263,11 +264,12 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         scale = 1 / 257
     # Round half up; in float64 the quotients by 257 have no ties.
     pixels = (values * scale + 0.5).floor_().to(torch.uint8)
-    grey = Image.frombytes("L", image.size, bytes(memory_of(pixels)))
-    if not isinstance(clear, int):
-        return grey
-    alpha = torch.where(values == clear, 0, 255).to(torch.uint8)
-    return Image.merge("LA", (grey, Image.frombytes("L", image.size, bytes(memory_of(alpha)))))
+    found = Image.frombytes("L", image.size, bytes(memory_of(pixels)))
+    if isinstance(clear, int):
+        alpha = torch.where(values == clear, 0, 255).to(torch.uint8)
+        found = Image.merge("LA", (found, Image.frombytes("L", image.size, bytes(memory_of(alpha)))))
+    found.info["used"] = ("float" if floating else "16-bit", low, high, round(255 / scale))
+    return found
 
 
 def write_image(image: Image.Image, path: str | os.PathLike) -> None:

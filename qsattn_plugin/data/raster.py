@@ -50,6 +50,15 @@ class Raster:
         """What it is, for people."""
         return f"{self.values.dtype} with {self.bands} band{'s' * (self.bands > 1)}{' and alpha' * self.alpha}"
 
+    def with_use(self) -> Raster:
+        """Return it with ``info["used"]``: its kind, lowest and highest value, and the steps of its number type."""
+        import numpy as np
+
+        values = self.opaque().values
+        top = 0.0 if values.dtype.kind == "f" else float(np.iinfo(values.dtype).max) - float(np.iinfo(values.dtype).min)
+        used = (self.kind, float(values.min()), float(values.max()), top)
+        return replace(self, info={**self.info, "used": used})
+
     def opaque(self) -> Raster:
         """Return the picture without its transparency; colours behind it appear."""
         return replace(self, values=self.values[..., :-1], alpha=False) if self.alpha else self
@@ -67,9 +76,10 @@ class Raster:
                 f"has {self.bands} bands that are neither grey nor RGB with transparency: data.range with "
                 f"data.channels: {self.bands} takes them as they are (dtype, or two numbers)"
             )
-        values = self.values
+        values, top = self.values, 255.0
         if values.dtype != np.uint8:
-            scale = 255 / _brightest(values, self.full)
+            top = _brightest(values, self.full)
+            scale = 255 / top
             if values.dtype == np.uint16 and self.bands == 3 and self.full == (0, 65535):
                 values = (values >> 8).astype(np.uint8)  # as Pillow, which keeps the high byte of colours
             else:
@@ -79,6 +89,8 @@ class Raster:
         mode = {1: "L", 3: "RGB"}[self.bands] + "A" * self.alpha
         image = Image.frombytes(mode, self.size, np.ascontiguousarray(values).tobytes())
         image.info.update(self.info)
+        if self.values.dtype != np.uint8:
+            image.info["used"] = (self.kind, float(self.values.min()), float(self.values.max()), top)
         return image
 
 

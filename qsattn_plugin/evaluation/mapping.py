@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qsattn_plugin.data.images import UnreadableImage, read_first, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
+from qsattn_plugin.data.preprocess import resize_bands
 from qsattn_plugin.evaluation.maps import Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.storage import write_text
 from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.files import plan
-from qsattn_plugin.translation.sizes import At, resize_picture, working_size
+from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, working_size
 
 
 def draw_maps(
@@ -61,10 +63,7 @@ def draw_maps(
 
     for path, target in plan(images, out, kept=(), files=places):
         try:
-            picture = read_first(path)
-            picture = picture if size is None else resize_picture(picture, size)
-            seen = resize_picture(picture, working_size(picture.size, at, source.trained))
-            image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
+            image, small = _images(path, source, size, at)
             padded = pad_for(source.generator, small[None].to(device))
             features = source.features(padded)
             if not all(maps.isfinite().all() for maps, _ in features.values()):
@@ -79,12 +78,25 @@ def draw_maps(
         for tap, place in zip(map(str, source.taps), places(target), strict=True):
             maps, stride = features[tap]
             draws = torch.Generator().manual_seed(0)
-            found = entropy_map(image, maps, chooser, stride, draws, (height, width), seen.size[::-1])
-            write_image(found.draw(scale), place)
+            found = entropy_map(image, maps, chooser, stride, draws, (height, width), tuple(small.shape[-2:]))
+            write_image(found.draw(scale, source.translator and source.translator.bands), place)
             numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **found.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")
             written.append((place, place.with_suffix(".json")))
     return written
+
+
+def _images(path: Path, source: FeatureSource, size: int | None, at: At | None) -> tuple[Tensor, Tensor]:
+    """Return a picture, and the same at the size at which the model sees it, (C, H, W) in [-1, 1]."""
+    if source.translator is None or source.translator.ranges[0] is None:
+        picture = read_first(path)
+        picture = picture if size is None else resize_picture(picture, size)
+        seen = resize_picture(picture, working_size(picture.size, at, source.trained))
+        return to_float(to_channels(picture, source.channels)), to_float(to_channels(seen, source.channels))
+    raster = source.translator.read(path)
+    raster = raster if size is None else resize_raster(raster, size)
+    image, small = source.translator.signal(raster), working_size(raster.size, at, source.trained)
+    return image, image if small == raster.size else resize_bands(image, small).clamp_(-1, 1)
 
 
 def choose_sampler(source: FeatureSource, name: str | None, options: dict[str, Any]) -> Any:

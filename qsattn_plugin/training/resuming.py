@@ -43,9 +43,9 @@ def _changes(recipe: Recipe, before: Mapping[str, Any]) -> Iterator[tuple[str, A
     after = recipe.to_dict()
     yield from ((key, before[key], after[key]) for key in ("method",) if before[key] != after[key])
     yield from (
-        (f"data.{key}", before["data"][key], after["data"][key])
-        for key in ("channels", "direction")
-        if before["data"][key] != after["data"][key]
+        (f"data.{key}", before["data"].get(key), after["data"][key])
+        for key in ("channels", "direction", "range")
+        if before["data"].get(key) != after["data"][key]  # older checkpoints have no range
     )
     for section in ("generator", "discriminator", "encoder"):
         was, now = before[section], after[section]

@@ -28,15 +28,17 @@ def plan(
     out: Path,
     kept: Collection[str] = KEPT,
     files: Callable[[Path], Iterable[Path]] = lambda target: (target,),
+    other: str = ".png",
 ) -> list[tuple[Path, Path]]:
     """Return (source, destination) for every picture among the inputs, in a deterministic order.
 
     An input is a file, a folder (all pictures below it; its structure is kept) or a glob pattern (the structure below
     the part without wildcards is kept). A file that is named twice counts once. Pictures in the output folder are no
-    inputs where it lies inside an input folder or is named among several inputs. Destinations are PNGs, except for
-    sources with a suffix in ``kept``. An output that is no folder and has a picture's suffix is the file of the one
-    picture there is. Where two sources would get the same name, the one that already has it keeps it; ``photo.bmp``
-    then becomes ``photo.bmp.png``, and others are numbered. ``files`` returns what will be written for a destination.
+    inputs where it lies inside an input folder or is named among several inputs. Destinations are PNGs (or what
+    ``other`` says), except for sources with a suffix in ``kept``. An output that is no folder and has a picture's
+    suffix is the file of the one picture there is. Where two sources would get the same name, the one that already has
+    it keeps it; ``photo.bmp`` then becomes ``photo.bmp.png``, and others are numbered. ``files`` returns what will be
+    written for a destination.
 
     Raises:
         UserError: an input does not exist, a file to be written is one of the inputs, also by another name, or there
@@ -53,7 +55,7 @@ def plan(
     elif out.is_file():
         raise UserError(f"{show(out)} is a file, and not a picture; choose a folder")
     else:
-        targets = _named({key: base for key, (_, base) in pairs.items()}, kept)
+        targets = _named({key: base for key, (_, base) in pairs.items()}, kept, other)
     named = [(source, targets[key]) for key, (source, _) in pairs.items()]
     sources = {identity(source) for source, _ in named} - {None}
     for _, target in named:
@@ -93,15 +95,15 @@ def each_page(pairs: Iterable[tuple[Path, Path]], pages: Pages) -> list[tuple[Pa
     return found
 
 
-def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
+def _named(bases: dict[str, Path], kept: Collection[str], other: str) -> dict[str, Path]:
     """Return each source's destination, by the same keys; sources that keep their name choose first."""
     found: dict[str, Path] = {}
     taken: set[Path] = set()
     stays = {key: base.suffix.lower() in kept for key, base in bases.items()}
     for key, base in sorted(bases.items(), key=lambda item: not stays[item[0]]):  # a stable sort
-        target = base if stays[key] else base.with_suffix(".png")
+        target = base if stays[key] else base.with_suffix(other)
         if target in taken and not stays[key]:
-            base = target = base.with_name(f"{base.name}.png")
+            base = target = base.with_name(base.name + other)
         number = 2
         while target in taken:
             target, number = base.with_stem(f"{base.stem}-{number}").with_suffix(target.suffix), number + 1

@@ -9,18 +9,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from qsattn_plugin.data.images import UnreadableImage, read_image, show, write_image
+from qsattn_plugin.data.images import UnreadableImage, show, write_image
 from qsattn_plugin.data.pixels import NaNImageError
+from qsattn_plugin.data.raster import Raster
+from qsattn_plugin.data.writing import write_raster
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import may_write
 from qsattn_plugin.translation.apply import padded_size
 from qsattn_plugin.translation.grid import labelled
 from qsattn_plugin.translation.load import Translator
-from qsattn_plugin.translation.sizes import At, resize_picture, working_size
+from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, working_size
 from qsattn_plugin.translation.tiles import TILE, WHOLE
 from qsattn_plugin.translation.tiles.spill import DiskFull
 
@@ -52,7 +55,7 @@ class Outcome:
 class _Task:
     source: Path
     target: Path
-    picture: Image.Image
+    picture: Image.Image | Raster
     size: tuple[int, int]  # at which it is translated
 
 
@@ -162,10 +165,12 @@ class _Job:
             self.outcome.skipped.append(target)
         else:
             try:
-                picture = read_image(source, page)
+                picture = self.translator.read(source, page)
                 if frames := picture.info.get("frames"):
                     self.outcome.frames.append((source, frames))
-                picture = resize_picture(picture, self.size) if self.size else picture
+                if self.size:
+                    resize: Any = resize_raster if isinstance(picture, Raster) else resize_picture
+                    picture = resize(picture, self.size)
                 size = working_size(picture.size, self.sizes[0], self.translator.trained)
                 return _Task(source, target, picture, size)
             except UnreadableImage as error:
@@ -213,24 +218,36 @@ class _Job:
                 self._write(task, result)
         self.progress(len(tasks) - done)
 
-    def _results(self, pictures: list[Image.Image], progress: Callable[[float], None]) -> list[Image.Image]:
+    def _results(self, pictures: list[Any], progress: Callable[[float], None]) -> Sequence[Image.Image | Raster]:
         share = 1 / len(self.sizes)
-        made = [
-            self.translator.translate(pictures, self.tile, at, lambda part: progress(share * part)) for at in self.sizes
-        ]
+
+        def part(done: float) -> None:
+            progress(share * done)
+
+        made: list[Any] = []
+        for at in self.sizes:
+            if any(self.translator.ranges):
+                made.append([self.translator.translate_values(one, self.tile, at, part) for one in pictures])
+            else:
+                made.append(self.translator.translate(pictures, self.tile, at, part))
         if not self.sheet:
             return made[0]
         trained = f"trained ({self.translator.trained})"
         names = ["as it is", *(trained if at == "trained" else str(at) for at in self.sizes)]
-        return [labelled(list(zip(names, row, strict=True))) for row in zip(pictures, *made, strict=True)]
+        sources = [self.translator.preview(one) for one in pictures]
+        results = [[self.translator.preview(one, made=True) for one in row] for row in made]
+        return [labelled(list(zip(names, row, strict=True))) for row in zip(sources, *results, strict=True)]
 
     def _advice(self, width: int, height: int) -> str:
         tile = min(self.tile or TILE, max(width, height)) // 2
         return f"{width} x {height} pixels do not fit into memory; try --tile {tile}"
 
-    def _write(self, task: _Task, result: Image.Image) -> None:
+    def _write(self, task: _Task, result: Image.Image | Raster) -> None:
         try:
-            write_image(result, task.target)
+            if isinstance(result, Raster):
+                write_raster(result, task.target)
+            else:
+                write_image(result, task.target)
         except (UserError, ValueError) as error:
             if getattr(error.__cause__, "errno", None) in _FATAL:
                 raise
@@ -242,7 +259,7 @@ class _Job:
 
 
 def _pixels(task: _Task) -> int:
-    return task.picture.width * task.picture.height
+    return task.picture.size[0] * task.picture.size[1]
 
 
 def _stat(path: Path) -> os.stat_result | None:
