@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from qsattn_plugin.data.images import UnreadableImage, normalise_mode, read_image, write_image
+from qsattn_plugin.data.images import UnreadableImage, normalise_mode, read_first, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
+from qsattn_plugin.data.preprocess import resize_bands
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import EntropyMap, Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
@@ -20,7 +22,7 @@ from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.files import plan
 from qsattn_plugin.translation.job import FATAL
-from qsattn_plugin.translation.sizes import At, resize_picture, working_size
+from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, working_size
 
 
 def draw_maps(
@@ -64,11 +66,10 @@ def draw_maps(
         return [target.with_name(f"{target.stem}-tap-{tap}.png") for tap in map(str, source.taps)]
 
     def draw(path: Path, target: Path) -> None:
-        picture = read_image(path)
-        picture = picture if size is None else resize_picture(picture, size)
-        found = _maps(source, chooser, picture, at, device)
+        found = _maps(source, chooser, *_images(path, source, size, at), device)
+        bands = source.translator.bands if source.translator is not None else None
         for (tap, one), place in zip(found.items(), places(target), strict=True):
-            write_image(one.draw(scale), place)
+            write_image(one.draw(scale, bands), place)
             numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **one.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")
             written.append((place, place.with_suffix(".json")))
@@ -103,16 +104,28 @@ def entropy_maps(
         UserError: no such model, tap or sampler.
     """
     source = feature_source(model, taps, device)
-    picture = normalise_mode(picture) if isinstance(picture, Image.Image) else read_image(picture)
-    return _maps(source, choose_sampler(source, sampler, options or {}), picture, at, device)
+    return _maps(source, choose_sampler(source, sampler, options or {}), *_images(picture, source, None, at), device)
+
+
+def _images(
+    picture: Image.Image | str | Path, source: FeatureSource, size: int | None, at: At | None
+) -> tuple[Tensor, Tensor]:
+    """Return a picture, and the same at the size at which the model sees it, (C, H, W) in [-1, 1]."""
+    if isinstance(picture, Image.Image) or source.translator is None or source.translator.ranges[0] is None:
+        picture = normalise_mode(picture) if isinstance(picture, Image.Image) else read_first(picture)
+        picture = picture if size is None else resize_picture(picture, size)
+        seen = resize_picture(picture, working_size(picture.size, at, source.trained))
+        return to_float(to_channels(picture, source.channels)), to_float(to_channels(seen, source.channels))
+    raster = source.translator.read(Path(picture))
+    raster = raster if size is None else resize_raster(raster, size)
+    image, small = source.translator.signal(raster), working_size(raster.size, at, source.trained)
+    return image, image if small == raster.size else resize_bands(image, small).clamp_(-1, 1)
 
 
 def _maps(
-    source: FeatureSource, chooser: Any, picture: Image.Image, at: At | None, device: torch.device | str
+    source: FeatureSource, chooser: Any, image: Tensor, small: Tensor, device: torch.device | str
 ) -> dict[str, EntropyMap]:
-    """Return the entropy maps of a picture as :func:`read_image` gives it, by tap."""
-    seen = resize_picture(picture, working_size(picture.size, at, source.trained))
-    image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
+    """Return the entropy maps of what :func:`_images` returns, by tap."""
     padded = pad_for(source.generator, small[None].to(device))
     features = source.features(padded)
     if not all(maps.isfinite().all() for maps, _ in features.values()):
@@ -122,7 +135,7 @@ def _maps(
     for tap in map(str, source.taps):
         maps, stride = features[tap]
         draws = torch.Generator().manual_seed(0)
-        found[tap] = entropy_map(image, maps, chooser, stride, draws, (height, width), seen.size[::-1])
+        found[tap] = entropy_map(image, maps, chooser, stride, draws, (height, width), tuple(small.shape[-2:]))
     return found
 
 

@@ -29,6 +29,7 @@ class FeatureSource:
     sampler: dict[str, Any]  # of the model's recipe ({"type": ..., ...}), or an empty mapping
     taps: tuple[Any, ...]  # that the recipe's sampler attends to, or else the deepest
     trained: int | None = None  # the shorter side that pictures had in training; None: unknown
+    translator: Translator | None = None  # that reads its pictures; None: they are read in 8 bits
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, tuple[Tensor, int]]:
@@ -88,7 +89,7 @@ def feature_source(
     attentive = sampler.get("taps") if isinstance(sampler.get("taps"), (list, tuple)) else None
     default = tuple(t for t in attentive or () if t in encoder.taps) or (encoder.taps[-1],)
     shown = tuple(t for t in encoder.taps) if taps and spec["type"] == "generator" else tuple(taps) or default
-    return FeatureSource(generator, encoder, translator.channels, sampler, shown, translator.trained)
+    return FeatureSource(generator, encoder, translator.channels, sampler, shown, translator.trained, translator)
 
 
 def _take_weights(encoder: nn.Module, path: Path) -> None:

@@ -154,7 +154,7 @@ class _Loop:
             device=f"{here.size} x {self.session.device.type}" if here.size > 1 else str(self.session.device),
             resumed=newest is not None,
             damaged=damaged,
-            notes=list(filter(None, notes)),
+            notes=[*filter(None, notes), *self.loader.notes],
             log_every=recipe.train.log_interval,
             evaluate_every=recipe.evaluate.interval(recipe.train.steps),
             **self._images(),

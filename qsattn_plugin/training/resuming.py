@@ -44,8 +44,9 @@ def _changes(recipe: Recipe, before: Mapping[str, Any]) -> Iterator[tuple[str, A
     """Yield the key of each changed setting of a network, its value before and its value now."""
     after = recipe.to_dict()
     yield from ((key, before[key], after[key]) for key in ("method",) if before[key] != after[key])
-    for key in ("channels", "direction"):
-        was, now = before["data"].get(key, after["data"][key]), after["data"][key]
+    for key in ("channels", "direction", "range"):
+        after_value = after["data"].get(key)
+        was, now = before["data"].get(key, None if key == "range" else after_value), after_value
         if was != now:
             yield f"data.{key}", was, now
     for section in ("generator", "discriminator", "encoder"):

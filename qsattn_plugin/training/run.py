@@ -28,6 +28,7 @@ from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.storage.checkpoints import Checkpoints
+from qsattn_plugin.training.values import with_measured_range
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,12 +52,12 @@ class Run:
 
     @classmethod
     def create(cls, recipe: Recipe, folder: Path | None = None, overwrite: bool = False) -> Self:
-        """Create the folder (``runs/<name>`` by default) and write the resolved recipe into it.
+        """Create the folder (``runs/<name>`` by default) and write the resolved recipe into it, its range measured.
 
         Raises:
             UserError: the folder holds a training and ``overwrite`` is not set, or it cannot be written.
         """
-        run = cls.at(recipe, folder)
+        run = cls.at(with_measured_range(recipe), folder)
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -18,7 +18,7 @@ from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
-from qsattn_plugin.registry.interfaces import side_multiple
+from qsattn_plugin.registry.interfaces import of_domain, side_multiple
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.recipe.schema import INJECTED
 from qsattn_plugin.registry.recipe.sections import plain
@@ -122,7 +122,7 @@ class Session:
             "scaler": self.method.scaler.state_dict(),
             "generators": {
                 name: {
-                    **describe_generator(self.recipe),
+                    **describe_generator(self.recipe, back=name == "backward"),
                     "prefix": f"ema/{name}/" if self.averages else f"model/{prefixes[id(network)]}.",
                 }
                 for name, network in self.method.published().items()
@@ -215,15 +215,22 @@ class Session:
         return found
 
 
-def describe_generator(recipe: Recipe) -> dict[str, Any]:
-    """Return a generator's registered name and all its arguments, which suffice to build it without the recipe."""
-    spec = recipe.part("generator")
-    channels = recipe.data.channels
+def describe_generator(recipe: Recipe, back: bool = False) -> dict[str, Any]:
+    """Return what suffices to build a generator without the recipe, and the value ranges of its input and output.
+
+    ``back`` is the one from the target to the source domain.
+    """
+    spec, data = recipe.part("generator"), recipe.data
+    channels = data.channels
+    domains = "AB" if (data.direction == "AtoB") != back else "BA"
     takes = find("generator", spec.type).signature.parameters
     # Defaults that JSON cannot hold are left out: the generator is built with them anyway.
     arguments = {n: p.default for n, p in takes.items() if p.default is not p.empty and _is_json(p.default)}
     arguments |= {name: channels for name in INJECTED["generator"] if name in takes}
-    return {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
+    found = {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
+    if data.range is not None:
+        found["ranges"] = [plain(of_domain(data.range, domain)) for domain in domains]
+    return found
 
 
 def _is_json(value: Any) -> bool:
