@@ -1,5 +1,5 @@
 # make demo: the toy model, from nothing to translated pictures.    make test: all tests.    make lint: ruff and mypy.
-# make soak: kills.    make test-floor: the tests with the oldest versions that setup.cfg allows.
+# make soak: kills.    make fuzz: damaged input.    make test-floor: the tests with the oldest versions that setup.cfg allows.
 # Needs python3 >= 3.10 with venv, and git. Everything is installed into .venv.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ FLOOR_PYTHON ?= $(PYTHON)
 FLOOR        ?= .venv-floor
 FLOOR_FORKS  ?= .venv-floor-forks
 
-.PHONY: install demo test test-floor browser soak lint clean
+.PHONY: install demo test test-floor browser soak fuzz lint clean
 
 install: $(VENV)/.installed
 
@@ -62,9 +62,16 @@ $(FLOOR_FORKS)/.installed: setup.cfg constraints-floor.txt
 	$(FLOOR_FORKS)/bin/python -m pip install --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-# A training is killed a hundred times and must end with the bytes of one that never was: docs/measured/soak.md.
+# A training is killed a hundred times, and at every file operation, and must end with the bytes of one that never was:
+# docs/measured/soak.md.
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --kills 100
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak --operations --steps 3
+
+# Damaged and hostile input: recipes, pictures, weights, archives, answers of servers, run folders. The seed is printed;
+# ARGS="--seed 7" makes the same cases again.
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases 50000 $(ARGS)
 
 # mypy looks at a copy laid out as it installs: registry/ and cli/ below the package.
 lint: install

@@ -1,10 +1,13 @@
 """Kill a training with SIGKILL again and again; it must end with the bytes of one that was never killed.
 
     python -m benchmarks.soak --kills 100
+    python -m benchmarks.soak --operations --steps 3
 
-Every second kill comes at any moment (building, reading the checkpoint, stepping, evaluating, writing), the others
-while a checkpoint is being written. The run saves after every step. Each process is forked from one that has only
-imported what it needs, so that most of its life is training and not the start of Python. One thread, CPU, float32.
+With --operations a small run is killed at each of its file operations in turn: opening a file, fsync, renaming,
+deleting, making a folder, locking. Those of safetensors, which Python does not see, are met by the other kind: every
+second kill comes at any moment (building, reading the checkpoint, stepping, evaluating, writing), the others while a
+checkpoint is being written. The run saves after every step. Each process is forked from one that has only imported what
+it needs, so that most of its life is training and not the start of Python. One thread, CPU, float32.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -51,12 +56,39 @@ def build(folder: Path, steps: int) -> Run:
     return Run.create(load_recipe("toy", (*TINY, *more)), folder)
 
 
-def train(run: Run) -> int:
-    """Train in a process of its own; return its number."""
+#: What Python tells an audit hook of before it does it to a file; fsync, of which it tells nothing, is wrapped.
+OPERATIONS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "fcntl.flock")
+
+
+def die_at(operation: int, folder: Path, told: int) -> None:
+    """Kill this process before its file operation of that number in a folder; write the number done to ``told``."""
+    done, root = 0, str(folder.resolve())
+
+    def count(event: str, arguments: tuple) -> None:
+        nonlocal done
+        if event not in OPERATIONS:
+            return
+        names = [os.path.abspath(os.fsdecode(a)) for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
+        if event != "fcntl.flock" and not any(name.startswith(root) for name in names):
+            return
+        done += 1
+        os.pwrite(told, done.to_bytes(4, "little"), 0)
+        if done == operation:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fsync = os.fsync
+    os.fsync = lambda handle: (count("open", (root,)), fsync(handle))[1]
+    sys.addaudithook(count)
+
+
+def train(run: Run, operation: int | None = None, told: int = -1) -> int:
+    """Train in a process of its own, which dies at a file operation if one is given; return its number."""
     process = os.fork()
     if process:
         return process
     try:
+        if operation is not None:
+            die_at(operation, run.folder, told)
         fit(Run.open(run.folder))
     except BaseException:  # noqa: BLE001 - a forked child prints it and ends
         traceback.print_exc()
@@ -106,12 +138,48 @@ def attempt(run: Run, span: float, draws: random.Random, writing: bool) -> int:
     return kill(process) if status is None else status
 
 
+def left_by(run: Run) -> tuple[set[str], set[str]]:
+    """Return the names of a run's files, and what its report draws: the step of its last point and of each picture."""
+    names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    return names, set(re.findall(r"step[- ]0*\d+", run.report.read_text(encoding="utf-8")))
+
+
+def at_operations(settings: argparse.Namespace, wanted: tuple, left: tuple, began: float) -> None:
+    """Kill one run after another at its first file operation, its second, ...; each must end as the whole one did."""
+    operation, kills = 1, 0
+    with tempfile.TemporaryFile() as told:
+        while True:
+            run = build(Path(f"run-{operation}"), settings.steps)
+            status = wait_for(train(run, operation, told.fileno()), _PATIENCE)
+            if status is None or (os.WIFEXITED(status) and status):
+                sys.exit(f"{run.folder} failed by itself at operation {operation}")
+            killed = os.WIFSIGNALED(status)
+            kills += killed
+            if killed and wait_for(train(run), _PATIENCE) != 0:
+                sys.exit(f"{run.folder} does not go on after a kill at operation {operation}")
+            difference = compare(outcome(run), wanted)
+            strange = [a ^ b for a, b in zip(left_by(run), left, strict=True)]
+            if difference or any(strange):
+                sys.exit(f"after a kill at operation {operation} {run.folder} ended otherwise: {difference} {strange}")
+            shutil.rmtree(run.folder)
+            if not killed:
+                break
+            operation += settings.every
+    print(
+        f"{kills} kills, one at every {settings.every}. file operation of a run of {settings.steps} steps "
+        f"({time.monotonic() - began:.0f} s): every run ended with the bytes, the files and the report of the run that "
+        f"was never killed."
+    )
+
+
 def main() -> None:
     """Kill as often as asked, compare every run that ends, and print the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=24, help="of each run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--operations", action="store_true", help="kill at every file operation instead")
+    parser.add_argument("--every", type=int, default=1, help="with --operations, at every so many of them")
     settings = parser.parse_args()
     torch.set_num_threads(1)
     Image.init()
@@ -125,6 +193,9 @@ def main() -> None:
         if wait_for(train(whole), _PATIENCE) != 0:
             sys.exit("the run that is not killed does not end well")
         wanted, span = outcome(whole), (time.monotonic() - began) / 8
+        if settings.operations:
+            at_operations(settings, wanted, left_by(whole), began)
+            return
         while kills < settings.kills:
             run = build(Path(f"run-{runs}"), settings.steps)
             status = None

@@ -6,6 +6,7 @@ For ``qsattn --help``, which imports neither torch nor any part, the one-line he
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import platform
@@ -18,6 +19,7 @@ import click
 
 from qsattn_plugin import __version__
 from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.text import printable
 
 # OpenMP threads that wait for work spin for milliseconds by default, which slows down other busy processes and this
 # one: on two cores with one such process a training step took 2.8 s instead of 1.2 s. A short spin costs nothing on an
@@ -73,14 +75,14 @@ class LazyGroup(click.Group):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except UserError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error
         except OSError as error:
             if error.strerror is None or isinstance(error, BrokenPipeError):  # not an error of the system about a file
                 raise
             place = f" ({error.filename})" if error.filename else ""
-            raise click.ClickException(f"{error.strerror}{place}") from error
+            raise click.ClickException(printable(f"{error.strerror}{place}")) from error
         except KeyboardInterrupt as stop:  # click itself exits with 1, the code of a failure
-            click.echo(f"\n{stop}" if stop.args else "\nAborted!", err=True)
+            click.echo(printable(f"\n{stop}") if stop.args else "\nAborted!", err=True)
             raise click.exceptions.Exit(getattr(stop, "exit_code", 130)) from stop
         finally:
             logger.removeHandler(notes)
@@ -90,7 +92,7 @@ class _Notes(logging.Handler):
     """Prints what the package logs, such as which file a model's name meant."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
+        click.echo(printable(self.format(record)), err=True)
 
 
 _default_showwarning = warnings.showwarning
@@ -101,7 +103,7 @@ def _show_warning(message: Any, category: type[Warning], *where: Any, **more: An
     if category.__module__.partition(".")[0] == "qsattn_plugin":
         from tqdm import tqdm
 
-        tqdm.write(f"Warning: {message}", file=sys.stderr)  # above a progress bar, if there is one
+        tqdm.write(printable(f"Warning: {message}"), file=sys.stderr)  # above a progress bar, if there is one
     else:
         _default_showwarning(message, category, *where, **more)
 
@@ -140,4 +142,6 @@ def main() -> None:
 
 def run() -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where a terminal's encoding lacks a letter of a name
     main(prog_name="qsattn")

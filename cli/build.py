@@ -39,16 +39,22 @@ def command(
     from qsattn_plugin.training.describe import part_table
     from qsattn_plugin.training.run import Run
     from qsattn_plugin.training.session import Session
+    from qsattn_plugin.training.values import describe_range, with_measured_range
 
-    loaded = load_recipe(recipe, overrides, imports)
-    run = Run.at(loaded, folder)
-    run.check(overwrite)
+    asked = load_recipe(recipe, overrides, imports)
+    Run.at(asked, folder).check(overwrite)
+    loaded = with_measured_range(asked)
+    if loaded != asked:
+        click.echo(describe_range(loaded))
     session = Session(loaded)
     click.echo(textwrap.indent(text_table(part_table(session), "<<>"), "  "))
     if not no_trial:
         from qsattn_plugin.training.trial import describe_trial, try_recipe
 
-        click.echo("\n" + describe_trial(session, try_recipe(session)))
+        trial = try_recipe(session)
+        click.echo("\n" + describe_trial(session, trial))
+        for note in trial.notes:
+            click.echo(note)
     run = Run.create(loaded, folder, overwrite)
     name = "" if folder is None else f" {folder}"
     click.echo(f"\nThe run is {run.folder}. Train it with: qsattn fit{name}")

@@ -11,6 +11,7 @@ import click
 
 from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.types import parsed_by
+from qsattn_plugin.text import printable
 
 if TYPE_CHECKING:
     from qsattn_plugin.translation.sizes import At
@@ -70,6 +71,7 @@ def command(
     The default sampler is the model's own if it selects by attention, otherwise qsattn_global. Pictures that cannot be
     read are listed at the end; the exit code is then 1.
     """
+    from qsattn_plugin.data.images import show
     from qsattn_plugin.devices import pick_device
     from qsattn_plugin.evaluation.mapping import draw_maps
 
@@ -90,8 +92,10 @@ def command(
     )
     for path, numbers in written:
         entropy = json.loads(numbers.read_text(encoding="utf-8"))["entropy_quantiles"]
-        click.echo(f"{path}  entropy {entropy['0%']:.3g} to {entropy['100%']:.3g} nats, median {entropy['50%']:.3g}")
+        click.echo(
+            f"{show(path)}  entropy {entropy['0%']:.3g} to {entropy['100%']:.3g} nats, median {entropy['50%']:.3g}"
+        )
     for _, reason in failed:
-        click.echo(f"not drawn: {reason}", err=True)
+        click.echo(printable(f"not drawn: {reason}"), err=True)
     if failed:
         sys.exit(1)

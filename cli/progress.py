@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import sys
-import time
 from typing import Any
 
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from qsattn_plugin.text import duration
 from qsattn_plugin.training.progress import TrainingEvent, summarise_losses
 
-#: Steps that the time of a step is averaged over, evaluations between them included.
+#: Steps that the time of a step is averaged over.
 _HORIZON = 1000
 #: From so many seconds a step on, that is shown instead of images per second.
 _SLOW = 1.0
@@ -64,9 +64,11 @@ class TrainingDisplay:
         self._losses = ""
         self._rate = ""
         self._steps = 0  # seen since the start
-        self._last = 0.0  # time of the last one
+        self._last = 0.0  # seconds of training up to the last one
         self._mean = 0.0  # seconds of a step
-        self._log_every = 1
+        self._paused = 0.0  # seconds of saving and evaluating
+        self._evaluations = 0
+        self._log_every = self._evaluate_every = 1
 
     def __call__(self, progress: TrainingEvent) -> None:
         """Show an event; kinds without a method here have nothing to show."""
@@ -95,7 +97,8 @@ class TrainingDisplay:
         self._line(f"{going} on {values['device']} in {form}, {images} images, {progress.steps} steps")
         for sentence in values["notes"]:
             self._line(sentence)
-        self._steps, self._last, self._log_every = 0, time.monotonic(), values["log_every"]
+        self._steps, self._last, self._evaluations = 0, 0.0, 0
+        self._log_every, self._evaluate_every = values["log_every"], values["evaluate_every"]
 
     def _images(self, progress: TrainingEvent) -> None:
         """Show that the images were decoded again."""
@@ -117,7 +120,7 @@ class TrainingDisplay:
             self._line(f"step {progress.step}/{progress.steps}  {self._state(progress)}")
 
     def _step(self, progress: TrainingEvent) -> None:
-        now = time.monotonic()
+        now, self._paused = progress.values["training"], progress.values["paused"]
         taken, self._last = now - self._last, now
         self._steps += 1
         if self._steps <= 2:  # the first step takes longer than others: its time is dropped with the second
@@ -137,6 +140,7 @@ class TrainingDisplay:
             self._evaluate(progress)
 
     def _evaluate(self, progress: TrainingEvent) -> None:
+        self._evaluations += self._steps > 0  # one before the first step is not counted in the pauses
         scores = "  ".join(f"{name} {value:.4f}" for name, value in progress.values["scores"].items())
         grid = progress.values["grid"]
         if scores or grid:
@@ -157,4 +161,9 @@ class TrainingDisplay:
         """Return the rate, the time left, and the losses."""
         slow = self._mean >= _SLOW or not self._rate
         rate = f"{self._mean:.{1 if slow else 3}f} s/step" if slow else self._rate
-        return f"{rate}  {duration(self._mean * (progress.steps - progress.step))} left  {self._losses}".rstrip()
+        left = self._mean * (progress.steps - progress.step)
+        if self._evaluations:
+            every = self._evaluate_every
+            due = math.ceil(progress.steps / every) - (progress.step - 1) // every  # that of this step included
+            left += due * self._paused / self._evaluations
+        return f"{rate}  {duration(left)} left  {self._losses}".rstrip()

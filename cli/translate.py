@@ -10,8 +10,10 @@ import click
 
 from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.types import parsed_by
+from qsattn_plugin.text import printable
 
 if TYPE_CHECKING:
+    from qsattn_plugin.data.pixels import Pages
     from qsattn_plugin.translation.sizes import At
 
 
@@ -39,6 +41,14 @@ if TYPE_CHECKING:
 @click.option("--sheet", is_flag=True, help="Put the picture and its translations at the sizes of --at side by side.")
 @click.option(
     "--size", metavar="N|WxH", callback=parsed_by("files", "parse_size"), help="Resize first: shorter side, or both."
+)
+@click.option(
+    "--pages",
+    metavar="first|all|N",
+    default="first",
+    show_default=True,
+    callback=parsed_by("files", "parse_pages"),
+    help="Of files with several pages or frames: the first, the N-th, or each, into a file of its own.",
 )
 @click.option(
     "--tile",
@@ -69,6 +79,7 @@ def command(
     sizes: list[At] | None,
     sheet: bool,
     size: int | tuple[int, int] | None,
+    pages: Pages,
     tile: int | None,
     batch: int | None,
     shard: tuple[int, int] | None,
@@ -84,7 +95,7 @@ def command(
     """
     from qsattn_plugin.cli.progress import Bar
     from qsattn_plugin.devices import pick_device
-    from qsattn_plugin.translation.files import is_file, plan
+    from qsattn_plugin.translation.files import each_page, is_file, plan
     from qsattn_plugin.translation.job import Outcome, translate_files
     from qsattn_plugin.translation.load import load
 
@@ -96,10 +107,12 @@ def command(
     def place(target: Path) -> Path:
         return target.with_stem(f"{target.stem}-sizes") if sheet and not is_file(out) else target
 
-    pairs = [(source, place(target)) for source, target in plan(inputs, out, files=lambda target: (place(target),))]
+    translator = load(model, pick_device(device), generator)
+    kept, other = translator.kept
+    planned = plan(inputs, out, kept, lambda target: (place(target),), other)
+    pairs = each_page(((source, place(target)) for source, target in planned), pages)
     if shard is not None:
         pairs = pairs[shard[0] - 1 :: shard[1]]
-    translator = load(model, pick_device(device), generator)
     outcome = Outcome()
     # The count is fractional: large pictures are counted in parts.
     counted = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]"
@@ -118,12 +131,16 @@ def command(
             )
     finally:
         skipped = f", {len(outcome.skipped)} existing skipped (--overwrite replaces them)" if outcome.skipped else ""
-        click.echo(f"{len(outcome.written)} pictures written to {out}{skipped}")
+        click.echo(printable(f"{len(outcome.written)} pictures written to {out}{skipped}"))
         for side, count in sorted(outcome.carried.items()):
             click.echo(
                 f"{count} of them translated at {side} px and carried back to their size; --at full: at their own"
             )
+        if outcome.frames:
+            (first, count), several = outcome.frames[0], len(outcome.frames)
+            what = "file has several pages or frames" if several == 1 else "files have several pages or frames each"
+            click.echo(f"{several} {what}, of which the first was translated ({first}: {count}); --pages all: each")
         for _, reason in outcome.failed:
-            click.echo(f"not translated: {reason}", err=True)
+            click.echo(printable(f"not translated: {reason}"), err=True)
     if outcome.failed:
         sys.exit(1)

@@ -1,7 +1,8 @@
-"""Text tables, and durations in words."""
+"""Text for people: tables, durations in words, and what a terminal can show."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 
@@ -40,3 +41,19 @@ def duration(seconds: float) -> str:
         if count or (unit == "s" and not parts):
             parts.append(f"{count} {unit}")
     return " ".join(parts[:2])
+
+
+def printable(text: str) -> str:
+    r"""Return text that does nothing to a terminal: control characters and marks of direction become escapes.
+
+    Line ends and tabs stay; bytes of names that are not UTF-8 become question marks.
+
+    >>> from qsattn_plugin.text import printable
+    >>> print(printable("a\x1b[2Jb\u202e.png"))
+    a\x1b[2Jb\u202e.png
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    if text.isprintable():
+        return text
+    kept = (c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs" for c in text)
+    return "".join(c if keep else c.encode("unicode_escape").decode() for c, keep in zip(text, kept, strict=True))

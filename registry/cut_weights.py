@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.storage.weights import misfits, show_shape
 
 #: Buffers that instance norm had in old versions of torch; they are not used: each image has its own statistics.
 _OLD_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -57,10 +58,6 @@ def normalise_keys(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _shape(value: Tensor) -> str:
-    return " x ".join(map(str, value.shape)) or "scalar"
-
-
 def load_cut_weights(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> LoadReport:
     """Load weights in the layout of CUT and CycleGAN into a generator, in place, all of them or none.
 
@@ -83,18 +80,11 @@ def load_cut_weights(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> 
     filled_in = sorted((_optional(own) | unbiased) - set(given))
     given = {key: value for key, value in given.items() if key not in left_out}
 
-    problems = []
-    for key in [*own, *(key for key in given if key not in own)]:
-        if key in filled_in:
-            continue
-        if key not in given:
-            problems.append(f"{key}: missing, the generator has {_shape(own[key])}")
-        elif key not in own:
-            problems.append(f"{key}: {_shape(given[key])}, the generator has no such layer")
-        elif given[key].shape != own[key].shape:
-            problems.append(f"{key}: {_shape(given[key])}, the generator has {_shape(own[key])}")
-        elif key.endswith(".filt") and not torch.allclose(given[key].to(own[key]), own[key], rtol=0, atol=1e-3):
-            problems.append(f"{key}: {_shape(given[key])}, not the generator's blur filter")
+    problems = misfits(own, given, filled_in)
+    for key in own.keys() & given.keys() if not any(tensor.is_meta for tensor in own.values()) else ():
+        fixed = key.endswith(".filt") and given[key].shape == own[key].shape
+        if fixed and not torch.allclose(given[key].to(own[key]), own[key], rtol=0, atol=1e-3):
+            problems.append(f"{key}: {show_shape(given[key])}, not the generator's blur filter")
     if problems:
         hint = ""
         with contextlib.suppress(UserError):
@@ -102,7 +92,8 @@ def load_cut_weights(generator: nn.Module, state_dict: Mapping[str, Tensor]) -> 
             hint = f" (they look like {name} with {', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
         raise UserError("\n  ".join([f"{len(problems)} of the weights do not fit this generator{hint}:", *problems]))
     constants = {key: torch.zeros_like(own[key]) if key in unbiased else own[key] for key in filled_in}
-    generator.load_state_dict({**given, **constants})
+    # A generator without values (on the meta device) cannot be written to: it is only checked.
+    generator.load_state_dict({**given, **constants}, assign=any(tensor.is_meta for tensor in own.values()))
     return LoadReport(len(given), left_out, filled_in)
 
 

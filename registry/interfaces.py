@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Attentive", "PreprocessMode", "attentive_layers", "side_multiple"]
+__all__ = ["Attentive", "PreprocessMode", "attentive_layers", "of_domain", "side_multiple"]
 
 #: What happens to a training image before it is cropped: CUT's and CycleGAN's modes.
 PreprocessMode = Literal[
@@ -20,6 +20,11 @@ PreprocessMode = Literal[
     "scale_shortside_and_crop",
     "none",
 ]
+
+
+def of_domain(value: Any, domain: str) -> Any:
+    """Return what a key of ``data`` says of the domain "A" or "B": one value for both, or a mapping of both."""
+    return value[domain] if isinstance(value, Mapping) else value
 
 
 class Attentive(Protocol):

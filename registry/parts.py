@@ -11,6 +11,7 @@ import inspect
 import pathlib
 import re
 import textwrap
+import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from qsattn_plugin.errors import UserError, nearest
 
-__all__ = ["IndexedPart", "Nested", "Part", "PartError", "argument_docs", "describe_part", "fits"]
+__all__ = ["IndexedPart", "Nested", "Part", "PartError", "accepts", "argument_docs", "describe_part", "fits"]
 
 
 class PartError(UserError, ValueError):
@@ -98,6 +99,16 @@ class Part:
         missing = [n for n, p in parameters.items() if p.default is p.empty and p.kind in named and n not in given]
         if complete and missing:
             raise PartError(f"{self.kind} {self.name!r} needs the argument {missing[0]!r}", missing[0])
+
+    def check_values(self, arguments: Mapping[str, Any]) -> None:
+        """Raise :class:`PartError` for an argument from a document whose value is not of the type in the signature."""
+        self.check(arguments, complete=False)
+        for name, value in arguments.items():
+            parameter = self.signature.parameters.get(name)
+            if parameter is not None and not accepts(parameter.annotation, value):
+                kind = getattr(parameter.annotation, "__name__", "") or str(parameter.annotation)
+                what = f"must be {kind.replace('typing.', '')}, got {value!r:.60}"
+                raise PartError(f"{self.kind} {self.name!r}: {name}: {what}", name)
 
 
 class IndexedPart(Part):
@@ -188,6 +199,42 @@ def describe_part(part: Part) -> dict[str, Any]:
         "arguments": {name: argument(parameter) for name, parameter in part.signature.parameters.items()},
         "docs": part.docs,
     }
+
+
+def accepts(annotation: Any, value: Any) -> bool:
+    """Return whether a value from JSON is of a type; a type that JSON has no values of accepts anything.
+
+    Stricter than Python: ``true`` is no integer. A list may become a tuple, an integer a float, text a path. For files
+    of weights, which are read where pydantic is not installed; recipes are checked by ``registry.recipe.checking``.
+    """
+    origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return accepts(inner[0], value)
+    if origin in (typing.Union, types.UnionType):
+        return any(accepts(one, value) for one in inner)
+    if origin is typing.Literal:
+        return any(type(value) is type(one) and value == one for one in inner)
+    if origin in _JSON_TYPES:
+        given = _JSON_TYPES[origin]
+        if not isinstance(value, given) or (isinstance(value, bool) and bool not in given):
+            return False
+        # Of mappings and mixed tuples only the container is checked.
+        items: Any = value if given == (list, tuple) and len({*inner} - {...}) == 1 else ()
+        return all(accepts(inner[0], item) for item in items)
+    return True
+
+
+#: A type in a signature -> the types of JSON's values for it.
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {
+    **dict.fromkeys((None, type(None)), (type(None),)),
+    bool: (bool,),
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    pathlib.Path: (str,),
+    **dict.fromkeys((list, tuple, set, collections.abc.Sequence, collections.abc.Collection), (list, tuple)),
+    **dict.fromkeys((dict, collections.abc.Mapping), (dict,)),
+}
 
 
 def fits(pattern: str, kind: str, name: str, tags: Iterable[str] = (), text: str = "") -> bool:

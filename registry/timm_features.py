@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.storage.weights import read_weights
 
 #: Without named taps, levels whose positions span more pixels are left out: they have too few positions.
 _COARSEST = 16
@@ -258,19 +259,9 @@ def _hub() -> Iterator[None]:
 def _read(weights: Path) -> dict[str, Tensor]:
     """Return the tensors of a file, without executing code from it."""
     path = Path(weights).expanduser()
-    if not path.is_file():
-        raise UserError(f"{path}: no such file of weights")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
-    except Exception as problem:
-        said = str(problem).splitlines()[0][:200]
-        raise UserError(f"{path}: cannot be read as weights ({said})") from problem
+    found = read_weights(path)
+    found = found if isinstance(found, Mapping) else {}
+    found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), Mapping)), found)
     tensors = {str(key).removeprefix("module."): value for key, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise UserError(f"{path}: holds no weights")

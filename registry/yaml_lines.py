@@ -19,8 +19,8 @@ from qsattn_plugin.errors import UserError
 
 __all__ = ["Node", "Place", "Problem", "RecipeError", "from_plain", "parse", "parse_assignment", "resolve", "write"]
 
-#: Limit on the values of a document: aliases of aliases can expand to billions.
-MOST_VALUES = 20_000
+#: Limits on the values of a document (aliases of aliases can expand to billions), and on levels of nesting.
+MOST_VALUES, MOST_LEVELS = 20_000, 32
 
 
 class Place(NamedTuple):
@@ -162,6 +162,8 @@ def parse_assignment(text: str, example: str) -> tuple[str, Node]:
     """
     place = Place(f"-s {text}")
     key, equals, value = text.partition("=")
+    if key.count(".") >= MOST_LEVELS:
+        raise RecipeError(Problem(Place(f"-s {text[:40]}..."), "", "this is nested too deeply for a recipe"))
     if not equals or not all(part.strip() for part in key.split(".")):
         raise RecipeError(Problem(place, "", f"expected key=value, for example -s {example}"))
     return key.strip(), parse(value, place, lines=False)
@@ -191,6 +193,8 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             plain = node.style is None
             return Node(resolve(node.value) if plain else node.value, place, node.value if plain else None)
+        if len(self.open) >= MOST_LEVELS:
+            raise RecipeError(Problem(place, key, "this is nested too deeply for a recipe"))
         self.open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):

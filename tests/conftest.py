@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,19 @@ def workplace(tmp_path, monkeypatch) -> Path:
     """An empty current directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    """A hub that cannot be reached, an empty cache, and no patience for retries."""
+    from huggingface_hub import constants
+
+    def asleep(_seconds):
+        raise AssertionError("waits before it tries again")
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", asleep)
+    yield tmp_path / "hub"
+    assert constants.HF_HUB_OFFLINE is False, "the hub's client is left as it was"

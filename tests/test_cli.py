@@ -18,9 +18,10 @@ from PIL import Image
 
 from qsattn_plugin import text
 from qsattn_plugin.cli import COMMANDS, main
-from qsattn_plugin.cli.progress import StageBars
+from qsattn_plugin.cli.progress import StageBars, TrainingDisplay
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.progress import TrainingEvent
 from qsattn_plugin.training.run import Run
 from tests.conftest import TINY
 
@@ -72,6 +73,18 @@ def test_help_does_not_import_torch(args):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage: " in done.stdout
+
+
+@pytest.mark.parametrize("args", [["list"], ["list", "horse"], ["schema"], ["show", "recipe/toy"], ["show", "train"]])
+def test_what_is_asked_about_recipes_is_answered_without_torch(args):
+    program = (
+        f"import sys\nfrom qsattn_plugin.cli import main\nmain({args!r}, standalone_mode=False)\n"
+        "heavy = {'torch', 'timm', 'kornia', 'numpy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 6
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -169,7 +182,7 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
         ),
         (
             ["build", "toy", "-s", "discriminator.layers=5"],
-            "data.crop: layers: this PatchGAN needs images of at least 96",
+            "data.crop: discriminator.layers: this PatchGAN needs images of at least 96",
         ),
         (["build", "toy", "-s", "generator=unet_128"], "data.crop: unet_128 takes multiples of 128 pixels, got 64"),
         (["build", "horse2zebra"], "datasets/horse2zebra"),
@@ -275,6 +288,25 @@ def test_bars_are_drawn_on_a_terminal_only(monkeypatch, terminal):
         assert "reading: 100%" in stderr.getvalue() and "2/2" in stderr.getvalue() and "5it" in stderr.getvalue()
     else:
         assert stderr.getvalue() == "reading ...\nchecking ...\n"
+
+
+def test_evaluations_count_in_the_time_left_and_not_in_that_of_a_step(capsys):
+    show = TrainingDisplay()
+    start = {"damaged": [], "skipped": [], "images": {}, "resumed": False, "environment": {"precision": "fp32"}}
+    start |= {"device": "cpu", "notes": [], "log_every": 4, "evaluate_every": 2}
+    show(TrainingEvent("start", 0, 10, start))
+    for step in range(1, 9):  # a step takes 2 s, an evaluation 30 s
+        show(TrainingEvent("step", step, 10, {"training": 2.0 * step, "paused": 30.0 * ((step - 1) // 2)}))
+        if step % 4 == 0:
+            show(TrainingEvent("train", step, 10, {"losses": {}, "images_per_second": 0.5}))
+        if step % 2 == 0:
+            show(TrainingEvent("evaluate", step, 10, {"scores": {}, "grid": ""}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1:] == [
+        "step 1/10  2.0 s/step  18 s left",  # nothing is known of evaluations
+        "step 4/10  2.0 s/step  2 min 12 s left",  # 6 steps, and the evaluations of steps 4, 6, 8 and 10
+        "step 8/10  2.0 s/step  1 min 4 s left",
+    ]
 
 
 def test_tables_have_aligned_columns():

@@ -12,6 +12,7 @@ import pytest
 from qsattn_plugin.registry import BUILTIN, REGISTRY, list_parts
 from qsattn_plugin.registry.parts import IndexedPart, Part, argument_docs, describe_part
 from qsattn_plugin.registry.pretrained import INDEX, entries
+from qsattn_plugin.registry.recipe.page import recipe_page
 from tests.recipe_parts import GOOD, load, parts
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def readme() -> str:
 
 
 #: File -> what writes it.
-GENERATED = {"registry/parts.json": index, "README.md": readme}
+GENERATED = {"registry/parts.json": index, "docs/recipes.md": recipe_page, "README.md": readme}
 
 
 @pytest.mark.parametrize("name", GENERATED)

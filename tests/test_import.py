@@ -242,8 +242,13 @@ def scripted() -> torch.jit.ScriptModule:
 @pytest.mark.parametrize(
     ("make", "extra", "message"),
     [
-        (lambda p: p.write_text("<html>404</html>"), (), "is not a file that torch.save wrote, or it is damaged"),
-        (lambda p: p.write_bytes(saved(p, OTHER).read_bytes()[:5000]), (), "not a file that torch.save wrote"),
+        (lambda p: p.write_text("<html>404</html>"), (), "is a web page, not a file of weights"),
+        (
+            lambda p: p.write_text("version https://git-lfs.github.com/spec/v1"),
+            (),
+            "is a Git LFS pointer, not the file",
+        ),
+        (lambda p: p.write_bytes(saved(p, OTHER).read_bytes()[:5000]), (), "or it is damaged"),
         (lambda p: None, (), "there is no file "),
         (lambda p: p.mkdir(), (), "there is no file "),
         (lambda p: torch.jit.save(scripted(), p), (), "a TorchScript program, not weights"),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
+import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,11 +34,11 @@ FIT = [sys.executable, "-m", "qsattn_plugin.cli", "fit"]
 @pytest.fixture(autouse=True)
 def usual_handlers():
     """Signals as a process at a terminal has them, whatever this one was started with; the same again afterwards."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(n, h) for n, h in zip(numbers, (signal.default_int_handler, signal.SIG_DFL), strict=True)]
+    numbers, usual = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP), [signal.default_int_handler, *[signal.SIG_DFL] * 2]
+    before = [signal.signal(n, h) for n, h in zip(numbers, usual, strict=True)]
     yield
     after = [signal.signal(n, h) for n, h in zip(numbers, before, strict=True)]
-    assert after == [signal.default_int_handler, signal.SIG_DFL], "a handler was left behind"
+    assert after == usual, "a handler was left behind"
 
 
 def test_a_checkpoint_is_never_older_than_the_recipe_allows(workplace):
@@ -59,7 +63,7 @@ def raising(number: int, at: int, times: int = 1):
 
 @pytest.mark.parametrize(
     ("number", "code", "at"),  # between evaluations, at one, at the last step
-    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 4)],
+    [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2), (signal.SIGHUP, 129, 2), (signal.SIGTERM, 143, 4)],
 )
 def test_a_signal_lets_the_step_end_and_saves(workplace, number, code, at):
     whole, run = build(workplace / "whole"), build(workplace / "run")
@@ -259,3 +263,75 @@ def test_best_weights_count_as_a_training_and_go_with_it(workplace):
     with pytest.raises(UserError, match="has no best weights"):
         find_weights(f"{run.folder}@best")
     assert run.checkpoints.best_of() == {}
+
+
+@pytest.mark.parametrize("change", ["moved", "deleted", "replaced"])
+def test_a_folder_that_goes_away_ends_the_training_with_a_checkpoint_in_a_place_that_is_said(workplace, change):
+    whole, run = build(workplace / "whole"), build(workplace / "run")
+    fit(whole)
+    place = {"moved": workplace / "elsewhere"}.get(change, workplace / "run-2")
+
+    def meddle(progress: TrainingEvent) -> None:
+        if (progress.kind, progress.step) == ("step", 3):
+            run.folder.rename(workplace / "elsewhere")
+            if change != "moved":
+                shutil.rmtree(workplace / "elsewhere")
+            if change == "replaced":
+                build(workplace / "run")
+
+    with pytest.raises(UserError, match="was moved or deleted; step 3 of 4 is saved; `qsattn") as stop:
+        fit(run, on_event=meddle)
+    assert f"`qsattn fit {place}`" in str(stop.value)
+    assert run.folder.exists() == (change == "replaced") and not list(run.folder.glob("checkpoints/*"))
+    found = Run.open(place)
+    fit(found)
+    assert last_checkpoint(found) == last_checkpoint(whole)
+
+
+def test_without_its_lock_file_a_run_is_still_locked(workplace):
+    run = build(workplace / "run")
+    with run.lock():
+        (run.folder / ".lock").unlink()
+        with pytest.raises(UserError, match="another process is training"), Run.open(run.folder).lock():
+            pass
+
+
+@pytest.mark.parametrize("lost", ["end", "report", "both", "evaluation"])
+def test_what_a_finished_run_lacks_is_made_good(workplace, lost):
+    run = build(workplace / "run")
+    fit(run)
+    whole, report = outcome(run), run.report.read_text()
+    lines = run.log_file.read_text().splitlines()
+    if lost in ("both", "end", "evaluation"):
+        lines = [line for line in lines if json.loads(line)["event"] != "end"]
+    if lost == "evaluation":
+        lines[-1] = lines[-1].replace('"scores"', '"sores"')  # the last one, damaged
+    (run.folder / ".report.html.abc.part").write_text("half")
+    run.log_file.write_text("\n".join([*lines, '{"event": "train", "step": "x"}', "[" * 9999, ""]))
+    if lost in ("both", "report"):
+        run.report.unlink()
+    fit(Run.open(run.folder))
+    assert outcome(run) == whole
+    assert run.report.read_text().count("<svg") == report.count("<svg")
+    assert run.last("end")["finished"] and run.last("end")["step"] == 4
+    assert not list(run.folder.rglob(".*.part"))
+    before = run.report.stat().st_mtime_ns
+    fit(Run.open(run.folder))
+    assert run.report.stat().st_mtime_ns == before  # once
+
+
+def test_a_closed_terminal_saves_and_ends(workplace):
+    run = build(workplace / "run", "train.steps=100000", "checkpoint={every: 1, keep: 2}", "evaluate.every=100000")
+    child, terminal = pty.fork()
+    if not child:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(FIT[0], [*FIT, str(run.folder)])
+    deadline = time.monotonic() + 120
+    while not run.checkpoints.steps():
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 1 << 16)
+    os.close(terminal)  # the kernel sends SIGHUP, and what is printed from now on is an error
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert run.last("end")["signal"] == "SIGHUP" and run.last("end")["step"] == run.checkpoints.steps()[-1]

@@ -42,7 +42,12 @@ def test_tensors_that_share_memory_are_saved_as_two(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "damaged or not a safetensors file"),
+        (b"", "weights.safetensors is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "is a Git LFS pointer, .*`git lfs pull`",
+        ),
+        (b"\n <!DOCTYPE html><html>404</html>", "is a web page, not a file of weights"),
         (b"\x80\x04 not a safetensors file at all", "damaged or not a safetensors file"),
         (None, "there is no file"),
     ],
@@ -106,8 +111,10 @@ except UserError as error:
 def test_checkpoints_keep_the_newest_and_pass_over_damaged_ones(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     assert checkpoints.newest() == (None, [])
+    parts = {key: {"type": "x"} for key in ("generator", "discriminator", "encoder")}
+    recipe = {"method": "x", "data": {"crop": 4}, "train": {"steps": 1}, **parts}
     for step in (5, 10, 15):
-        checkpoints.save(step, {"w": torch.tensor([float(step)])}, {"kind": "checkpoint"})
+        checkpoints.save(step, {"w": torch.tensor([float(step)])}, {"scaler": {}, "recipe": recipe})
     assert checkpoints.steps() == [10, 15]
     newest = checkpoints.path(15)
     newest.write_bytes(newest.read_bytes()[:-3])

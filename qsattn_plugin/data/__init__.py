@@ -3,6 +3,8 @@
 ==================  ====================================================================================
 ``images``          one picture file of any kind to a PIL image or a uint8 tensor, and back
 ``folders``         the data set that reads ``trainA``, ``trainB``, ``testA``, ``testB``
+``raster``          a picture with the bands and the numbers of its file, which ``decoders`` read
+``ranges``          value ranges, to a network's [-1, 1] and back
 ``preprocess``      the resize and crop modes of CUT and its forks
 ``store``           every picture decoded once, in memory or in one file
 ``batches``         the images and crops of a training step
@@ -35,7 +37,8 @@ SPLITS = ("trainA", "trainB", "testA", "testB")
 class ImageSet(Protocol):
     """A sequence of images, read on access.
 
-    ``images[i]`` is a uint8 tensor (C, H, W); sizes may differ between images. It raises
+    ``images[i]`` is a tensor (C, H, W), uint8 or the int16 codes of :mod:`qsattn_plugin.data.ranges`; sizes may differ
+    between images. It raises
     :class:`~qsattn_plugin.data.images.UnreadableImage` if image ``i`` cannot be read; a
     :class:`~qsattn_plugin.data.store.Store` then skips it.
 

@@ -62,8 +62,8 @@ class UnpairedBatches:
         """Return the batch of a step, counted from 0.
 
         Returns:
-            ``A`` and ``B``: uint8 (B, C, h, w), new tensors; ``index_a`` and ``index_b``: int64 (B,), the indices of
-            the images in their stores.
+            ``A`` and ``B``: uint8 or int16 (B, C, h, w), new tensors; ``index_a`` and ``index_b``: int64 (B,), the
+            indices of the images in their stores.
 
         Raises:
             ValueError: ``step`` is negative.

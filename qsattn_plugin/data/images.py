@@ -4,44 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from qsattn_plugin.data import decoders
 from qsattn_plugin.data.pixels import memory_of
+from qsattn_plugin.data.raster import HINT, Raster
+from qsattn_plugin.data.unreadable import UnreadableImage, show
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage import replacing
+
+#: File name endings of arrays, which are read as pictures.
+ARRAYS = (".npy", ".npz")
 
 #: File name endings of pictures, in lower case: those of CUT and its forks, and others that Pillow reads.
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".tga", ".jp2", ".avif"),
+    *ARRAYS,
 )
 
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+#: Pixels for which any process that can train has the memory: where these do not fit, it is not the picture's fault.
+_FEW = 1 << 24
 
 
-class UnreadableImage(UserError):
-    """A picture cannot be read. ``reason`` is a phrase for the user; ``path`` is the file, if there is one."""
-
-    def __init__(self, reason: str, path: str | os.PathLike | None = None):
-        super().__init__(f"{show(path)}: {reason}" if path is not None else reason)
-        self.reason = reason
-        self.path = path
+class OneFrame(UserWarning):
+    """Of a file with several pages or frames, only the first is looked at."""
 
 
 class NoPictures(UserError):
     """A folder contains no pictures."""
-
-
-def show(path: str | os.PathLike) -> str:
-    """Return a path as printable text; bytes that are not UTF-8 become question marks."""
-    return os.fspath(path).encode("utf-8", "replace").decode("utf-8")
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:
@@ -88,30 +90,76 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
-    """Read a picture file of any kind, upright.
+def read_image(path: str | os.PathLike, page: int | None = None) -> Image.Image:
+    """Read a picture file of any kind, upright, in 8 bits.
 
     The result's mode is ``"L"``, ``"LA"``, ``"RGB"`` or ``"RGBA"``, with alpha where the file has transparency. The
     EXIF orientation is applied; palettes, 1-bit, CMYK (also inverted, as Adobe stores it) and other colour spaces are
-    converted as Pillow does, without colour profiles, as in CUT and its forks. Only the first frame of a file is read.
-    Greyscale of more than 8 bits is scaled by a constant, not to the picture's own range: integers from 0..65535;
-    floats from [0, 1], or from [0, 255] if any value is greater than 1.
+    converted as Pillow does; RGB with a colour profile other than sRGB (a camera's wide gamut) is converted to sRGB by
+    it, where CUT and its forks take the numbers as they are. What Pillow does not read right is read
+    with tifffile and imagecodecs (the extra ``scientific``), or refused.
+
+    Greyscale of more than 8 bits is scaled by a constant, not to the picture's own range: integers from 0..65535 (or
+    what the header says, as for 12 bits); floats from [0, 1], or from [0, 255] if any value is greater than 1. Of
+    deeper colours the high byte is kept. Other ranges, and more bands, are for :func:`read_raster`.
+
+    Args:
+        path: the file.
+        page: of a file with several pages or frames, counted from 0. None: the first, and the picture's
+            ``info["frames"]`` says how many there are, if there are more.
 
     Raises:
-        UnreadableImage: the file is missing, empty, not a picture, damaged, or has more pixels than Pillow's guard
-            against decompression bombs allows (``PIL.Image.MAX_IMAGE_PIXELS``).
+        UnreadableImage: the file is missing, empty, not a picture, damaged, has more pixels than Pillow's guard against
+            decompression bombs allows (``PIL.Image.MAX_IMAGE_PIXELS``), or cannot become 8 bits of grey or RGB.
     """
-    with open_image(path) as image:
-        return normalise_mode(image)
+    with open_image(path, page) as image:
+        found = normalise_mode(image)
+        found.info |= {
+            key: image.info[key] for key in ("frames", "icc_profile", "dpi") if key in image.info
+        } | found.info
+        return found
+
+
+def read_raster(path: str | os.PathLike, page: int | None = None) -> Raster:
+    """Read a picture file of any kind, upright, with the bands and the values that it holds.
+
+    Arguments and errors are those of :func:`read_image`; number types are 8 to 64 bits, signed, unsigned or floating.
+    """
+    with _converting(path), decoders.rasters(path, page) as found:
+        return found
+
+
+def read_first(path: str | os.PathLike) -> Image.Image:
+    """Read a picture as :func:`read_image` does; warn (:class:`OneFrame`) where the file has more of them."""
+    picture = read_image(path)
+    if frames := picture.info.get("frames"):
+        warnings.warn(f"{show(path)} has {frames} pages or frames: only the first is looked at", OneFrame, stacklevel=2)
+    return picture
+
+
+def count_pages(path: str | os.PathLike) -> int:
+    """Return the number of pages or frames of a picture file; 1 for one that cannot be read, which says so later."""
+    try:
+        with _converting(path):
+            return decoders.count_pages(path)
+    except UnreadableImage:
+        return 1
 
 
 @contextlib.contextmanager
-def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """Open a picture file with Pillow; errors in opening it, and in the context in decoding it, are converted.
+def open_image(path: str | os.PathLike, page: int | None = None) -> Iterator[Image.Image]:
+    """Open a picture file in one of Pillow's modes; errors, also of the context in decoding it, are converted.
 
     Raises:
         UnreadableImage: see :func:`read_image`.
     """
+    with _converting(path), decoders.opened(path, page) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def _converting(path: str | os.PathLike) -> Iterator[None]:
+    """Convert what the context raises about a picture file to :class:`UnreadableImage`."""
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
@@ -122,16 +170,27 @@ def open_image(path: str | os.PathLike) -> Iterator[Image.Image]:
             raise UnreadableImage("the file is empty")
         # Pillow registers formats lazily at the first open, which is not thread-safe: register all now.
         Image.init()
-        with Image.open(path) as image:
-            yield image
+        yield
     except UnreadableImage as error:
         raise UnreadableImage(error.reason, path) from None
     # Decoders raise nearly anything on damaged input (SyntaxError, struct.error, IndexError, ...). Running out of
-    # memory or of file handles is not the file's fault and is raised as it is.
+    # file handles is not the file's fault and is raised as it is, and so is running out of memory in a small picture.
     except Exception as error:
+        if isinstance(error, MemoryError):
+            size = _claimed_size(path)
+            if size is None or size[0] * size[1] > _FEW:
+                what = "it" if size is None else f"its {size[0]} x {size[1]} pixels"
+                raise UnreadableImage(f"there is not enough memory for {what}", path) from error
         if isinstance(error, MemoryError) or getattr(error, "errno", None) in _LACKS:
             raise
         raise UnreadableImage(_reason(error), path) from error
+
+
+def _claimed_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Return the width and height that a file's header says; None where it cannot be read."""
+    with contextlib.suppress(Exception), Image.open(path) as image:
+        return image.size
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -167,7 +226,36 @@ def normalise_mode(image: Image.Image) -> Image.Image:
         return _eight_bits(image)
     if image.mode in ("1", "L", "La", "LA"):
         return image.convert("LA" if image.has_transparency_data else "L")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return _in_srgb(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert RGB or RGBA from its own colour profile to sRGB; a profile that cannot be used is ignored."""
+    profile = image.info.get("icc_profile")
+    if not profile or profile[16:20] != b"RGB ":
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+        converted = ImageCms.profileToProfile(image.convert("RGB"), own, srgb)
+    except (ImageCms.PyCMSError, ImportError, OSError):
+        return image
+    assert converted is not None  # a new picture, as it is not converted in place
+    if image.mode == "RGBA":
+        converted.putalpha(image.getchannel("A"))
+    converted.info = {**image.info, "icc_profile": srgb.tobytes()}
+    return converted
+
+
+def carried(source: Image.Image, mode: str) -> dict[str, Any]:
+    """Return what a picture of a mode made from another keeps of its ``info``: colour profile and resolution."""
+    kept = {key: source.info[key] for key in ("icc_profile", "dpi") if source.info.get(key)}
+    space = b"RGB " if mode.startswith("RGB") else b"GRAY"
+    if kept.get("icc_profile", b"")[16:20] != space:
+        kept.pop("icc_profile", None)
+    return kept
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -178,26 +266,32 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     low, high = values.min().item(), values.max().item()
     if floating:
         if not (low >= 0 and high <= 255):  # also refuses NaN
-            raise UnreadableImage(f"its float values range from {low:g} to {high:g}; expected 0 to 1, or 0 to 255")
+            raise UnreadableImage(
+                f"its float values range from {low:g} to {high:g}; expected 0 to 1, or 0 to 255: {HINT}"
+            )
         scale = 255.0 if high <= 1 else 1.0
     else:
         if low < 0 or high > 65535:
-            raise UnreadableImage(f"its values range from {low:.0f} to {high:.0f}; expected 16 bits, 0 to 65535")
+            raise UnreadableImage(
+                f"its values range from {low:.0f} to {high:.0f}; expected 16 bits, 0 to 65535: {HINT}"
+            )
         scale = 1 / 257
     # Round half up; in float64 the quotients by 257 have no ties.
     pixels = (values * scale + 0.5).floor_().to(torch.uint8)
-    grey = Image.frombytes("L", image.size, bytes(memory_of(pixels)))
-    if not isinstance(clear, int):
-        return grey
-    alpha = torch.where(values == clear, 0, 255).to(torch.uint8)
-    return Image.merge("LA", (grey, Image.frombytes("L", image.size, bytes(memory_of(alpha)))))
+    found = Image.frombytes("L", image.size, bytes(memory_of(pixels)))
+    if isinstance(clear, int):
+        alpha = torch.where(values == clear, 0, 255).to(torch.uint8)
+        found = Image.merge("LA", (found, Image.frombytes("L", image.size, bytes(memory_of(alpha)))))
+    found.info["used"] = ("float" if floating else "16-bit", low, high, round(255 / scale))
+    return found
 
 
 def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     """Write a picture atomically, in the format of the file's ending.
 
     Missing folders are created, an existing file is replaced. JPEG is written at quality 95 without chroma subsampling,
-    WebP at quality 95. Alpha is dropped for formats that do not support it.
+    WebP at quality 95. Alpha is dropped for formats that do not support it. The picture's colour profile and resolution
+    (``info["icc_profile"]``, ``info["dpi"]``) are written where the format has a place for them.
 
     Raises:
         UserError: the ending is not a picture format, or the file cannot be written.
@@ -210,6 +304,7 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
         raise UserError(f"{show(path)}: cannot write pictures of format {path.suffix!r}{near}")
     if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
         image = image.convert(image.mode[:-1])
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+    options: dict[str, Any] = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}.get(kind, {})
+    options = options | carried(image, image.mode)
     with replacing(path) as temporary:
         image.save(temporary, format=kind, **options)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["NaNImageError", "as_pil", "check_channels", "from_tensor", "memory_of", "to_channels", "to_float"]
+__all__ = ["NaNImageError", "as_pil", "check_channels", "from_tensor", "memory_of", "shown", "to_channels", "to_float"]
+
+#: Which pages or frames of a file are pictures: the first, all, or one by its number from 1.
+Pages = Literal["first", "all"] | int
 
 #: Number of channels -> Pillow's mode.
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -55,7 +60,12 @@ def as_pil(pixels: Tensor) -> Image.Image:
 
 
 def to_float(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Scale uint8 pixels of any shape from 0..255 to [-1, 1], on the device they are on."""
+    """Scale pixels of any shape to [-1, 1], on the device they are on.
+
+    They are uint8, 0..255, or the int16 codes of :mod:`qsattn_plugin.data.ranges`.
+    """
+    if pixels.dtype == torch.int16:
+        return pixels.to(torch.float32).add_(0.5).div_(32767.5).to(dtype)
     return pixels.to(torch.float32).div_(127.5).sub_(1).to(dtype)
 
 
@@ -74,6 +84,17 @@ def from_tensor(image: Tensor) -> Image.Image:
     if image.isnan().any():
         raise NaNImageError("image: holds NaN")
     return as_pil(((image + 1) * 127.5).clamp(0, 255).round().to(torch.uint8))
+
+
+def shown(image: Tensor, bands: Sequence[int] | None = None) -> Image.Image:
+    """Return an image (C, H, W), in [-1, 1] or as :func:`to_float` takes it, as an RGB picture for people.
+
+    Of more than four channels these three ``bands`` are shown, counted from 1, or the first three.
+    """
+    image = image if image.is_floating_point() else to_float(image)
+    if len(image) > 4:
+        image = image[[band - 1 for band in bands or (1, 2, 3)]]
+    return from_tensor(image).convert("RGB")
 
 
 def memory_of(tensor: Tensor) -> memoryview:

@@ -5,17 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from qsattn_plugin.data.images import UnreadableImage
-from qsattn_plugin.data.pixels import as_pil, to_channels
+from qsattn_plugin.data.pixels import as_pil, memory_of, to_channels
 from qsattn_plugin.registry.interfaces import PreprocessMode
 
-__all__ = ["Preprocess"]
+__all__ = ["Preprocess", "resize_bands"]
 
 #: The most pixels of a resized picture; only extreme aspect ratios come near it.
 MAX_PIXELS = 1 << 27
+
+
+def resize_bands(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a float32 image (C, H, W) to (width, height), each channel by Pillow's antialiased bicubic filter."""
+    bands = []
+    for band in image.contiguous():
+        picture = Image.frombytes("F", (band.shape[1], band.shape[0]), bytes(memory_of(band)))
+        resized = picture.resize(size, Image.Resampling.BICUBIC)
+        bands.append(torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.float32).view(size[1], size[0]))
+    return torch.stack(bands)
 
 
 @dataclass(frozen=True)
@@ -104,9 +115,10 @@ class Preprocess:
         return max(self.multiple, round(side / self.multiple) * self.multiple)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Resize an image, uint8 (C, H, W), C from 1 to 4, and take the centre crop if ``centre`` is set.
+        """Resize an image (C, H, W), and take the centre crop if ``centre`` is set.
 
-        With 2 or 4 channels the last one is alpha, and colours are weighted by it, as in Pillow.
+        With 2 or 4 channels of uint8 the last one is alpha, and colours are weighted by it, as in Pillow. Channels of
+        int16 (:mod:`qsattn_plugin.data.ranges`) are bands of any number, each resized by itself.
 
         Raises:
             UnreadableImage: the resized picture would have more than :data:`MAX_PIXELS` pixels.
@@ -117,7 +129,10 @@ class Preprocess:
             if w * h > MAX_PIXELS:
                 what = f"{width} x {height} pixels would have to become {w} x {h}"
                 raise UnreadableImage(f"{what}: crop the picture first")
-            image = to_channels(as_pil(image).resize((w, h), Image.Resampling.BICUBIC), channels)
+            if image.dtype == torch.uint8:
+                image = to_channels(as_pil(image).resize((w, h), Image.Resampling.BICUBIC), channels)
+            else:
+                image = resize_bands(image.float(), (w, h)).round_().clamp_(-32768, 32767).to(image.dtype)
         if self.centre and self.crop_size is not None:
             top, left = (h - self.crop) // 2, (w - self.crop) // 2
             image = image[:, top : top + self.crop, left : left + self.crop]

@@ -6,7 +6,6 @@ files; without a network an error says which file goes where.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from qsattn_plugin.data.images import show
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.storage.download import DownloadFailed, download, download_bar
+from qsattn_plugin.storage.weights import read_weights
 
 #: The widths that its Inception has features of, and the one that FIDs are published with.
 WIDTHS = ("64", "192", "768", "2048")
@@ -58,7 +58,7 @@ class Inception:
         file = weights or fetched(
             module.URL_INCEPTION_V3, "give it with --extractor-weights, or choose a network of yours with --extractor"
         )
-        _only_tensors(file)
+        read_weights(file, saved=True)
         network = module.FeatureExtractorInceptionV3(
             "inception-v3-compat", list(widths), feature_extractor_weights_path=str(file)
         )
@@ -104,7 +104,7 @@ class Lpips:
 
         # Both must lie in torch.hub's folder, where the library and torchvision look before they download.
         for url in (module.URL_VGG16_LPIPS, _VGG16):
-            _only_tensors(fetched(url, "or leave lpips out of --metrics"))
+            read_weights(fetched(url, "or leave lpips out of --metrics"), saved=True)
         self.device = device
         self.network = module.SampleSimilarityLPIPS("lpips-vgg16").to(device).eval()
 
@@ -128,13 +128,3 @@ def fetched(url: str, otherwise: str) -> Path:
         except DownloadFailed as error:
             raise UserError(f"{error}: get the file elsewhere and put it at {show(place)}, {otherwise}") from error
     return place
-
-
-def _only_tensors(file: Path) -> None:
-    """Raise UserError for a file with anything but tensors: the library would unpickle it, and run what is in it."""
-    if not file.is_file():
-        raise UserError(f"there is no file {show(file)} with weights")
-    try:
-        torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{show(file)} is damaged, or holds more than PyTorch weights, and is not opened") from error

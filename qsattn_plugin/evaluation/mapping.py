@@ -9,16 +9,20 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from qsattn_plugin.data.images import UnreadableImage, normalise_mode, read_image, write_image
+from qsattn_plugin.data.images import UnreadableImage, normalise_mode, read_first, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
+from qsattn_plugin.data.preprocess import resize_bands
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import EntropyMap, Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
 from qsattn_plugin.registry import create, find
-from qsattn_plugin.storage import write_text
+from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.files import plan
-from qsattn_plugin.translation.sizes import At, resize_picture, working_size
+from qsattn_plugin.translation.job import FATAL
+from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, working_size
 
 
 def draw_maps(
@@ -48,7 +52,8 @@ def draw_maps(
         scale: how entropies become colours, see :meth:`~qsattn_plugin.evaluation.maps.EntropyMap.warmth`.
         size: the shorter side in pixels to which pictures are resized first.
         at: the size at which the model sees them, as for translations; positions are given in the picture's own pixels.
-        failed: is given (picture, reason) for every picture that cannot be read; without it, the first one raises.
+        failed: is given (picture, reason) for every picture that cannot be read, or whose map cannot be written;
+            without it, the first one raises.
 
     Raises:
         UserError: no such picture, model, tap or sampler.
@@ -60,22 +65,25 @@ def draw_maps(
     def places(target: Path) -> list[Path]:
         return [target.with_name(f"{target.stem}-tap-{tap}.png") for tap in map(str, source.taps)]
 
-    for path, target in plan(images, out, kept=(), files=places):
-        try:
-            picture = read_image(path)
-            picture = picture if size is None else resize_picture(picture, size)
-            found = _maps(source, chooser, picture, at, device)
-        except UnreadableImage as error:
-            error = error if error.path else UnreadableImage(error.reason, path)
-            if failed is None:
-                raise error from None
-            failed.append((path, str(error)))
-            continue
+    def draw(path: Path, target: Path) -> None:
+        found = _maps(source, chooser, *_images(path, source, size, at), device)
+        bands = source.translator.bands if source.translator is not None else None
         for (tap, one), place in zip(found.items(), places(target), strict=True):
-            write_image(one.draw(scale), place)
+            write_image(one.draw(scale, bands), place)
             numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **one.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")
             written.append((place, place.with_suffix(".json")))
+
+    for path, target in plan(images, out, kept=(), files=places):
+        try:
+            draw(path, target)
+        except (UnreadableImage, WriteFailed) as error:
+            if getattr(error.__cause__, "errno", None) in FATAL:
+                raise
+            reason = error.reason if isinstance(error, UnreadableImage) else str(error)
+            if failed is None:
+                raise UnreadableImage(reason, path) from None
+            failed.append((path, str(UnreadableImage(reason, path))))
     return written
 
 
@@ -96,16 +104,28 @@ def entropy_maps(
         UserError: no such model, tap or sampler.
     """
     source = feature_source(model, taps, device)
-    picture = normalise_mode(picture) if isinstance(picture, Image.Image) else read_image(picture)
-    return _maps(source, choose_sampler(source, sampler, options or {}), picture, at, device)
+    return _maps(source, choose_sampler(source, sampler, options or {}), *_images(picture, source, None, at), device)
+
+
+def _images(
+    picture: Image.Image | str | Path, source: FeatureSource, size: int | None, at: At | None
+) -> tuple[Tensor, Tensor]:
+    """Return a picture, and the same at the size at which the model sees it, (C, H, W) in [-1, 1]."""
+    if isinstance(picture, Image.Image) or source.translator is None or source.translator.ranges[0] is None:
+        picture = normalise_mode(picture) if isinstance(picture, Image.Image) else read_first(picture)
+        picture = picture if size is None else resize_picture(picture, size)
+        seen = resize_picture(picture, working_size(picture.size, at, source.trained))
+        return to_float(to_channels(picture, source.channels)), to_float(to_channels(seen, source.channels))
+    raster = source.translator.read(Path(picture))
+    raster = raster if size is None else resize_raster(raster, size)
+    image, small = source.translator.signal(raster), working_size(raster.size, at, source.trained)
+    return image, image if small == raster.size else resize_bands(image, small).clamp_(-1, 1)
 
 
 def _maps(
-    source: FeatureSource, chooser: Any, picture: Image.Image, at: At | None, device: torch.device | str
+    source: FeatureSource, chooser: Any, image: Tensor, small: Tensor, device: torch.device | str
 ) -> dict[str, EntropyMap]:
-    """Return the entropy maps of a picture as :func:`read_image` gives it, by tap."""
-    seen = resize_picture(picture, working_size(picture.size, at, source.trained))
-    image, small = (to_float(to_channels(p, source.channels)) for p in (picture, seen))
+    """Return the entropy maps of what :func:`_images` returns, by tap."""
     padded = pad_for(source.generator, small[None].to(device))
     features = source.features(padded)
     if not all(maps.isfinite().all() for maps, _ in features.values()):
@@ -115,7 +135,7 @@ def _maps(
     for tap in map(str, source.taps):
         maps, stride = features[tap]
         draws = torch.Generator().manual_seed(0)
-        found[tap] = entropy_map(image, maps, chooser, stride, draws, (height, width), seen.size[::-1])
+        found[tap] = entropy_map(image, maps, chooser, stride, draws, (height, width), tuple(small.shape[-2:]))
     return found
 
 
@@ -130,7 +150,11 @@ def choose_sampler(source: FeatureSource, name: str | None, options: dict[str, A
     spec |= options
     if _attends(name):
         spec["taps"] = "all"  # each map is looked at by itself
-    return create("sampler", name, **spec)
+    find("sampler", name).check_values(spec)
+    try:
+        return create("sampler", name, **spec)
+    except ValueError as error:
+        raise UserError(f"sampler {name!r}: {error}") from error
 
 
 def _attends(sampler: str) -> bool:

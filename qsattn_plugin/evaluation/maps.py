@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from qsattn_plugin.attention import GlobalAttention
-from qsattn_plugin.data.pixels import from_tensor
+from qsattn_plugin.data.pixels import from_tensor, shown
 
 Scale = Literal["rank", "log", "linear"]
 
@@ -77,12 +78,15 @@ class EntropyMap:
             "log_entropy": [[round(v, 6) for v in row] for row in self.log_entropy.tolist()],
         }
 
-    def draw(self, scale: Scale = "rank") -> Image.Image:
-        """Return the image, its heat map (warm: small entropy) and the image with its queries, side by side."""
+    def draw(self, scale: Scale = "rank", bands: Sequence[int] | None = None) -> Image.Image:
+        """Return the image, its heat map (warm: small entropy) and the image with its queries, side by side.
+
+        Of an image with more than four channels the ``bands`` are shown, counted from 1.
+        """
         _, height, width = self.image.shape
         factor = max(1, -(-_SMALLEST // min(height, width)))
         size = (width * factor, height * factor)
-        picture = from_tensor(self.image).convert("RGB").resize(size, Image.Resampling.BICUBIC)
+        picture = shown(self.image, bands).resize(size, Image.Resampling.BICUBIC)
         panels = [picture, self._heat(picture, scale), self._points(picture, factor)]
         sheet = Image.new("RGB", (3 * size[0] + 2 * _GAP, size[1]), "white")
         for index, panel in enumerate(panels):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -11,11 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qsattn_plugin.data.images import find_images, read_image, show, write_image
+from qsattn_plugin.data.images import find_images, read_first, show, write_image
 from qsattn_plugin.data.pixels import NaNImageError, to_channels
+from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.files import identity
 from qsattn_plugin.translation.load import Translator
+from qsattn_plugin.translation.sizes import resize_picture, resize_raster
 
 #: Begins a stage of work on so many pictures; what it gives is called with how many more are done.
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -31,15 +34,22 @@ class Pictures:
     folder: Path
     paths: tuple[Path, ...]
     size: int | None = None
+    shown: Callable[[Path], Image.Image] = read_first
 
     @classmethod
-    def find(cls, folder: str | Path, size: int | None = None, first: int | None = None) -> Pictures:
-        """Look for pictures; ``first`` takes so many alone.
+    def find(
+        cls,
+        folder: str | Path,
+        size: int | None = None,
+        first: int | None = None,
+        shown: Callable[[Path], Image.Image] = read_first,
+    ) -> Pictures:
+        """Look for pictures; ``first`` takes so many alone, ``shown`` reads one in 8 bits.
 
         Raises:
             UserError: there is no such folder, or no picture in it.
         """
-        return cls(Path(folder), tuple(find_images(folder)[:first]), size)
+        return cls(Path(folder), tuple(find_images(folder)[:first]), size, shown)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -49,8 +59,9 @@ class Pictures:
 
     @property
     def names(self) -> list[str]:
-        """The relative paths without their ending."""
-        return [path.relative_to(self.folder).with_suffix("").as_posix() for path in self.paths]
+        """The relative paths without their ending, in Unicode's form NFC: some file systems store another."""
+        below = (path.relative_to(self.folder).with_suffix("").as_posix() for path in self.paths)
+        return [unicodedata.normalize("NFC", name) for name in below]
 
     @property
     def resize(self) -> str:
@@ -63,7 +74,7 @@ class Pictures:
         Raises:
             UnreadableImage: it cannot be read. A score of fewer pictures than were asked for would be another score.
         """
-        picture = to_channels(read_image(self.paths[index]), 3)
+        picture = to_channels(self.shown(self.paths[index]), 3)
         return picture if self.size is None else resized(picture, self.size)
 
     def batches(self, most: int, done: Callable[[int], None] = lambda count: None) -> Iterator[Tensor]:
@@ -150,6 +161,7 @@ def translate_pictures(
 ) -> Pictures:
     """Translate pictures at their own size (or ``source.size``) into PNGs below ``out``, ``most`` at once; return them.
 
+    Where the model has value ranges, the PNGs show its translations in 8 bits of three bands, as they are scored.
     ``done`` is called with how many more are done; ``others`` are never written over, as the sources.
 
     Raises:
@@ -161,6 +173,12 @@ def translate_pictures(
         if identity(target) in stays:
             raise UserError(f"{show(target)} is one of the given pictures; keep translations in another folder")
     written: list[Path] = []
+    if any(translator.ranges):
+        for path, name in zip(source.paths, names, strict=True):
+            written.append(out / f"{name}.png")
+            write_image(_translated_values(translator, path, source.size), written[-1])
+            done(1)
+        return Pictures(out, tuple(written), source.size)
     for batch in source.batches(most, done):
         pictures = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in batch]
         try:
@@ -173,3 +191,15 @@ def translate_pictures(
             write_image(result, target)
             written.append(target)
     return Pictures(out, tuple(written), source.size)
+
+
+def _translated_values(translator: Translator, path: Path, size: int | None) -> Image.Image:
+    """Return the translation of a file as it is shown."""
+    picture = translator.read(path)
+    if size is not None:
+        whole = (size, size)
+        picture = resize_raster(picture, whole) if isinstance(picture, Raster) else resize_picture(picture, whole)
+    try:
+        return translator.preview(translator.translate_values(picture), made=True)
+    except NaNImageError as error:
+        raise UserError(f"{show(path)}: the model produced NaN; nothing can be scored") from error

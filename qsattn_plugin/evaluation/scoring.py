@@ -7,13 +7,15 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from qsattn_plugin import __version__
-from qsattn_plugin.data.images import show
+from qsattn_plugin.data.images import read_first, show
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.evaluation.features import Extractor, FeatureSets, extract, load_extractor
 from qsattn_plugin.evaluation.fidelity import USUAL, Inception, Lpips, library
@@ -114,11 +116,18 @@ class Evaluation:
         translator = None if _is_folder(self.scored) else self._load()
         metrics = self._metrics(translator)
         given_folders = {name: folder for name in _FOLDERS if (folder := getattr(self, name)) is not None}
-        folders = {name: Pictures.find(folder, self.size) for name, folder in given_folders.items()}
+        reads: dict[str, Callable[[Path], Image.Image]] = {}
+        if translator is not None and any(translator.ranges):
+            reads = {"source": translator.shown, "real": partial(translator.shown, made=True)}
+        folders = {
+            name: Pictures.find(folder, self.size, shown=reads.get(name, read_first))
+            for name, folder in given_folders.items()
+        }
         for name, kind in (("labels", self.label_kind), ("predicted", self.predicted_kind)):
             if name in folders:
                 folders[name] = of_kind(folders[name], kind)
-        given = Pictures.find(self.source if translator and self.source else self.scored, self.size, self.first)
+        scored = self.source if translator and self.source else self.scored
+        given = Pictures.find(scored, self.size, self.first, reads.get("source", read_first))
         others = [path for pictures in folders.values() for path in pictures.paths]
         folders |= self._match(given, folders, metrics)
         wanted = {name for part in metrics for name in self._taken(part)}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.registry import create
+from qsattn_plugin.registry import PartError, create, find
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.storage import DamagedFile, load_tensors
 from qsattn_plugin.translation.load import Translator, load
 
 #: What ``model`` begins with to mean a timm network rather than a trained model.
@@ -29,6 +29,7 @@ class FeatureSource:
     sampler: dict[str, Any]  # of the model's recipe ({"type": ..., ...}), or an empty mapping
     taps: tuple[Any, ...]  # that the recipe's sampler attends to, or else the deepest
     trained: int | None = None  # the shorter side that pictures had in training; None: unknown
+    translator: Translator | None = None  # that reads its pictures; None: they are read in 8 bits
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, tuple[Tensor, int]]:
@@ -66,15 +67,18 @@ def feature_source(
     path = translator.weights.path
     generator, document = translator.generator, translator.document
     recipe = document.get("recipe") or {}
-    spec = dict(recipe.get("encoder") or {"type": "generator"})
+    spec = {"type": "generator", **(recipe.get("encoder") or {})}
     sampler = dict(recipe.get("sampler") or {})
     if spec["type"] == "generator":
+        try:
+            find("encoder", "generator").check_values({key: spec[key] for key in ("taps",) if key in spec})
+        except PartError as error:
+            raise DamagedFile(f"{path}: {error}") from error
         wanted = tuple(taps) or spec.get("taps")
         encoder = create("encoder", "generator", taps=wanted and tuple(wanted), generator=generator)
     else:
-        encoder = Recipe.from_dict(recipe, str(path)).build(
-            "encoder", generator=generator, in_channels=translator.channels, size=recipe["data"]["crop"]
-        )
+        trained = Recipe.from_dict(recipe, str(path))
+        encoder = trained.build("encoder", generator=generator, in_channels=translator.channels, size=trained.data.crop)
         if getattr(encoder, "saved", True):
             _take_weights(encoder, path)
         known = [str(tap) for tap in encoder.taps]
@@ -85,7 +89,7 @@ def feature_source(
     attentive = sampler.get("taps") if isinstance(sampler.get("taps"), (list, tuple)) else None
     default = tuple(t for t in attentive or () if t in encoder.taps) or (encoder.taps[-1],)
     shown = tuple(t for t in encoder.taps) if taps and spec["type"] == "generator" else tuple(taps) or default
-    return FeatureSource(generator, encoder, translator.channels, sampler, shown, translator.trained)
+    return FeatureSource(generator, encoder, translator.channels, sampler, shown, translator.trained, translator)
 
 
 def _take_weights(encoder: nn.Module, path: Path) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 from torch import Tensor
 
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.storage import DamagedFile, read_document, save_tensors
+from qsattn_plugin.storage import DamagedFile, check_file, read_document, save_tensors
 
-_NAME = re.compile(r"step-(\d{9,})\.safetensors")
+_NAME = re.compile(r"step-(\d{9,16})\.safetensors")
+#: What going on from a checkpoint needs of its document, and of the recipe in it.
+_NEEDS = ("recipe", "scaler", "step")
+_RECIPE = ("method", "data", "generator", "discriminator", "encoder", "train")
 
 
 class Checkpoints:
@@ -79,7 +82,7 @@ class Checkpoints:
         damaged = []
         for step in reversed(self.steps()):
             try:
-                read_document(self.path(step))
+                self._check(step)
             except DamagedFile as error:
                 damaged.append(str(error))
             else:
@@ -87,6 +90,17 @@ class Checkpoints:
         if damaged:
             raise UserError("\n".join([*damaged, f"no checkpoint in {self.folder} can be read"]))
         return None, damaged
+
+    def _check(self, step: int) -> None:
+        path = self.path(step)
+        document = check_file(path)
+        recipe = document.get("recipe") or {}
+        lacks = [key for key in _NEEDS if document.get(key) is None]
+        lacks += [f"recipe.{key}" for key in _RECIPE if not recipe.get(key)]
+        if lacks:
+            raise DamagedFile(f"{path} is damaged, or no checkpoint: its document has no {', '.join(lacks)}")
+        if document["step"] != step:
+            raise DamagedFile(f"{path} is not what its name says: it is of step {document['step']}")
 
     @property
     def best(self) -> Path:
@@ -96,6 +110,6 @@ class Checkpoints:
     def best_of(self) -> dict[str, Any]:
         """Return the score of the best weights, ``document["best"]``; {} where there are none to read."""
         try:
-            return read_document(self.best).get("best", {})
+            return read_document(self.best).get("best") or {}
         except UserError:  # also a damaged file: the next evaluation replaces it
             return {}

@@ -31,6 +31,8 @@ __all__ = ["DownloadFailed", "ProgressCallback", "checksum", "download", "downlo
 #: Called with the bytes that have arrived and the size of the file, or None where the server does not tell it.
 ProgressCallback = Callable[[int, int | None], None]
 
+#: The most bytes of a file, if nothing else is said: an answer without a length may have no end.
+MOST = 8 << 30
 _CHUNK = 1 << 18
 #: Seconds between two checks whether another process has finished the same download.
 _POLL = 0.2
@@ -81,6 +83,7 @@ def download(
     attempts: int = 6,
     wait: float = 1.0,
     timeout: float = 30.0,
+    most: int = MOST,
 ) -> str:
     """Download ``url`` to ``path`` and return its SHA-256.
 
@@ -95,12 +98,14 @@ def download(
         progress: called as bytes arrive.
         attempts: maximum number of requests; ``wait`` seconds before the second, then each time twice as long.
         timeout: seconds without a byte after which a connection counts as interrupted.
+        most: the most bytes that are accepted, whatever the server says.
 
     Raises:
-        DownloadFailed: no connection, no such file, a checksum that differs, or ``attempts`` interruptions.
+        DownloadFailed: no connection, no such file, too many bytes, a checksum that differs, or ``attempts``
+            interruptions.
         OSError: the disk is full, or the folder cannot be written.
     """
-    if urllib.parse.urlsplit(url).scheme.lower() not in ("http", "https"):
+    if _scheme(url) not in ("http", "https"):
         raise DownloadFailed(f"{url}: only http and https addresses can be downloaded")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -112,7 +117,7 @@ def download(
         reached = False
         for attempt in range(1, attempts + 1):
             try:
-                _transfer(url, file, _Note(part), sha256 is not None, progress, timeout)
+                _transfer(url, file, _Note(part), sha256 is not None, progress, timeout, most)
                 break
             except _Interrupted as error:
                 reached = reached or error.connected
@@ -174,44 +179,47 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 class _Note:
-    """The version of a file that a partial copy belongs to: the address, and the server's ETag or date."""
+    """The version of a file that a partial copy belongs to: the address, the server's ETag or date, and the size."""
 
     def __init__(self, part: Path):
         self.path = part.with_name(f"{part.name}.json")
 
-    def validator(self, url: str) -> str | None:
-        """Return the ETag or date; "" where the server gave none; None where the copy may be of another address."""
+    def known(self, url: str) -> tuple[str | None, int | None]:
+        """Return the ETag or date ("": there is none; None: the copy may be of another address), and the size."""
         try:
             known = json.loads(self.path.read_text(encoding="utf-8"))
-            return known["validator"] if known["url"] == url else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            text, size = known["validator"], known.get("size")
+            valid = known["url"] == url and isinstance(text, str) and text.isascii() and text.isprintable()
+            return (text, size if isinstance(size, int) else None) if valid else (None, None)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None, None
 
-    def keep(self, url: str, headers: Any) -> None:
+    def keep(self, url: str, headers: Any, size: int | None) -> None:
         etag = headers.get("ETag") or ""
         strong = "" if etag.startswith("W/") else etag  # a weak ETag does not guarantee equal bytes
         validator = strong or headers.get("Last-Modified") or ""
-        self.path.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        self.path.write_text(json.dumps({"url": url, "validator": validator, "size": size}), encoding="utf-8")
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
 def _transfer(
-    url: str, file: IO[bytes], note: _Note, is_checked: bool, progress: ProgressCallback, timeout: float
+    url: str, file: IO[bytes], note: _Note, is_checked: bool, progress: ProgressCallback, timeout: float, most: int
 ) -> None:
     """Fetch the missing bytes of ``file`` from ``url``. ``is_checked``: a checksum is compared afterwards."""
     have = file.seek(0, os.SEEK_END)
-    validator = note.validator(url)
+    validator, size = note.known(url)
     headers = {"User-Agent": "qsattn-plugin", "Accept-Encoding": "identity"}
     # Without an ETag or date the rest may belong to another version, which only a checksum would detect.
     if have and (validator or (validator == "" and is_checked)):
         headers |= {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {})
     answer = _open(urllib.request.Request(url, headers=headers), timeout)
     begins, whole = _content_range(answer.headers.get("Content-Range", ""))
-    if answer.status == 416 and have and whole == have:
+    same = size is None or whole == size
+    if answer.status == 416 and have and whole == have and same:
         return  # already complete: interrupted between the last byte and the renaming
-    if answer.status != 200 and (answer.status != 206 or begins != have):
+    if answer.status != 200 and (answer.status != 206 or begins != have or not same):
         answer.close()
         file.truncate(0)
         raise _Interrupted(f"the server's answer to a partial request is not valid (status {answer.status})")
@@ -225,11 +233,14 @@ def _transfer(
                 raise DownloadFailed(f"{url} answers with a web page instead of the file; it may have moved")
             have = 0
             file.truncate(0)
-            note.keep(url, answer.headers)
+            note.keep(url, answer.headers, total)
         progress(have, total)
         for chunk in _chunks(answer):
-            file.write(chunk)
             have += len(chunk)
+            if have > (most if total is None else min(most, total)):
+                file.truncate(0)
+                raise DownloadFailed(f"{url} sends more than {most if total is None else min(most, total):,} bytes")
+            file.write(chunk)
             progress(have, total)
         file.flush()
     if total is not None and have != total:
@@ -266,8 +277,17 @@ def _open(request: urllib.request.Request, timeout: float) -> Any:
             raise _Interrupted(f"there is no network, or no host {host}", connected=False) from error
         text = getattr(reason, "strerror", None) or str(reason)
         raise _Interrupted(f"no connection ({text})", connected=False) from error
+    except (http.client.InvalidURL, ValueError) as error:
+        raise DownloadFailed(f"{url} cannot be asked, or leads to an address that cannot ({error})") from error
     except (http.client.HTTPException, OSError) as error:
         raise _Interrupted(f"the connection broke off ({error or type(error).__name__})") from error
+
+
+def _scheme(url: str) -> str:
+    try:
+        return urllib.parse.urlsplit(url).scheme.lower()
+    except ValueError as error:
+        raise DownloadFailed(f"{url} is not a valid address ({error})") from error
 
 
 def _chunks(answer: Any) -> Iterator[bytes]:
@@ -283,7 +303,9 @@ def _chunks(answer: Any) -> Iterator[bytes]:
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, request, fp, code, message, headers, newurl):
-        old, new = (urllib.parse.urlsplit(address).scheme.lower() for address in (request.full_url, newurl))
+        old, new = _scheme(request.full_url), _scheme(newurl)
         if new not in ("http", "https") or (old, new) == ("https", "http"):
             raise DownloadFailed(f"{request.full_url} redirects to {newurl}, which is not followed: it is not https")
+        if fp is not None:
+            fp.close()  # urllib would read all of its body, which may have no end
         return super().redirect_request(request, fp, code, message, headers, newurl)

@@ -141,13 +141,13 @@ def part_error(
     Args:
         recipe: names the part.
         section: the part's, for :meth:`Recipe.part`.
-        error: raised in the part; one that names an argument ("layers: ...") is about the size of the images.
+        error: raised in the part; one that begins with an argument ("layers: ...") is about the size of the images.
         shape: (B, C, H, W) of the images.
         size_key: the key that determines their size.
     """
     said = str(error).partition("\n")[0]
     if isinstance(error, ValueError | UserError) and said.partition(": ")[0].isidentifier():
-        return recipe.error(size_key, said)
+        return recipe.error(size_key, f"{section}.{said}")
     _, channels, height, width = shape
     images = f"images of {width} x {height} pixels and {channels} channel{'s' * (channels > 1)}"
     what = f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
+from qsattn_plugin.data.pixels import shown, to_channels, to_float
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import resized
@@ -36,7 +36,7 @@ class Evaluator:
 
     def __init__(self, recipe: Recipe, loader: TrainingLoader, most: int | None = None):
         self.loader = loader
-        self.grid = recipe.evaluate.grid
+        self.grid, self.bands = recipe.evaluate.grid, recipe.evaluate.bands
         #: Names of the splits that are translated and compared with.
         self.source, self.target = loader.evaluated
         count = min(filter(None, (recipe.evaluate.images, most)), default=None)
@@ -51,7 +51,7 @@ class Evaluator:
         if own is None:
             size = max(recipe.data.crop, SMALLEST)
             targets = loader.test_images(self.target, count)
-            self.scores.append(_TextureScore([targets[i] for i in range(len(targets))], size))
+            self.scores.append(_TextureScore([targets[i] for i in range(len(targets))], size, self.bands))
 
     def __call__(
         self, generator: nn.Module, stop: Callable[[], bool] = lambda: False
@@ -67,7 +67,7 @@ class Evaluator:
         for score in self.scores:
             scores |= score(translated)
         sources = [to_float(image) for image in self.images[: self.grid]]
-        return scores, picture_grid([sources, translated[: self.grid]])
+        return scores, picture_grid([sources, translated[: self.grid]], self.bands)
 
     def _kernel_distance(self, recipe: Recipe, most: int | None) -> Callable[[list[Tensor]], dict[str, float]]:
         kid = recipe.evaluate.kid
@@ -80,8 +80,14 @@ class Evaluator:
             vectors = TimmEmbedder(kid.model, kid.weights)
         except UserError as error:
             raise recipe.error("evaluate.kid", str(error)) from error
-        distance = KernelDistance(vectors, (targets[i] for i in range(len(targets))), self.loader.device)
-        return lambda translated: {"kid": distance(translated)}
+        scored = (self._scored(targets[i]) for i in range(len(targets)))
+        distance = KernelDistance(vectors, scored, self.loader.device)
+        return lambda translated: {"kid": distance(map(self._scored, translated))}
+
+    def _scored(self, image: Tensor) -> Tensor:
+        """Return an image in [-1, 1] as the kernel distance takes it: of more than four bands those that are shown."""
+        image = image if image.is_floating_point() else to_float(image)
+        return image if len(image) <= 4 else image[[band - 1 for band in self.bands or (1, 2, 3)]]
 
     def _translated(self, generator: nn.Module, stop: Callable[[], bool]) -> list[Tensor] | None:
         translated: list[Tensor] = []
@@ -114,13 +120,14 @@ class Evaluator:
 class _TextureScore:
     """The sliced Wasserstein distance of translations to target images, as ``qsattn evaluate --metrics swd --size``."""
 
-    def __init__(self, targets: list[Tensor], size: int):
-        self.size = size
-        self.targets = self._descriptors(map(as_pil, targets), _SEED + 1)
+    def __init__(self, targets: list[Tensor], size: int, bands: tuple[int, int, int] | None = None):
+        self.size, self.bands = size, bands
+        self.targets = self._descriptors(targets, _SEED + 1)
 
     def __call__(self, translated: list[Tensor]) -> dict[str, float]:
-        found = compare(self._descriptors(map(from_tensor, translated), _SEED), self.targets, self.size, _SEED)
+        found = compare(self._descriptors(translated, _SEED), self.targets, self.size, _SEED)
         return {"swd": sum(found.values()) / len(found)}
 
-    def _descriptors(self, pictures: Iterable[Image.Image], seed: int) -> list[Tensor]:
-        return descriptors((resized(to_channels(p, 3), self.size)[None] for p in pictures), self.size, seed)
+    def _descriptors(self, images: Iterable[Tensor], seed: int) -> list[Tensor]:
+        pictures = (to_channels(shown(image, self.bands), 3) for image in images)
+        return descriptors((resized(picture, self.size)[None] for picture in pictures), self.size, seed)

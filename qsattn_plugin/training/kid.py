@@ -43,7 +43,9 @@ class TimmEmbedder(nn.Module):
 
 
 class KernelDistance:
-    """Computes the kernel inception distance between translations and target images, uint8 (C, H, W), of any size.
+    """Computes the kernel inception distance between translations and target images, of any size.
+
+    Target images are (C, H, W), uint8 or in [-1, 1].
 
     ``embedder`` maps images (B, C, H, W) in [-1, 1] to vectors (B, D), as :class:`TimmEmbedder` does.
     """
@@ -51,7 +53,7 @@ class KernelDistance:
     def __init__(self, embedder: nn.Module, targets: Iterable[Tensor], device: torch.device):
         self.embedder = embedder.to(device).eval()
         self.device = device
-        self.targets = self._embed(to_float(image) for image in targets)
+        self.targets = self._embed(image if image.is_floating_point() else to_float(image) for image in targets)
 
     def __call__(self, images: Iterable[Tensor]) -> float:
         """Return the distance of ``images``, each (C, H, W) in [-1, 1]; near 0 or below is best."""

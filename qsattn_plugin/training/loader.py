@@ -107,6 +107,12 @@ class TrainingLoader:
             for name, reason in self.stores[letter].skipped
         ]
 
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said about the training images, in sentences."""
+        domains = zip("AB", self.domains, strict=True)
+        return [f"train{domain}: {note}" for letter, domain in domains for note in self.stores[letter].notes]
+
     def batch(self, step: int) -> tuple[dict[str, Tensor], torch.Generator]:
         """Return a step's batch, "A" and "B", each (B, C, h, w) in [-1, 1], and the generator for its further draws."""
         self.prepare(step)

@@ -73,6 +73,9 @@ def fit(
         steps = run.recipe.train.steps
         done = 0 if newest is None else run.checkpoints.step_of(newest)
         if done >= steps and last.get("step") == done:  # else it stopped between the last step and its evaluation
+            with here.sync_errors():
+                if here.main:
+                    _complete(run, done)
             on_event(TrainingEvent("done", done, steps, {"folder": str(run.folder), **last}))
             return last["scores"]
         loop = _Loop(run, on_event, here, newest, damaged, begun)
@@ -84,6 +87,16 @@ def fit(
             if not out_of_memory(error):
                 raise
             raise UserError(f"{loop.session.memory_error()}\n{loop.how_to_resume()}") from error
+
+
+def _complete(run: Run, step: int) -> None:
+    """Write what a process did not come to that was killed between the last evaluation and its end."""
+    run.tidy(step)
+    end = run.last("end")
+    if not (end.get("finished") and end["step"] == step):
+        run.log("end", step=step, seconds=0.0, finished=True, signal=None)
+    if not run.report.is_file() or run.report.stat().st_mtime_ns < run.log_file.stat().st_mtime_ns:
+        refresh_report(run)
 
 
 class _DecodingStopped(Exception):
@@ -141,8 +154,9 @@ class _Loop:
             device=f"{here.size} x {self.session.device.type}" if here.size > 1 else str(self.session.device),
             resumed=newest is not None,
             damaged=damaged,
-            notes=list(filter(None, notes)),
+            notes=[*filter(None, notes), *self.loader.notes],
             log_every=recipe.train.log_interval,
+            evaluate_every=recipe.evaluate.interval(recipe.train.steps),
             **self._images(),
             processes=here.size,
             environment={**describe_environment(self.session.device), "precision": precision},
@@ -167,6 +181,7 @@ class _Loop:
                 due = session.step + 1
                 logs = due % log_every == 0 or due == last
                 losses = self._step(observe=logs)
+                self._hold()
                 if logs:
                     self._log(losses)
                 if due % recipe.checkpoint.every == 0 or self._checkpoint_is_overdue():
@@ -180,9 +195,10 @@ class _Loop:
 
     def _should_stop(self, end: float) -> bool:
         """Return whether a rank reached its time limit or got a signal; the signal is set on all ranks, so all stop."""
-        most = self.world.all_reduce_max(self.stop_signal.signal or int(time.monotonic() >= end))
-        if most > 1:  # 1 means a time limit; as a signal it would be SIGHUP, which is not handled
-            self.stop_signal.signal = signal.Signals(most)
+        came = self.stop_signal.signal
+        most = self.world.all_reduce_max(int(time.monotonic() >= end) if came is None else 1 + came)
+        if most > 1:  # 1 means a time limit
+            self.stop_signal.signal = signal.Signals(most - 1)
         return most > 0
 
     def _checkpoint_is_overdue(self) -> bool:
@@ -194,7 +210,7 @@ class _Loop:
         session = self.session
         losses = session.advance(self.loader, observe)
         self.guard.record(session.step, losses)
-        self.on_event(TrainingEvent("step", session.step, self.recipe.train.steps))
+        self.on_event(TrainingEvent("step", session.step, self.recipe.train.steps, self.throughput.spent()))
         return losses
 
     def _log(self, losses: dict[str, Tensor]) -> None:
@@ -221,10 +237,26 @@ class _Loop:
             memories = self.world.gather_tensors(self.session.method.memory())
             with self.world.sync_errors():
                 if self.world.main:
+                    if not self.run.is_there():
+                        raise self._rescued(self.session.state(memories))
                     self.run.checkpoints.save(self.session.step, *self.session.state(memories))
         self.saved, self.saved_at = self.session.step, time.monotonic()
         path = self.run.checkpoints.path(self.saved)
         self.on_event(TrainingEvent("checkpoint", self.saved, self.recipe.train.steps, {"path": str(path)}))
+
+    def _hold(self) -> None:
+        """Save and stop where the run's folder has gone away. With several processes, :meth:`save` alone looks."""
+        if self.world.size == 1 and not self.run.is_there():
+            self.saved = 0  # what was saved went with the folder
+            self.save()
+            raise UserError(f"the run's folder {self.run.folder} was moved or deleted before the first step was done")
+
+    def _rescued(self, state: tuple[dict[str, Tensor], dict[str, Any]]) -> UserError:
+        """Save a checkpoint elsewhere, and return the error that says so."""
+        was, self.run = self.run, self.run.refuge()
+        self.run.checkpoints.save(self.session.step, *state)
+        self.saved = self.session.step
+        return UserError(f"the run's folder {was.folder} was moved or deleted; {self.how_to_resume()}")
 
     def evaluate(self) -> None:
         """Translate the fixed test images with the main generator, score them, write the grid, keep the best weights.
@@ -246,6 +278,7 @@ class _Loop:
         found = self.evaluator(next(iter(session.translators().values())), lambda: bool(self.stop_signal))
         if found is None:
             return
+        self._hold()
         scores, sheet = found
         grid = self.run.grids / f"step-{step:09d}.png"
         with replacing(grid) as temporary:

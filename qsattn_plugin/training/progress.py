@@ -27,20 +27,25 @@ class Throughput:
     """Measures steps per second, without the time spent on saving and evaluating."""
 
     def __init__(self, step: int):
-        self._step, self._time = step, time.monotonic()
+        self._step, self._mark = step, 0.0
+        self._began, self._paused = time.monotonic(), 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Exclude the time spent inside the context."""
         started = time.monotonic()
         yield
-        self._time += time.monotonic() - started
+        self._paused += time.monotonic() - started
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds of training since the beginning ("training"), and those excluded ("paused")."""
+        return {"training": time.monotonic() - self._began - self._paused, "paused": self._paused}
 
     def measure(self, step: int) -> float:
-        """Return the steps per second since the last call."""
-        now = time.monotonic()
-        rate = (step - self._step) / max(now - self._time, 1e-9)
-        self._step, self._time = step, now
+        """Return the steps per second of training since the last call."""
+        now = self.spent()["training"]
+        rate = (step - self._step) / max(now - self._mark, 1e-9)
+        self._step, self._mark = step, now
         return rate
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.recipe.schema import PARTS, Train
@@ -42,11 +44,11 @@ def _changes(recipe: Recipe, before: Mapping[str, Any]) -> Iterator[tuple[str, A
     """Yield the key of each changed setting of a network, its value before and its value now."""
     after = recipe.to_dict()
     yield from ((key, before[key], after[key]) for key in ("method",) if before[key] != after[key])
-    yield from (
-        (f"data.{key}", before["data"][key], after["data"][key])
-        for key in ("channels", "direction")
-        if before["data"][key] != after["data"][key]
-    )
+    for key in ("channels", "direction", "range"):
+        after_value = after["data"].get(key)
+        was, now = before["data"].get(key, None if key == "range" else after_value), after_value
+        if was != now:
+            yield f"data.{key}", was, now
     for section in ("generator", "discriminator", "encoder"):
         was, now = before[section], after[section]
         if was["type"] != now["type"]:
@@ -68,7 +70,10 @@ def rate_note(train: Train, document: Mapping[str, Any], step: int) -> str | Non
         document: of the checkpoint of that step.
         step: the step.
     """
-    before = Train.model_validate_json(json.dumps(document["recipe"]["train"]))
+    try:
+        before = Train.model_validate_json(json.dumps(document["recipe"]["train"]))
+    except ValidationError:  # of another version of the package: not to be compared
+        return None
     was, now = (t.lr * t.rate_factor(step) for t in (before, train))
     if math.isclose(was, now, rel_tol=1e-6, abs_tol=1e-12):
         return None

@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsattn_plugin.content import read_events
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.storage.checkpoints import Checkpoints
+from qsattn_plugin.training.values import with_measured_range
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,15 +47,17 @@ class Run:
         self.grids = folder / "grids"
         self.maps = folder / "maps"
         self.report = folder / "report.html"
+        self.log_file = folder / "metrics.jsonl"
+        self._held: int | None = None  # the descriptor of the folder while it is locked
 
     @classmethod
     def create(cls, recipe: Recipe, folder: Path | None = None, overwrite: bool = False) -> Self:
-        """Create the folder (``runs/<name>`` by default) and write the resolved recipe into it.
+        """Create the folder (``runs/<name>`` by default) and write the resolved recipe into it, its range measured.
 
         Raises:
             UserError: the folder holds a training and ``overwrite`` is not set, or it cannot be written.
         """
-        run = cls.at(recipe, folder)
+        run = cls.at(with_measured_range(recipe), folder)
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -102,7 +107,7 @@ class Run:
             last = RUNS / _LAST
             if not last.is_file():
                 raise UserError("no run was built here yet; build one with `qsattn build RECIPE`")
-            path = Path(last.read_text(encoding="utf-8").strip())
+            path = Path(last.read_text(encoding="utf-8", errors="surrogateescape").strip())
         else:
             path = next((p for p in (Path(folder), RUNS / folder) if (p / "recipe.yaml").is_file()), Path(folder))
         if not (path / "recipe.yaml").is_file():
@@ -116,7 +121,7 @@ class Run:
             file.unlink()
         for picture in (*self.grids.glob("*.png"), *self.maps.glob("*.png")):
             picture.unlink()
-        for file in (self.folder / "metrics.jsonl", self.report):
+        for file in (self.log_file, self.report):
             file.unlink(missing_ok=True)
 
     def log(self, event: str, **values: Any) -> None:
@@ -126,26 +131,15 @@ class Run:
             WriteFailed: the disk is full, ...
         """
         line = json.dumps({"event": event, **values}, allow_nan=True)
-        path = self.folder / "metrics.jsonl"
         try:
-            with open(path, "a", encoding="utf-8") as file:
+            with open(self.log_file, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            raise WriteFailed(f"could not write {path}: {error.strerror}") from error
+            raise WriteFailed(f"could not write {self.log_file}: {error.strerror}") from error
 
     def events(self, event: str) -> list[dict[str, Any]]:
         """Return the log's entries for an event, oldest first."""
-        return [values for _, values in self._lines() if values.get("event") == event]
-
-    def _lines(self) -> list[tuple[str, dict[str, Any]]]:
-        """Return the log's lines, as text and parsed; damaged lines are skipped."""
-        path, found = self.folder / "metrics.jsonl", []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError):
-                values = json.loads(line)
-                if isinstance(values, dict):
-                    found.append((line, values))
-        return found
+        return [values for _, values in read_events(self.log_file) if values["event"] == event]
 
     def last(self, event: str) -> dict[str, Any]:
         """Return the log's last entry for an event, or an empty mapping."""
@@ -158,27 +152,55 @@ class Run:
             for stale in folder.glob(".*.part"):
                 stale.unlink(missing_ok=True)
         self.checkpoints.prune(step)
-        path = self.folder / "metrics.jsonl"
-        if path.is_file():
-            write_text(path, "".join(f"{line}\n" for line, values in self._lines() if values.get("step", 0) <= step))
+        kept = "".join(f"{line}\n" for line, values in read_events(self.log_file) if values["step"] <= step)
+        if self.log_file.is_file() and self.log_file.read_bytes() != kept.encode():
+            write_text(self.log_file, kept)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the run for this process; the kernel releases the lock when the process ends, however it ends.
 
+        Both the folder and a file in it are locked: the file can be deleted, and some file systems lock no folders.
+
         Raises:
             UserError: another process holds the lock, or the folder is not writable.
         """
-        path = self.folder / ".lock"
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise UserError(f"cannot write to the run folder {self.folder}: {error.strerror}") from error
-        try:
+        with contextlib.ExitStack() as closing:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"another process is training {self.folder}; wait for it or stop it") from error
+                handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+                closing.callback(os.close, handle)
+                folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+                closing.callback(os.close, folder)
+            except OSError as error:
+                raise UserError(f"cannot write to the run folder {self.folder}: {error.strerror}") from error
+            for each in (handle, folder):
+                try:
+                    fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise UserError(f"another process is training {self.folder}; wait for it or stop it") from error
+                except OSError:
+                    if each != folder:
+                        raise
+            self._held = folder
+            closing.callback(setattr, self, "_held", None)
             yield
-        finally:
-            os.close(handle)
+
+    def is_there(self) -> bool:
+        """Return whether the folder that was locked is still where it was, neither moved nor deleted."""
+        assert self._held is not None, "the run is locked"
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.fstat(self._held), os.stat(self.folder))
+        return False
+
+    def refuge(self) -> Run:
+        """Return where this run goes on when its folder is not there: where that was moved to, or a new folder."""
+        assert self._held is not None, "the run is locked"
+        with contextlib.suppress(OSError):  # Linux tells where an open folder is now
+            moved = Path(os.readlink(f"/proc/self/fd/{self._held}"))
+            if os.path.samestat(os.fstat(self._held), os.stat(moved)):
+                return Run(moved, self.recipe)
+        beside = (self.folder.with_name(f"{self.folder.name}-{n}") for n in itertools.count(2))
+        place = next(path for path in beside if not path.exists())
+        run = Run(place, self.recipe)
+        write_text(place / "recipe.yaml", self.recipe.to_yaml())
+        return run

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.data.seeding import derive_seed
-from qsattn_plugin.devices import pick_device
+from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
-from qsattn_plugin.registry.interfaces import side_multiple
+from qsattn_plugin.registry.interfaces import of_domain, side_multiple
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.recipe.schema import INJECTED
 from qsattn_plugin.registry.recipe.sections import plain
-from qsattn_plugin.storage import load_tensors
+from qsattn_plugin.storage import DamagedFile, load_tensors
+from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.training.building import RecipeParts
 from qsattn_plugin.training.ema import EMA
 from qsattn_plugin.training.loader import TrainingLoader
@@ -121,11 +122,12 @@ class Session:
             "scaler": self.method.scaler.state_dict(),
             "generators": {
                 name: {
-                    **describe_generator(self.recipe),
+                    **describe_generator(self.recipe, back=name == "backward"),
                     "prefix": f"ema/{name}/" if self.averages else f"model/{prefixes[id(network)]}.",
                 }
                 for name, network in self.method.published().items()
             },
+            "tensors": dict(Counter(name.partition("/")[0] for name in tensors)),
             "torch": torch.__version__,
         }
         return tensors, document
@@ -141,11 +143,20 @@ class Session:
         for name, tensor in tensors.items():
             section, _, key = name.partition("/")
             by_section[section][key] = tensor
+        counted = {name: len(found) for name, found in by_section.items()}
+        if document.get("tensors", counted) != counted:
+            raise DamagedFile(f"{path} is damaged: it holds {counted} tensors, and should hold {document['tensors']}")
         _load(self.method, by_section["model"], path)
-        self.method.load_optimizer_state(by_section["optimizer"])
-        self.method.load_memory(by_section[_memory(rank)])
-        if document["scaler"]:  # empty if the precision was not fp16
-            self.method.scaler.load_state_dict(document["scaler"])
+        try:
+            self.method.load_optimizer_state(by_section["optimizer"])
+            self.method.load_memory(by_section[_memory(rank)])
+            if document["scaler"]:  # empty if the precision was not fp16
+                self.method.scaler.load_state_dict(document["scaler"])
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            if out_of_memory(error):
+                raise
+            text = " ".join(str(error).split())
+            raise DamagedFile(f"{path} does not fit the recipe.yaml of its run, or is damaged: {text}") from error
         for name, ema in self.averages.items():
             mine = {k.removeprefix(f"{name}/"): t for k, t in by_section["ema"].items() if k.startswith(f"{name}/")}
             _load(ema.average, mine, path)
@@ -166,15 +177,14 @@ class Session:
         except UserError as error:
             raise self.recipe.error("train.init_from", str(error)) from error
         mine = self.method.state_dict()
-        fits = {k: t for k, t in tensors.items() if k in mine and mine[k].shape == t.shape}
+        fits = {k: t for k, t in tensors.items() if k in mine and not misfits({k: mine[k]}, {k: t})}
         published = {id(network) for network in self.method.published().values()}
         wanted = tuple(f"{name}." for name, module in self.method.named_modules() if id(module) in published)
         lacking = [k for k in mine if k.startswith(wanted) and k not in fits]
         if lacking:
-            first = lacking[0]
-            there = f"{tuple(tensors[first].shape)} there" if first in tensors else "not there"
-            what = f"the generator in {path} does not fit the recipe's: {len(lacking)} tensors differ"
-            what += f", the first is {first}, {tuple(mine[first].shape)} here and {there}"
+            theirs = {key: tensors[key] for key in lacking if key in tensors}
+            what = in_a_line(misfits({key: mine[key] for key in lacking}, theirs, owner="the recipe's"))
+            what = f"the generator in {path} does not fit the recipe's: {len(lacking)} tensors differ: {what}"
             raise self.recipe.error("train.init_from", what)
         self._compare_generators(path, document)
         self.method.load_state_dict(fits, strict=False)
@@ -183,7 +193,7 @@ class Session:
         """Warn if the file's generators have other arguments than the recipe's, although all tensors fit."""
         own = describe_generator(self.recipe)
         for name, spec in (document.get("generators") or {}).items():
-            theirs, mine = spec.get("arguments", {}), own["arguments"]
+            theirs, mine = spec["arguments"], own["arguments"]
             shared = [key for key in theirs if key in mine and key not in ("init", "init_gain")]
             other = [f"{key}={theirs[key]!r}, here {mine[key]!r}" for key in shared if theirs[key] != mine[key]]
             if spec.get("type") != own["type"]:
@@ -197,22 +207,30 @@ class Session:
         names = {id(module): name for name, module in self.method.named_modules()}
         found: dict[str, Tensor] = {}
         for name, network in self.method.published().items():
-            prefix, own = document.get("generators", {}).get(name, {}).get("prefix"), names[id(network)]
+            spec, own = (document.get("generators") or {}).get(name), names[id(network)]
+            prefix = spec and spec["prefix"]
             if prefix is not None:
                 theirs = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
                 found |= {f"{own}.{key}": tensor for key, tensor in theirs.items()}
         return found
 
 
-def describe_generator(recipe: Recipe) -> dict[str, Any]:
-    """Return a generator's registered name and all its arguments, which suffice to build it without the recipe."""
-    spec = recipe.part("generator")
-    channels = recipe.data.channels
+def describe_generator(recipe: Recipe, back: bool = False) -> dict[str, Any]:
+    """Return what suffices to build a generator without the recipe, and the value ranges of its input and output.
+
+    ``back`` is the one from the target to the source domain.
+    """
+    spec, data = recipe.part("generator"), recipe.data
+    channels = data.channels
+    domains = "AB" if (data.direction == "AtoB") != back else "BA"
     takes = find("generator", spec.type).signature.parameters
     # Defaults that JSON cannot hold are left out: the generator is built with them anyway.
     arguments = {n: p.default for n, p in takes.items() if p.default is not p.empty and _is_json(p.default)}
     arguments |= {name: channels for name in INJECTED["generator"] if name in takes}
-    return {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
+    found = {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
+    if data.range is not None:
+        found["ranges"] = [plain(of_domain(data.range, domain)) for domain in domains]
+    return found
 
 
 def _is_json(value: Any) -> bool:
@@ -229,7 +247,11 @@ def _memory(rank: int) -> str:
 
 
 def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    own = network.state_dict()
+    shared = own.keys() & tensors.keys()  # of others torch itself tells; a network may fill in some
     try:
+        if wrong := misfits({k: own[k] for k in shared}, {k: tensors[k] for k in shared}, owner="the recipe's network"):
+            raise RuntimeError("\n\t".join(["", *sorted(wrong)]))
         network.load_state_dict(tensors)
     except RuntimeError as error:
         lines = str(error).splitlines()[1:]  # the first names the class

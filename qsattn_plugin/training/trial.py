@@ -43,12 +43,14 @@ class Trial:
         evaluation: seconds of an evaluation.
         training: seconds of the whole training.
         memory: bytes of the device's memory; on a CPU, of the process, with all images.
+        notes: what is to be said about the images, in sentences.
     """
 
     step: float
     evaluation: float
     training: float
     memory: int
+    notes: tuple[str, ...] = ()
 
 
 def try_recipe(session: Session) -> Trial:
@@ -81,7 +83,7 @@ def try_recipe(session: Session) -> Trial:
     steps, images = recipe.train.steps, recipe.evaluate.images or math.inf
     evaluation *= min(images, counts[evaluator.source]) / len(evaluator.images)
     training = step * steps + evaluation * math.ceil(steps / recipe.evaluate.interval(steps))
-    return Trial(step, evaluation, training, memory)
+    return Trial(step, evaluation, training, memory, tuple(loader.notes))
 
 
 def describe_trial(session: Session, trial: Trial) -> str:

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
-from qsattn_plugin.data.images import EXTENSIONS, NoPictures, find_images, show
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.data.images import EXTENSIONS, NoPictures, count_pages, find_images, show
+from qsattn_plugin.data.pixels import Pages
+from qsattn_plugin.errors import UserError, nearest
 
 #: Suffixes whose format a translation keeps; all others become PNGs.
 KEPT = (".jpg", ".jpeg", ".png", ".webp")
@@ -27,15 +28,17 @@ def plan(
     out: Path,
     kept: Collection[str] = KEPT,
     files: Callable[[Path], Iterable[Path]] = lambda target: (target,),
+    other: str = ".png",
 ) -> list[tuple[Path, Path]]:
     """Return (source, destination) for every picture among the inputs, in a deterministic order.
 
     An input is a file, a folder (all pictures below it; its structure is kept) or a glob pattern (the structure below
     the part without wildcards is kept). A file that is named twice counts once. Pictures in the output folder are no
-    inputs where it lies inside an input folder or is named among several inputs. Destinations are PNGs, except for
-    sources with a suffix in ``kept``. An output that is no folder and has a picture's suffix is the file of the one
-    picture there is. Where two sources would get the same name, the one that already has it keeps it; ``photo.bmp``
-    then becomes ``photo.bmp.png``, and others are numbered. ``files`` returns what will be written for a destination.
+    inputs where it lies inside an input folder or is named among several inputs. Destinations are PNGs (or what
+    ``other`` says), except for sources with a suffix in ``kept``. An output that is no folder and has a picture's
+    suffix is the file of the one picture there is. Where two sources would get the same name, the one that already has
+    it keeps it; ``photo.bmp`` then becomes ``photo.bmp.png``, and others are numbered. ``files`` returns what will be
+    written for a destination.
 
     Raises:
         UserError: an input does not exist, a file to be written is one of the inputs, also by another name, or there
@@ -52,7 +55,7 @@ def plan(
     elif out.is_file():
         raise UserError(f"{show(out)} is a file, and not a picture; choose a folder")
     else:
-        targets = _named({key: base for key, (_, base) in pairs.items()}, kept)
+        targets = _named({key: base for key, (_, base) in pairs.items()}, kept, other)
     named = [(source, targets[key]) for key, (source, _) in pairs.items()]
     sources = {identity(source) for source, _ in named} - {None}
     for _, target in named:
@@ -64,15 +67,43 @@ def plan(
     return named
 
 
-def _named(bases: dict[str, Path], kept: Collection[str]) -> dict[str, Path]:
+def each_page(pairs: Iterable[tuple[Path, Path]], pages: Pages) -> list[tuple[Path, Path, int | None]]:
+    """Return (source, destination, page) for the wanted pages of pictures, pages counted from 0.
+
+    Of a file with several pages, all of which are wanted, page 2 becomes ``NAME-page-2``. The page is None where the
+    first is taken because nothing else is said.
+
+    Raises:
+        UserError: the file of a page is one of the inputs.
+    """
+    pairs = list(pairs)
+    if pages != "all":
+        return [(source, target, None if pages == "first" else pages - 1) for source, target in pairs]
+    found: list[tuple[Path, Path, int | None]] = []
+    sources = {identity(source) for source, _ in pairs} - {None}
+    for source, target in pairs:
+        count = count_pages(source)
+        if count == 1:
+            found.append((source, target, None))
+            continue
+        for page in range(count):
+            place = target.with_stem(f"{target.stem}-page-{page + 1:0{len(str(count))}}")
+            if identity(place) in sources:
+                what = f"{show(place)} is one of the inputs and would be overwritten"
+                raise UserError(f"{what}; choose another output folder")
+            found.append((source, place, page))
+    return found
+
+
+def _named(bases: dict[str, Path], kept: Collection[str], other: str) -> dict[str, Path]:
     """Return each source's destination, by the same keys; sources that keep their name choose first."""
     found: dict[str, Path] = {}
     taken: set[Path] = set()
     stays = {key: base.suffix.lower() in kept for key, base in bases.items()}
     for key, base in sorted(bases.items(), key=lambda item: not stays[item[0]]):  # a stable sort
-        target = base if stays[key] else base.with_suffix(".png")
+        target = base if stays[key] else base.with_suffix(other)
         if target in taken and not stays[key]:
-            base = target = base.with_name(f"{base.name}.png")
+            base = target = base.with_name(base.name + other)
         number = 2
         while target in taken:
             target, number = base.with_stem(f"{base.stem}-{number}").with_suffix(target.suffix), number + 1
@@ -172,6 +203,19 @@ def _below(folder: Path, pictures: list[Path], out: Path) -> list[tuple[Path, Pa
     if folder.resolve() in out.parents:
         pictures = [p for p in pictures if not p.parent.resolve().is_relative_to(out)]
     return [(p, p.relative_to(folder)) for p in pictures]
+
+
+def parse_pages(text: str) -> Pages:
+    """Return which pages of a file are wanted, from "first", "all", or a page's number from 1.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    if text in ("first", "all"):
+        return text  # type: ignore[return-value]  # mypy does not narrow a str
+    if text.isdecimal() and 1 <= int(text) < 1 << 20:
+        return int(text)
+    raise ValueError(f"{text!r} is not a page{nearest(text, ('first', 'all'))}: write first, all, or a number from 1")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

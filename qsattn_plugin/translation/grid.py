@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from qsattn_plugin.data.pixels import from_tensor
+from qsattn_plugin.data.pixels import shown
 
 _GAP = 2
 _COLUMNS = 8
@@ -17,13 +17,14 @@ _LARGEST = 768
 _LABEL = 24
 
 
-def picture_grid(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
+def picture_grid(rows: Sequence[Sequence[Tensor]], bands: Sequence[int] | None = None) -> Image.Image:
     """Return pictures, float (C, H, W) in [-1, 1], in rows (such as sources and their translations) on one RGB sheet.
 
     Smaller ones are centred in their cell; all are enlarged by an integer factor (nearest) where they are below 96
-    pixels. Rows of more than eight continue below, as another block.
+    pixels. Of more than four channels the ``bands`` are shown, counted from 1. Rows of more than eight continue below,
+    as another block.
     """
-    pictures = [[from_tensor(p).convert("RGB") for p in row] for row in rows]
+    pictures = [[shown(p, bands) for p in row] for row in rows]
     flat = [p for row in pictures for p in row]
     scale = max(1, -(-_SMALLEST // max(max(p.size) for p in flat)))
     cell_w, cell_h = (scale * max(p.size[axis] for p in flat) + _GAP for axis in (0, 1))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +11,12 @@ from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import create, find
+from qsattn_plugin.registry.blueprint import blueprint
 from qsattn_plugin.registry.cut_weights import LoadReport, find_state_dicts, load_cut_weights, matches, recognise
 from qsattn_plugin.registry.recipe.checking import check_settings
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.storage.download import checksum
+from qsattn_plugin.storage.weights import read_weights
 from qsattn_plugin.translation.files import check_output
 
 #: The main generator's prefix in a run's checkpoints, so that ``train.init_from`` takes an imported file too.
@@ -58,7 +57,7 @@ def import_weights(
         WriteFailed: ``out`` could not be written.
     """
     check_output(out, overwrite, file)
-    content = read_checkpoint(file)
+    content = read_weights(file)
     candidate = None if arch is None else _build(arch, _arguments(arch, settings, {}))
     place, weights = _pick(file, content, key, candidate)
     try:
@@ -70,8 +69,11 @@ def import_weights(
     if arch not in (None, name):
         name, found = arch, {}
     arguments = _arguments(name, settings, found)
-    generator = _build(name, arguments)
     try:
+        # First without values: what does not fit need not be allocated.
+        if (plan := blueprint("generator", name, arguments)) is not None:
+            load_cut_weights(plan, weights)
+        generator = _build(name, arguments)
         loaded = load_cut_weights(generator, weights)
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
@@ -84,35 +86,6 @@ def import_weights(
     }
     save_tensors(out, {_PREFIX + name: tensor for name, tensor in generator.state_dict().items()}, document)
     return Imported(name, arguments, place, loaded)
-
-
-def read_checkpoint(file: Path) -> Any:
-    """Read a file of ``torch.save``, only tensors and builtin containers; no code in it is run.
-
-    Raises:
-        UserError: the file does not exist, is damaged, or holds other Python objects.
-    """
-    if not file.is_file():
-        raise UserError(f"there is no file {file}")
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch's warnings to programmers
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL ([\w.]+)|(?:class|type|Type) <?(?:class )?'?([\w.]+)'? was not", str(error)):
-            what = found[1] or found[2]
-            raise UserError(
-                f"{file} holds more than tensors ({what}), and reading that could run code: it was not read. If you "
-                "trust it, let the project that wrote it save the weights alone: "
-                "torch.save(netG.state_dict(), 'latest_net_G.pth')"
-            ) from error
-        raise UserError(f"{file} is not a file that torch.save wrote, or it is damaged") from error
-    except PermissionError:
-        raise
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        if "TorchScript" in str(error):
-            what = f"{file} is a TorchScript program, not weights"
-            raise UserError(f"{what}; import the checkpoint that it was made from") from error
-        raise UserError(f"{file} is not a file that torch.save wrote, or it is damaged") from error
 
 
 def _arguments(arch: str, settings: Sequence[str], found: dict[str, Any]) -> dict[str, Any]:

@@ -9,18 +9,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from qsattn_plugin.data.images import UnreadableImage, read_image, show, write_image
+from qsattn_plugin.data.images import UnreadableImage, show, write_image
 from qsattn_plugin.data.pixels import NaNImageError
+from qsattn_plugin.data.raster import Raster
+from qsattn_plugin.data.writing import write_raster
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import may_write
 from qsattn_plugin.translation.apply import padded_size
 from qsattn_plugin.translation.grid import labelled
 from qsattn_plugin.translation.load import Translator
-from qsattn_plugin.translation.sizes import At, resize_picture, working_size
+from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, working_size
 from qsattn_plugin.translation.tiles import TILE, WHOLE
 from qsattn_plugin.translation.tiles.spill import DiskFull
 
@@ -30,33 +33,35 @@ _BATCH_ELSEWHERE = 8
 #: The most pixels of pictures that wait for others of their size, to share a batch.
 _WAITING = 1 << 24
 #: Errors that every other file would meet too.
-_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 @dataclass
 class Outcome:
     """The outcome of a job: files written, files that existed already, and (source, reason) of failures.
 
-    ``carried`` counts the written ones that were translated at another size, by the shorter side there.
+    ``carried`` counts the written ones that were translated at another size, by the shorter side there. ``frames`` are
+    sources of several pages or frames of which the first was taken unasked, and how many they have.
     """
 
     written: list[Path] = field(default_factory=list)
     carried: Counter[int] = field(default_factory=Counter)
     skipped: list[Path] = field(default_factory=list)
     failed: list[tuple[Path, str]] = field(default_factory=list)
+    frames: list[tuple[Path, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Task:
     source: Path
     target: Path
-    picture: Image.Image
+    picture: Image.Image | Raster
     size: tuple[int, int]  # at which it is translated
 
 
 def translate_files(
     translator: Translator,
-    pairs: Iterable[tuple[Path, Path]],
+    pairs: Iterable[tuple[Path, Path] | tuple[Path, Path, int | None]],
     overwrite: bool = False,
     progress: Callable[[float], None] = lambda pictures: None,
     *,
@@ -73,7 +78,8 @@ def translate_files(
 
     Args:
         translator: from :func:`~qsattn_plugin.translation.load.load`.
-        pairs: (source, destination).
+        pairs: (source, destination), or (source, destination, page) of
+            :func:`~qsattn_plugin.translation.files.each_page`.
         overwrite: translate pictures again whose file exists.
         progress: called with the number of pictures done since the last call; a part of one for a large picture.
         tile: see :meth:`~qsattn_plugin.translation.load.Translator.translate`.
@@ -117,12 +123,12 @@ class _Job:
         self.limit = float("inf") if tile == 0 else (tile or WHOLE) ** 2
         self._writable: dict[Path, bool] = {}
 
-    def batches(self, pairs: Iterable[tuple[Path, Path]]) -> Iterator[list[_Task]]:
+    def batches(self, pairs: Iterable[tuple[Path, Path] | tuple[Path, Path, int | None]]) -> Iterator[list[_Task]]:
         """Yield batches of pictures that are translated at the same size; they need not be consecutive."""
         waiting: dict[tuple[int, int], list[_Task]] = {}
         pixels = 0
-        for source, target in pairs:
-            task = self._read(source, target)
+        for source, target, *page in pairs:
+            task = self._read(source, target, *page)
             if task is None:
                 self.progress(1)
                 continue
@@ -143,7 +149,7 @@ class _Job:
         most = min(self.limit, WHOLE**2) // (width * height)
         return max(1, min(self.batch, int(most)))
 
-    def _read(self, source: Path, target: Path) -> _Task | None:
+    def _read(self, source: Path, target: Path, page: int | None = None) -> _Task | None:
         """Read a picture to translate; None if it is skipped or has failed."""
         try:
             there = _stat(target)
@@ -159,8 +165,12 @@ class _Job:
             self.outcome.skipped.append(target)
         else:
             try:
-                picture = read_image(source)
-                picture = resize_picture(picture, self.size) if self.size else picture
+                picture = self.translator.read(source, page)
+                if frames := picture.info.get("frames"):
+                    self.outcome.frames.append((source, frames))
+                if self.size:
+                    resize: Any = resize_raster if isinstance(picture, Raster) else resize_picture
+                    picture = resize(picture, self.size)
                 size = working_size(picture.size, self.sizes[0], self.translator.trained)
                 return _Task(source, target, picture, size)
             except UnreadableImage as error:
@@ -208,26 +218,38 @@ class _Job:
                 self._write(task, result)
         self.progress(len(tasks) - done)
 
-    def _results(self, pictures: list[Image.Image], progress: Callable[[float], None]) -> list[Image.Image]:
+    def _results(self, pictures: list[Any], progress: Callable[[float], None]) -> Sequence[Image.Image | Raster]:
         share = 1 / len(self.sizes)
-        made = [
-            self.translator.translate(pictures, self.tile, at, lambda part: progress(share * part)) for at in self.sizes
-        ]
+
+        def part(done: float) -> None:
+            progress(share * done)
+
+        made: list[Any] = []
+        for at in self.sizes:
+            if any(self.translator.ranges):
+                made.append([self.translator.translate_values(one, self.tile, at, part) for one in pictures])
+            else:
+                made.append(self.translator.translate(pictures, self.tile, at, part))
         if not self.sheet:
             return made[0]
         trained = f"trained ({self.translator.trained})"
         names = ["as it is", *(trained if at == "trained" else str(at) for at in self.sizes)]
-        return [labelled(list(zip(names, row, strict=True))) for row in zip(pictures, *made, strict=True)]
+        sources = [self.translator.preview(one) for one in pictures]
+        results = [[self.translator.preview(one, made=True) for one in row] for row in made]
+        return [labelled(list(zip(names, row, strict=True))) for row in zip(sources, *results, strict=True)]
 
     def _advice(self, width: int, height: int) -> str:
         tile = min(self.tile or TILE, max(width, height)) // 2
         return f"{width} x {height} pixels do not fit into memory; try --tile {tile}"
 
-    def _write(self, task: _Task, result: Image.Image) -> None:
+    def _write(self, task: _Task, result: Image.Image | Raster) -> None:
         try:
-            write_image(result, task.target)
+            if isinstance(result, Raster):
+                write_raster(result, task.target)
+            else:
+                write_image(result, task.target)
         except (UserError, ValueError) as error:
-            if getattr(error.__cause__, "errno", None) in _FATAL:
+            if getattr(error.__cause__, "errno", None) in FATAL:
                 raise
             self._failed(task.source, f"{show(task.source)}: {error}")
         else:
@@ -237,7 +259,7 @@ class _Job:
 
 
 def _pixels(task: _Task) -> int:
-    return task.picture.width * task.picture.height
+    return task.picture.size[0] * task.picture.size[1]
 
 
 def _stat(path: Path) -> os.stat_result | None:

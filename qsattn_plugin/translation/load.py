@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,17 +14,26 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.images import normalise_mode
-from qsattn_plugin.data.pixels import as_pil, from_tensor, to_channels, to_float
-from qsattn_plugin.devices import pick_device
+from qsattn_plugin.content import pretence
+from qsattn_plugin.data.decoders import of_pillow
+from qsattn_plugin.data.images import carried, normalise_mode, read_first, read_image, read_raster
+from qsattn_plugin.data.pixels import NaNImageError, as_pil, from_tensor, shown, to_channels, to_float
+from qsattn_plugin.data.preprocess import resize_bands
+from qsattn_plugin.data.ranges import Range, to_signal, translated
+from qsattn_plugin.data.raster import Raster
+from qsattn_plugin.data.writing import ANY
+from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create
+from qsattn_plugin.registry.blueprint import blueprint
 from qsattn_plugin.registry.pretrained import entries, published_model, weights_file
-from qsattn_plugin.storage import DamagedFile, load_tensors
+from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, read_shapes
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.storage.hub import PREFIX, hub_file
+from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
-from qsattn_plugin.translation.sizes import FACTOR, At, carry_back, resize_picture, working_size
+from qsattn_plugin.translation.files import KEPT
+from qsattn_plugin.translation.sizes import FACTOR, At, carry_back, carry_back_signal, resize_picture, working_size
 from qsattn_plugin.translation.tiles import TILE, CannotTile, is_large, tiled_chain, translate_tiled
 
 #: Suffixes of other projects' checkpoints.
@@ -56,6 +66,9 @@ class Translator(nn.Module):
         document: the document of its file, such as the recipe and the step.
         trained: the shorter side, in pixels, that pictures had in training; None: unknown.
         weights: its file; None where it was not loaded from one.
+        ranges: the value ranges of its input and of its output; None: 8 bits.
+        bands: of what has more than four, the three that people are shown, counted from 1; None: the first.
+        out_channels: channels of its output; None: as many as of its input.
     """
 
     def __init__(
@@ -65,6 +78,9 @@ class Translator(nn.Module):
         document: dict[str, Any] | None = None,
         trained: int | None = None,
         weights: Weights | None = None,
+        ranges: tuple[Range | None, Range | None] = (None, None),
+        bands: tuple[int, int, int] | None = None,
+        out_channels: int | None = None,
     ):
         super().__init__()
         self.generator = generator
@@ -72,6 +88,9 @@ class Translator(nn.Module):
         self.document = document or {}
         self.trained = trained
         self.weights = weights
+        self.ranges = ranges
+        self.out_channels = out_channels or channels
+        self.bands = bands
 
     def extra_repr(self) -> str:
         return f"trained={self.trained}"
@@ -116,7 +135,9 @@ class Translator(nn.Module):
         at: At | None = None,
         progress: Progress = lambda share: None,
     ) -> Image.Image | list[Image.Image]:
-        """Translate pictures of any mode and size to pictures of the same sizes; transparency is kept.
+        """Translate pictures of any mode and size to pictures of the same sizes.
+
+        Transparency, colour profile and resolution are kept; wide gamuts become sRGB.
 
         The EXIF orientation of a picture is applied. Pictures much larger or smaller than those in training are
         translated at the trained size, and the change is carried back (:mod:`qsattn_plugin.translation.sizes`).
@@ -157,12 +178,88 @@ class Translator(nn.Module):
             while batch := list(itertools.islice(alike, most)):
                 seen = [small for _, small in batch]
                 made = [self._in_tiles(seen[0], tile or TILE, progress)] if tiled else self._whole(seen)
-                out += [carry_back(*pair, result) for pair, result in zip(batch, made, strict=True)]
+                for (picture, small), result in zip(batch, made, strict=True):
+                    out.append(carry_back(picture, small, result))
+                    out[-1].info = carried(picture, out[-1].mode)
         return out
 
     def _seen(self, picture: Image.Image, at: At | None) -> tuple[Image.Image, Image.Image]:
         """Return a picture, and the same at the size at which it is translated."""
         return picture, resize_picture(picture, working_size(picture.size, at, self.trained))
+
+    def read(self, path: str | os.PathLike, page: int | None = None) -> Image.Image | Raster:
+        """Read a picture file as this generator takes it; raise as :func:`~qsattn_plugin.data.images.read_image`."""
+        return read_image(path, page) if self.ranges[0] is None else read_raster(path, page)
+
+    def signal(self, picture: Image.Image | Raster) -> Tensor:
+        """Return a picture as an image (C, H, W) in [-1, 1] for the generator.
+
+        Raises:
+            UnreadableImage: it has other bands than the generator takes, or values that are no numbers.
+        """
+        if isinstance(picture, Raster):
+            assert self.ranges[0] is not None  # only then it is read so
+            return to_signal(picture, self.ranges[0], self.channels)
+        return to_float(to_channels(picture, self.channels))
+
+    def preview(self, picture: Image.Image | Raster, made: bool = False) -> Image.Image:
+        """Return a picture, or one that this generator made, as people are shown it: RGB, three of many bands."""
+        if not isinstance(picture, Raster):
+            return picture
+        value_range = self.ranges[made]
+        assert value_range is not None  # only then it is a raster
+        return shown(to_signal(picture, value_range, picture.opaque().bands), self.bands)
+
+    def shown(self, path: str | os.PathLike, made: bool = False) -> Image.Image:
+        """Read a picture file of the source domain, or of the target domain (``made``), as people are shown it."""
+        if self.ranges[made] is None:
+            return read_first(path)
+        return self.preview(read_raster(path), made)
+
+    @property
+    def kept(self) -> tuple[tuple[str, ...], str]:
+        """The file name endings that translations keep, and the one that all others get."""
+        value_range = self.ranges[1]
+        if value_range is None:
+            return KEPT, ".png"
+        deep = value_range == "dtype" or (value_range[0] >= 0 and 255 <= value_range[1] <= 65535)
+        return ((*ANY, ".png") if deep and self.out_channels <= 4 else ANY), ".tif"
+
+    def translate_values(
+        self,
+        picture: Image.Image | Raster,
+        tile: int | None = None,
+        at: At | None = None,
+        progress: Progress = lambda share: None,
+    ) -> Image.Image | Raster:
+        """Translate what :meth:`read` returned where the input or the output has a value range.
+
+        The result has the kind of the target domain, in the number type of the source where that holds its range; it is
+        a PIL image of 8 bits where the target domain has no range. Where both domains have the same range and as many
+        bands, the change is carried back to the picture's own size; otherwise the translation is enlarged. Arguments
+        and errors are those of :meth:`translate`.
+        """
+        image, out_range = self.signal(picture), self.ranges[1]
+        size = working_size(picture.size, at, self.trained)
+        seen = image if size == picture.size else resize_bands(image, size).clamp_(-1, 1)
+        padded = padded_size(self.generator, size)
+        if is_large(padded, tile) and self._can_tile(size, tile):
+            made = translate_tiled(self.generator, seen, tile or TILE, progress=progress)
+        else:
+            weights = next(self.generator.parameters())
+            made = translate(self.generator, seen[None].to(weights.device, weights.dtype))[0].float().cpu()
+        if made.isnan().any():
+            raise NaNImageError("the translation holds NaN")
+        if seen is not image:
+            same = self.ranges[0] == out_range and made.shape == seen.shape
+            made = carry_back_signal(image, seen, made) if same else resize_bands(made, picture.size).clamp_(-1, 1)
+        if out_range is not None:
+            return translated(picture if isinstance(picture, Raster) else of_pillow(picture), made, out_range)
+        result = from_tensor(made)
+        if isinstance(picture, Image.Image):
+            result = with_alpha(result, picture)
+            result.info = carried(picture, result.mode)
+        return result
 
     def _whole(self, pictures: list[Image.Image]) -> list[Image.Image]:
         """Translate pictures of one size in one batch."""
@@ -220,9 +317,9 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
     """Load the generator of a file that :func:`find_weights` found, as :func:`load` does."""
     path = weights.path
     try:
-        _, document = load_tensors(path, prefix="\0")  # only the document
+        document = read_document(path)
     except DamagedFile as error:
-        if path.suffix.lower() not in _FOREIGN_SUFFIXES:
+        if path.suffix.lower() not in _FOREIGN_SUFFIXES or pretence(path):
             raise
         convert = f"qsattn import {path} -o {path.with_suffix('.safetensors')}"
         raise UserError(f"{path} is not a weights file of this package; convert it with `{convert}` first") from error
@@ -232,30 +329,44 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
         raise UserError(f"{path} has no generator {name!r}{nearest(name, generators)} ({', '.join(generators)})")
     spec = generators[name]
     _import_parts(path, document)
-    # The drawn weights are replaced: drawing them must not change the caller's random numbers.
     try:
-        with torch.random.fork_rng(devices=[]):
-            generator = create("generator", spec["type"], **spec["arguments"])
+        plan = blueprint("generator", spec["type"], spec["arguments"])
     except PartError as error:
         if imports := (document.get("recipe") or {}).get("import"):
             parts = ", ".join(map(str, imports))
             raise UserError(
                 f"{path}: {error}. It was trained with parts from {parts}: load its run's folder, or import them first"
             ) from error
-        raise
-    tensors, _ = load_tensors(path, spec["prefix"])
+        raise DamagedFile(f"{path}: {error}") from error
     try:
-        generator.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {error}") from error
+        wrong = misfits(plan.state_dict(), read_shapes(path, spec["prefix"])) if plan is not None else []
+        if not wrong:
+            # The drawn weights are replaced: drawing them must not change the caller's random numbers.
+            with torch.random.fork_rng(devices=[]):
+                generator = create("generator", spec["type"], **spec["arguments"])
+            generator.load_state_dict(load_tensors(path, spec["prefix"])[0])
+    except (ValueError, TypeError, RuntimeError) as error:  # of a part that is not this package's
+        if out_of_memory(error):
+            raise
+        wrong = [" ".join(str(error).split())]
+    if wrong:
+        raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {in_a_line(wrong)}")
     generator.requires_grad_(False)
-    translator = Translator(generator, _channels(spec), document, _trained(spec, document), weights).eval()
+    ranges = tuple(tuple(one) if isinstance(one, list) else one for one in spec.get("ranges", (None, None)))
+    bands = ((document.get("recipe") or {}).get("evaluate") or {}).get("bands")
+    trained = _trained(spec, document)
+    translator = Translator(generator, _channels(spec), document, trained, weights, ranges, bands, _out(spec)).eval()
     return translator.to(pick_device(str(device)))
 
 
 def _channels(spec: dict[str, Any]) -> Any:
     """Return the channels of a generator's images; older files have them only as an argument."""
     return spec.get("channels", spec["arguments"].get("in_channels"))
+
+
+def _out(spec: dict[str, Any]) -> Any:
+    """Return the channels of a generator's output."""
+    return spec.get("out_channels", spec["arguments"].get("out_channels"))
 
 
 def _trained(spec: dict[str, Any], document: dict[str, Any]) -> int | None:
@@ -279,16 +390,12 @@ def main_generator(generators: Iterable[str]) -> str:
 
 def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the description of each generator in a file, by name."""
-    found = document.get("generators") if isinstance(document, dict) else None
+    found = document.get("generators")
     if not found:
         raise DamagedFile(f"{path} holds no generator")
-    wanted = {"type": str, "arguments": dict, "prefix": str}
-    whole = isinstance(found, dict) and all(
-        isinstance(spec, dict) and all(isinstance(spec.get(key), kind) for key, kind in wanted.items())
-        for spec in found.values()
-    )
-    if not whole or not all(isinstance(_channels(spec), int) for spec in found.values()):
-        raise DamagedFile(f"{path} has no valid description of its generators")
+    for name, spec in found.items():
+        if _channels(spec) not in (1, 2, 3, 4) or isinstance(_channels(spec), bool) or spec.get("trained") == 0:
+            raise DamagedFile(f"{path} has no valid description of its generators: {name} gives no channels (1 to 4)")
     return found
 
 

@@ -75,6 +75,7 @@ def publish(
     kind, arguments, channels = spec["type"], spec["arguments"], translator.channels
     described = {"type": kind, "arguments": arguments, "channels": channels, "prefix": _PREFIX}
     described["trained"] = translator.trained
+    described |= {key: spec[key] for key in ("ranges", "out_channels") if key in spec}
     save_tensors(path, tensors, {"kind": "weights", "generators": {"forward": described}, **kept})
     side = smallest_side(translator.generator, 128)
     images = torch.rand(1, channels, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -16,6 +16,8 @@ at every pixel of the working size, so that the change itself is not smoothed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -25,7 +27,8 @@ from torch import Tensor
 
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.pixels import as_pil, to_channels
-from qsattn_plugin.data.preprocess import MAX_PIXELS
+from qsattn_plugin.data.preprocess import MAX_PIXELS, resize_bands
+from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.errors import UserError, nearest
 
 #: A working size: pixels of the shorter side; the trained size; the picture's own.
@@ -76,10 +79,30 @@ def resize_picture(picture: Image.Image, size: int | tuple[int, int]) -> Image.I
     Raises:
         UnreadableImage: the result would have more than 128 megapixels.
     """
-    width, height = scaled_size(picture.size, size) if isinstance(size, int) else size
-    if width * height > MAX_PIXELS:
-        raise UnreadableImage(f"{picture.width} x {picture.height} pixels would have to become {width} x {height}")
-    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BICUBIC)
+    wanted = _allowed(picture.size, scaled_size(picture.size, size) if isinstance(size, int) else size)
+    return picture if picture.size == wanted else picture.resize(wanted, Image.Resampling.BICUBIC)
+
+
+def resize_raster(raster: Raster, size: int | tuple[int, int]) -> Raster:
+    """Resize a picture of any bands as :func:`resize_picture` does, each band by itself."""
+    import numpy as np
+
+    wanted = _allowed(raster.size, scaled_size(raster.size, size) if isinstance(size, int) else size)
+    if raster.size == wanted:
+        return raster
+    bands = torch.from_numpy(np.ascontiguousarray(raster.values.transpose(2, 0, 1), np.float32))
+    values = resize_bands(bands, wanted).permute(1, 2, 0).numpy()
+    kind = raster.values.dtype
+    if kind.kind != "f":
+        values = np.clip(np.floor(values.astype(np.float64) + 0.5), np.iinfo(kind).min, np.iinfo(kind).max)
+    return replace(raster, values=values.astype(kind))
+
+
+def _allowed(size: tuple[int, int], wanted: tuple[int, int]) -> tuple[int, int]:
+    """Return the wanted (width, height), or raise :class:`UnreadableImage` where that is too large."""
+    if wanted[0] * wanted[1] > MAX_PIXELS:
+        raise UnreadableImage(f"{size[0]} x {size[1]} pixels would have to become {wanted[0]} x {wanted[1]}")
+    return wanted
 
 
 def working_size(size: tuple[int, int], at: At | None, trained: int | None) -> tuple[int, int]:
@@ -121,25 +144,44 @@ def carry_back(picture: Image.Image, seen: Image.Image, made: Image.Image) -> Im
     """
     if picture.size == seen.size:
         return made
-    channels = len(made.getbands())
+    channels, width = len(made.getbands()), picture.width
     small, changed = (to_channels(image, channels).float() for image in (seen, made))
-    change = changed - small
-    slope = _slope(small, change)
-    if min(picture.size) < min(seen.size):  # the picture has no detail that the working size lacks
-        slope.zero_()
-    width, height = picture.size
-    down = _resized(torch.eye(seen.height)[None], (height, seen.height))[0]
-    wide = _resized(torch.stack([slope, change - slope * small]), (seen.height, width))
+
+    def rows_of(top: int, bottom: int) -> Tensor:
+        return to_channels(picture.crop((0, top, width, bottom)), channels).float()
+
     out = Image.new(made.mode, picture.size)
+    for top, rows in _carried(small, changed, picture.size, rows_of):
+        out.paste(as_pil(rows.round_().clamp_(0, 255).to(torch.uint8)), (0, top))
+    return out
+
+
+def carry_back_signal(image: Tensor, seen: Tensor, made: Tensor) -> Tensor:
+    """Carry a change back as :func:`carry_back` does, on images (C, H, W) in [-1, 1]."""
+    full, small, changed = ((x.float() + 1) * 127.5 for x in (image, seen, made))
+    size = image.shape[2], image.shape[1]
+    parts = [rows for _, rows in _carried(small, changed, size, lambda top, bottom: full[:, top:bottom])]
+    return (torch.cat(parts, 1) / 127.5 - 1).clamp_(-1, 1)
+
+
+def _carried(
+    small: Tensor, made: Tensor, size: tuple[int, int], rows_of: Callable[[int, int], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (top, rows) of the picture of a size with the change carried back; all (C, H, W) on 0..255."""
+    change = made - small
+    slope = _slope(small, change)
+    if min(size) < min(small.shape[1:]):  # the picture has no detail that the working size lacks
+        slope.zero_()
+    (width, height), below = size, small.shape[1]
+    down = _resized(torch.eye(below)[None], (height, below))[0]
+    wide = _resized(torch.stack([slope, change - slope * small]), (below, width))
     for top in range(0, height, _ROWS):
         rows = down[top : top + _ROWS]
         used = rows.any(0).nonzero()
         near = slice(int(used[0]), int(used[-1]) + 1)
         factor, offset = rows[:, near] @ wide[..., near, :]
-        band = to_channels(picture.crop((0, top, width, top + len(rows))), channels).float()
-        changed = offset.add_(band).addcmul_(band, factor)
-        out.paste(as_pil(changed.round_().clamp_(0, 255).to(torch.uint8)), (0, top))
-    return out
+        band = rows_of(top, top + len(rows))
+        yield top, offset.add_(band).addcmul_(band, factor)
 
 
 def _slope(image: Tensor, change: Tensor) -> Tensor:

@@ -21,9 +21,8 @@ Init = Literal["xavier", "normal", "kaiming", "orthogonal"]
 
 def _blur_kernel(row: tuple[float, ...], gain: float, channels: int) -> Tensor:
     """Return the outer product of ``row`` with itself, scaled to sum to ``gain``, once per channel: (C, 1, k, k)."""
-    line = torch.tensor(row)
-    kernel = line[:, None] * line[None, :]
-    return (kernel * (gain / kernel.sum())).expand(channels, 1, -1, -1).contiguous()
+    scale = gain / sum(row) ** 2  # not by torch, which on the meta device imports its compiler to divide
+    return torch.tensor([[a * b * scale for b in row] for a in row]).expand(channels, 1, -1, -1).contiguous()
 
 
 class Downsample(nn.Module):
@@ -119,6 +118,8 @@ def initialise(network: nn.Module, init: Init = "xavier", gain: float = 0.02) ->
         init: "xavier" is CUT's default, "normal" CycleGAN's (with ``gain`` as the standard deviation).
         gain: the scale of the draw.
     """
+    if any(weight.is_meta for weight in network.parameters()):
+        return  # shapes only: there is nothing to draw, and torch would import its compiler to find that out
     draw = {
         "xavier": lambda w: nn.init.xavier_normal_(w, gain=gain),
         "normal": lambda w: nn.init.normal_(w, 0.0, gain),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from qsattn_plugin.registry import Part, list_parts
 from qsattn_plugin.registry.recipe.json_schema import argument_schemas, json_schema
 from qsattn_plugin.registry.recipe.reading import shipped_recipes
-from qsattn_plugin.registry.recipe.schema import INJECTED, KEYS, PARTS, PIPELINE
+from qsattn_plugin.registry.recipe.schema import DEFAULTS, INJECTED, KEYS, PARTS, PIPELINE
 from qsattn_plugin.registry.recipe.sections import objective_parameters
 from qsattn_plugin.registry.yaml_lines import write
 
@@ -102,7 +102,10 @@ def _type(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     if kind == "array":
         if "prefixItems" in schema:
             return f"[{', '.join(_type(item, defs) for item in schema['prefixItems'])}]"
-        return f"list of {_type(schema.get('items', {}), defs)}s"
+        item = _type(schema.get("items", {}), defs)
+        if item.startswith("["):
+            return f"list of {item}"
+        return f"list of ({item})" if " | " in item else f"list of {item}s"
     names = {"string": "path" if schema.get("format") == "path" else "text", "boolean": "true | false"}
     words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     # The largest seed is no news.
@@ -121,14 +124,18 @@ def _lines() -> Iterator[str]:
     yield "Written from the code by `qsattn schema --markdown`; `qsattn show NAME` says the same of one key or part."
     yield "A key that has no default must be given, or is given by the recipe that is extended or by the training."
     yield ""
-    yield from _table(("key", "what it says"), ((f"[`{key}`](#{key})", text) for key, text in KEYS.items()))
+    yield from _table(
+        ("key", "default", "what it says"),
+        ((f"[`{key}`](#{key})", _code(DEFAULTS.get(key)), text) for key, text in KEYS.items()),
+    )
     for section, text in KEYS.items():
         yield from ("", f"## {section}", "", f"{text[:1].upper()}{text[1:]}.")
         if section == "extends":
             yield from ("", "Shipped are:", "")
             yield from _table(("recipe", ""), ((f"`{name}`", line) for name, line in shipped_recipes().items()))
         elif section == "method":
-            yield from ("", *_table(("method", ""), ((f"`{m.name}`", m.summary) for m in list_parts("method"))))
+            rows = ((f"`{m.name}`", _code(m.defaults), m.summary) for m in list_parts("method"))
+            yield from ("", *_table(("method", "sets", ""), rows))
         elif section == "objective":
             for names, keys in _objectives():
                 yield from ("", f"Of {', '.join(f'`{name}`' for name in names)}:", "", *_key_table(keys))
@@ -157,6 +164,10 @@ def _parts(kind: str, title: str) -> Iterator[str]:
 def _key_table(keys: Iterable[Key]) -> Iterator[str]:
     rows = ((f"`{key.name}`", key.type, f"`{key.default}`" if key.default else "", key.text) for key in keys)
     return _table(("key", "type", "default", "meaning"), rows)
+
+
+def _code(value: Any) -> str:
+    return f"`{write(value)}`" if value else ""
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:

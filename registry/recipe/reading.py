@@ -104,14 +104,25 @@ def _read_file(path: Path) -> Layer:
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8").removeprefix("\ufeff")
     except OSError as error:
         raise RecipeError(Problem(place, "", f"cannot be read: {error.strerror}")) from None
-    except UnicodeDecodeError:
-        raise RecipeError(Problem(place, "", "this is not a text file, and so not a recipe")) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(_not_utf8(content, error.start, place)) from None
     if len(content) > MOST_BYTES:
         raise RecipeError(Problem(place, "", "this file is too large for a recipe"))
     return read_text(text, place, path.parent, path.stem, path)
+
+
+def _not_utf8(content: bytes, start: int, place: Place) -> Problem:
+    """Return what is wrong with a file whose byte at ``start`` is the first that is not UTF-8."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return Problem(place, "", "this is text in UTF-16; save the file as UTF-8")
+    if b"\0" in content or start == 0:
+        return Problem(place, "", "this is not a text file, and so not a recipe")
+    line = content.count(b"\n", 0, start) + 1
+    what = f"byte 0x{content[start]:02X} at offset {start} is not UTF-8, but perhaps Latin-1 or GBK"
+    return Problem(place._replace(line=line), "", f"{what}; save the file as UTF-8")
 
 
 def follow(layer: Layer) -> list[Layer]:

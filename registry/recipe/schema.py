@@ -99,6 +99,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+#: What ``data.range`` may be for a domain.
+ValueRange = tuple[float, float] | Literal["dtype", "auto"]
+
+
 class Pipeline(Section):
     """The keys of ``data`` that every dataset has.
 
@@ -110,6 +114,9 @@ class Pipeline(Section):
         random_crop: always, or until_decay: once the learning rate falls, images are resized to the crop itself, and
             so seen whole in mode resize_and_crop. As the code of CUT and QS-Attn does it; CycleGAN's crops to the end.
         channels: 1 is greyscale, 3 is RGB.
+        range: Values that become -1 and 1, for pictures of more than 8 bits or of other bands than grey and RGB: two
+            numbers, dtype (the limits of the file's number type), or auto (measured on the training set once); or a
+            mapping {A: ..., B: ...}. Null reads pictures of 8 bits.
     """
 
     direction: Literal["AtoB", "BtoA"] = "AtoB"
@@ -118,6 +125,7 @@ class Pipeline(Section):
     crop: int = Field(256, ge=1)
     random_crop: Literal["always", "until_decay"] = "always"
     channels: int = Field(3, ge=1, le=4)
+    range: ValueRange | dict[Literal["A", "B"], ValueRange | None] | None = None
 
     @field_validator("crop")
     @classmethod
@@ -128,6 +136,16 @@ class Pipeline(Section):
         if mode.endswith("_and_crop") and crop > resize:
             raise ValueError(f"must be at most data.resize ({resize}), got {crop}; set both")
         return crop
+
+    @field_validator("range")
+    @classmethod
+    def _rises(cls, given: Any) -> Any:
+        if isinstance(given, dict) and set(given) != {"A", "B"}:
+            raise ValueError(f"a mapping must have both A and B (null reads 8 bits), got {', '.join(given) or 'none'}")
+        for one in given.values() if isinstance(given, dict) else (given,):
+            if isinstance(one, tuple) and not one[0] < one[1]:
+                raise ValueError(f"must be two numbers, the lower first, got [{one[0]:g}, {one[1]:g}]")
+        return given
 
 
 PIPELINE = tuple(Pipeline.model_fields)
@@ -260,6 +278,9 @@ def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
+Band = Annotated[int, Field(ge=1, le=64)]
+
+
 class Evaluate(Section):
     """Picture grids and scores during training.
 
@@ -267,6 +288,8 @@ class Evaluate(Section):
         every: Steps between two evaluations; null follows from the steps: 6 to 15 evaluations, or one in 5000 steps.
         images: How many test images are translated for the score; null takes all.
         grid: Images in the picture grid.
+        bands: Of images with more than four channels, the three that grids, maps and scores show, counted from 1; null
+            is the first three.
         kid: Score translations by their kernel distance to the target's test images, on the features of this timm
             model: its name, or a mapping of model and weights, a file. Null does not.
     """
@@ -274,6 +297,7 @@ class Evaluate(Section):
     every: int | None = Field(None, ge=1)
     images: int | None = Field(128, ge=1)
     grid: int = Field(8, ge=1)
+    bands: tuple[Band, Band, Band] | None = None
     kid: Annotated[Features | None, BeforeValidator(_named, json_schema_input_type=str | Features | None)] = None
 
     def interval(self, steps: int) -> int:

@@ -98,6 +98,9 @@ def _data(node: Node, problems: list[Problem]) -> Data | None:
     pipeline = check(Pipeline, replace(node, value=keys), "data", problems)
     if part is None or pipeline is None:
         return None
+    if pipeline.range is not None and "range" not in registry.find("dataset", part.type).signature.parameters:
+        what = f"dataset {part.type!r} gives pictures of 8 bits, which have no other range; leave it out"
+        problems.append(Problem((node.get("range") or node).place, "data.range", what))
     return Data(**pipeline.model_dump(), type=part.type, arguments=part.arguments)
 
 

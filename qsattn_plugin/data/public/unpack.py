@@ -7,6 +7,7 @@ of a name, allows links within the folder, and does nothing for zip files.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import os
@@ -29,11 +30,13 @@ __all__ = ["BadArchive", "unpack"]
 _CHUNK = 1 << 18
 #: The longest header that is read: tarfile reads the whole of a header, such as a long name, into memory.
 _LONGEST_HEADER = 1 << 20
-#: Exceptions of the decoders on damaged input.
+#: Exceptions of the decoders on damaged input; those of the file system, which have an errno, are told apart.
 _BROKEN = (
-    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, struct.error),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, struct.error, OSError, ValueError),
+    *(LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError, AssertionError, MemoryError),
 )
+#: What the file system says of a member's name that cannot be written.
+_NAMES = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 class BadArchive(UserError):
@@ -125,9 +128,12 @@ def _as_bad_archive(archive: Path) -> Iterator[None]:
     try:
         yield
     except _BROKEN as error:
-        raise BadArchive(f"{archive.name} is broken: {error or type(error).__name__}") from error
-    except (NotImplementedError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
+        code = error.errno if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) else None
+        if code in _NAMES or isinstance(error, NotImplementedError):
+            raise BadArchive(f"{archive.name} cannot be unpacked: {error}") from error
+        if code is not None:
+            raise
+        raise BadArchive(f"{archive.name} is broken: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def _members(archive: Path) -> Iterator[_Member]:
@@ -138,6 +144,8 @@ def _members(archive: Path) -> Iterator[_Member]:
     try:
         tar = tarfile.open(archive, tarinfo=_TarInfo)  # noqa: SIM115 - closed below; opening has its own errors
     except _BROKEN as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise BadArchive(f"{archive.name} is neither a zip nor a tar archive, or is cut off") from error
     with tar:
         for member in tar:

@@ -15,6 +15,7 @@ from qsattn_plugin.registry import register
 __all__ = ["ToyHorses", "ToyImages"]
 
 #: Groups of seeds. The two test sets share theirs, as they show the same animals.
+_MOST = 100_000  # more would take hours to draw
 _GROUPS = {"trainA": 0, "trainB": 1, "testA": 2, "testB": 2}
 
 
@@ -50,9 +51,9 @@ class ToyHorses:
     only on the seed, its split, its index and the size.
 
     Args:
-        size: height and width in pixels, at least 32. Stripes are about 3 pixels wide at 64.
-        train: pictures in each of ``trainA`` and ``trainB``.
-        test: pictures in each of ``testA`` and ``testB``.
+        size: height and width in pixels, 32 to 4096. Stripes are about 3 pixels wide at 64.
+        train: pictures in each of ``trainA`` and ``trainB``, at most 100,000.
+        test: pictures in each of ``testA`` and ``testB``, at most 100,000.
         seed: of all the pictures.
         channels: channels of every image: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; alpha is opaque.
 
@@ -61,11 +62,13 @@ class ToyHorses:
     """
 
     def __init__(self, size: int = 64, train: int = 400, test: int = 32, seed: int = 0, channels: int = 3):
+        if size > 4096:
+            raise ValueError(f"size: must be at most 4096, got {size}")
         if size < 32:
             raise ValueError(f"size: must be at least 32, for the animals to have legs, got {size}")
         for name, count in (("train", train), ("test", test)):
-            if count < 1:
-                raise ValueError(f"{name}: must be at least 1, got {count}")
+            if not 1 <= count <= _MOST:
+                raise ValueError(f"{name}: must be 1 to {_MOST}, got {count}")
         self.size = size
         self.train = train
         self.test = test

@@ -121,7 +121,7 @@ def _report(team: list[subprocess.Popen], order: list[int], outputs: list[IO[byt
 
 @contextlib.contextmanager
 def _forwarded(team: list[subprocess.Popen]) -> Iterator[None]:
-    """Forward SIGINT and SIGTERM to every process; the processes agree on when to end."""
+    """Forward SIGINT, SIGTERM and SIGHUP to every process; the processes agree on when to end."""
 
     def forward(number: int, frame: object) -> None:
         for process in team:
@@ -131,7 +131,8 @@ def _forwarded(team: list[subprocess.Popen]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # Python handles signals only there
         yield
         return
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    forwarded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, forward) for number in forwarded}
     try:
         yield
     finally:

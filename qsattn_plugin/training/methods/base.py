@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.training.distributed import World
 from qsattn_plugin.training.precision import PRECISIONS
 from qsattn_plugin.training.tuning import compile_networks, memory_format
@@ -180,7 +181,11 @@ class Method(nn.Module, abc.ABC):
         }
 
     def load_optimizer_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`optimizer_state` returned."""
+        """Restore what :meth:`optimizer_state` returned.
+
+        Raises:
+            ValueError: a tensor has another shape than its parameter, or a parameter has not all of them.
+        """
         for role, optimizer in self.optimizers.items():
             groups = optimizer.state_dict()["param_groups"]
             state: dict[int, dict[str, Tensor]] = {}
@@ -188,6 +193,11 @@ class Method(nn.Module, abc.ABC):
             for index, (name, parameter) in enumerate(zip(self._names[role], trained, strict=True)):
                 prefix = f"{role}/{name}/"
                 found = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                wanted = {k: parameter if v.ndim else v for k, v in found.items()}
+                if isinstance(optimizer, torch.optim.Adam):
+                    wanted |= {"exp_avg": parameter, "exp_avg_sq": parameter, "step": torch.zeros(())}
+                if found and (wrong := misfits(wanted, found, owner="its parameter")):
+                    raise ValueError(f"optimizer/{prefix}{in_a_line(wrong)}")
                 # In the parameter's memory format, which fused kernels expect.
                 state[index] = {
                     k: torch.empty_like(parameter, device=v.device, dtype=v.dtype).copy_(v) if v.ndim else v

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from qsattn_plugin.content import read_events
 
 #: The most numbers in all curves together. Neighbouring lines of a longer log are averaged to keep the page small.
 NUMBERS = 60_000
@@ -92,7 +92,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
     spans: dict[int, int] = {}
     evaluations: dict[int, EvaluationRecord] = {}
     history = History()
-    for event in _lines(path):
+    for _, event in read_events(path):
         kind, step = event["event"], event["step"]
         if kind == "train":
             train[step] = _numbers(event)
@@ -116,20 +116,6 @@ def read_history(path: Path, batch_size: int = 1) -> History:
     history.seconds = _seconds(train, spans)
     _tabulate(train, history)
     return history
-
-
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    for line in text.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and isinstance(event.get("event"), str) and isinstance(event.get("step"), int):
-            yield event
 
 
 def _flat(values: Any) -> dict[str, float | None]:

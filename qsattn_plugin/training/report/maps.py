@@ -27,7 +27,7 @@ _GAP = 6
 def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list[Path]:
     """Write ``step-N-tap-T.png`` for each attentive tap, one row per image: its entropy (warm is small), its queries.
 
-    Of the images, uint8 (C, H, W), the first :data:`IMAGES` are drawn; without an attentive sampler none.
+    Of the images (C, H, W), the first :data:`IMAGES` are drawn; without an attentive sampler none.
     """
     method = session.method
     sampler, encoder = getattr(method, "sampler", None), getattr(method, "encoder", None)
@@ -50,7 +50,8 @@ def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list
                     # A generator of their own: drawing maps must not change the training.
                     draws = torch.Generator().manual_seed(0)
                     seen = entropy_map(image, found, chooser, stride, draws, (height, width))
-                    sheets.setdefault(tap, []).append(seen.draw())
+                    drawn = seen.draw(bands=session.recipe.evaluate.bands)
+                    sheets.setdefault(tap, []).append(drawn)
     return [_write(rows, folder / _name(session.step, tap)) for tap, rows in sheets.items()]
 
 

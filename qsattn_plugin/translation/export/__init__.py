@@ -48,6 +48,14 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
         f"Images (batch, {channels}, height, width) in [-1, 1] to their translations, likewise in [-1, 1]; height and "
         f"width multiples of {multiple} pixels, at least {least}."
     )
+    for value_range, side in zip(translator.ranges, ("input", "output"), strict=True):
+        if value_range is not None:
+            values = (
+                "limits of the file's number type"
+                if value_range == "dtype"
+                else f"values {value_range[0]:g} and {value_range[1]:g}"
+            )
+            about += f" -1 and 1 are the {values} in the {side}."
     if translator.trained:
         about += f" It was trained on pictures with a shorter side of {translator.trained} pixels."
     facts = {
@@ -56,6 +64,7 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
         "generator": spec["type"],
         "arguments": spec["arguments"],
         "range": [-1.0, 1.0],
+        "values": [list(one) if isinstance(one, tuple) else one for one in translator.ranges],
         "channels": channels,
         "multiple": multiple,
         "least": least,
