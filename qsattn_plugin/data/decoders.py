@@ -86,7 +86,8 @@ def rasters(path: str | os.PathLike, page: int | None = None) -> Iterator[Raster
         frames = choose_page(image, page)
         if image.format == "TIFF":
             why = _not_for_pillow(image)
-            deep = not why and image.tag_v2.get(_BITS, (1,))[0] > 8
+            tags: Any = image.tag_v2  # type: ignore[attr-defined]
+            deep = not why and tags.get(_BITS, (1,))[0] > 8
             if deep and (image.mode not in ("I;16", "F") or _has_tifffile()):
                 why = "a TIFF of more than 8 bits"
             made = read_tiff(path, page, why) if why else of_pillow(image)
@@ -169,6 +170,7 @@ def _not_for_pillow(image: Image.Image) -> str:
     photometric, planar = tags.get(_PHOTOMETRIC, 0), tags.get(_PLANAR, 1)
     bits = bits * samples if len(bits) == 1 else bits
     formats = set(formats) if isinstance(formats, tuple) else {formats}
+    number = min(formats)
     compression = tags.get(_COMPRESSION, 1)
     if photometric != 6:  # its colours may have fewer places
         sides = max(image.width, tags.get(_TILE_WIDTH, 0)), max(image.height, tags.get(_TILE_LENGTH, 0))
@@ -177,12 +179,12 @@ def _not_for_pillow(image: Image.Image) -> str:
         return "this compression"
     if len(set(bits)) > 1 or len(formats) > 1:
         return "bands of different depth"
-    if _pillow_reads(photometric, samples, bits[0], *formats, tuple(extra), planar):
+    if _pillow_reads(photometric, samples, bits[0], number, tuple(extra), planar):
         return ""
-    number = {1: "", 2: "signed ", 3: "float "}.get(*formats, "other ")
+    name = {1: "", 2: "signed ", 3: "float "}.get(number, "other ")
     layout = ", plane by plane" if planar == 2 else ""
     colour = {0: ", white is low", 2: " (RGB)"}.get(photometric, "")
-    return f"{bits[0]}-bit {number}TIFF of {samples} band{'s' * (samples > 1)}{colour}{layout}"
+    return f"{bits[0]}-bit {name}TIFF of {samples} band{'s' * (samples > 1)}{colour}{layout}"
 
 
 def _check_length(size: tuple[int, int], bits: int, compression: int, length: int) -> None:
@@ -356,7 +358,7 @@ def of_pillow(image: Image.Image) -> Raster:
     import numpy as np
 
     image.load()
-    info = {key: image.info[key] for key in ("icc_profile", "dpi", "frames") if key in image.info}
+    info: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "dpi", "frames") if key in image.info}
     with contextlib.suppress(Exception):  # EXIF that cannot be read: the picture as it is stored
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
@@ -399,7 +401,7 @@ def _read_codec(path: str | os.PathLike, image: Image.Image) -> Raster:
     if values.shape[:2] != image.size[::-1]:
         raise UnreadableImage(f"the header says {image.width} x {image.height}, the data are {values.shape}")
     turned = image.getexif().get(0x0112, 1) if image.format == "PNG" else 1
-    info = {key: image.info[key] for key in ("icc_profile", "dpi") if key in image.info}
+    info: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "dpi") if key in image.info}
     return Raster(_upright(values, turned), values.shape[2] in (2, 4), (0.0, 2.0 ** _depth(path, image) - 1), info)
 
 
