@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -21,6 +22,7 @@ from qsattn_plugin.data.unreadable import UnreadableImage
 from qsattn_plugin.data.writing import write_raster
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe, RecipeError
+from qsattn_plugin.training.resuming import check_architecture
 from qsattn_plugin.training.session import describe_generator
 from qsattn_plugin.training.values import with_measured_range
 from qsattn_plugin.translation.files import plan
@@ -161,6 +163,11 @@ def test_auto_is_measured_once_and_kept(tmp_path):
     found = with_measured_range(recipe(tmp_path, "auto"))
     assert found.data.range == {"A": (1, 999), "B": (9, 8991)}
     assert Recipe.from_yaml(found.to_yaml()) == found
+    assert found.to_dict()["data"]["range"] == {"A": [1, 999], "B": [9, 8991]}  # as a checkpoint's JSON has it
+    document = json.loads(json.dumps({"recipe": found.to_dict()}))
+    check_architecture(found, document, tmp_path)
+    with pytest.raises(RecipeError, match="data.range: is "):
+        check_architecture(recipe(tmp_path, "dtype"), document, tmp_path)
     assert with_measured_range(found) is found
     half = with_measured_range(recipe(tmp_path, "{A: auto, B: null}"))
     assert half.data.range == {"A": (1, 999), "B": None}

@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
         return {"type": value.type, **plain(value.arguments)}
     if isinstance(value, Data):
         fields = value.model_dump()
-        return {"type": value.type, **plain(value.arguments), **{key: fields[key] for key in PIPELINE}}
+        return {"type": value.type, **plain(value.arguments), **{key: plain(fields[key]) for key in PIPELINE}}
     if isinstance(value, BaseModel):
         return plain(value.model_dump())
     if isinstance(value, dict):
