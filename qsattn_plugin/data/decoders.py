@@ -225,7 +225,8 @@ def read_tiff(path: str | os.PathLike, page: int | None, why: str) -> Raster:
     except ImportError:
         raise UnreadableImage(f"Pillow does not read this right ({why}); {EXTRA}") from None
     with tifffile.TiffFile(path) as file:
-        pages = [one for one in file.pages if not int(one.subfiletype) & 5] or list(file.pages)[:1]
+        listed: list[Any] = list(file.pages)
+        pages = [one for one in listed if not int(one.subfiletype) & 5] or listed[:1]
         count = len(pages)
         stacked = count == 1 and file.is_imagej and (file.imagej_metadata or {}).get("images", 1)
         if stacked and stacked > 1:  # ImageJ writes one header for a stack of any depth

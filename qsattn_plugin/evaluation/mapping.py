@@ -135,7 +135,9 @@ def _maps(
     for tap in map(str, source.taps):
         maps, stride = features[tap]
         draws = torch.Generator().manual_seed(0)
-        found[tap] = entropy_map(image, maps, chooser, stride, draws, (height, width), tuple(small.shape[-2:]))
+        found[tap] = entropy_map(
+            image, maps, chooser, stride, draws, (height, width), (small.shape[-2], small.shape[-1])
+        )
     return found
 
 

@@ -180,7 +180,7 @@ class Translator(nn.Module):
                 made = [self._in_tiles(seen[0], tile or TILE, progress)] if tiled else self._whole(seen)
                 for (picture, small), result in zip(batch, made, strict=True):
                     out.append(carry_back(picture, small, result))
-                    out[-1].info = carried(picture, out[-1].mode)
+                    out[-1].info = {**carried(picture, out[-1].mode)}
         return out
 
     def _seen(self, picture: Image.Image, at: At | None) -> tuple[Image.Image, Image.Image]:
@@ -258,7 +258,7 @@ class Translator(nn.Module):
         result = from_tensor(made)
         if isinstance(picture, Image.Image):
             result = with_alpha(result, picture)
-            result.info = carried(picture, result.mode)
+            result.info = {**carried(picture, result.mode)}
         return result
 
     def _whole(self, pictures: list[Image.Image]) -> list[Image.Image]:
