@@ -60,7 +60,7 @@ def test_a_notebook_sees_runs_and_maps(executed):
 
 
 def test_a_new_run_is_shown_and_a_training_is_kept(workplace):
-    run = qs.build("toy", folder="a<b", data={"size": 32, "crop": 32, "train": 4, "test": 2})
+    run = qs.build("toy", folder="a<b", train={"steps": 900}, data={"size": 32, "crop": 32, "train": 4, "test": 2})
     assert "a&lt;b" in run._repr_html_() and "0 of 900" in run._repr_html_()
     (run.folder / "checkpoints").mkdir()
     (run.folder / "checkpoints" / "best.safetensors").write_bytes(b"")

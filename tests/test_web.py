@@ -6,6 +6,7 @@ Needs Chromium, the Python package playwright, and onnxruntime-web from npm, at 
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import http.server
 import importlib.util
@@ -28,7 +29,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.load import load
 from qsattn_plugin.translation.sizes import resize_picture
-from qsattn_plugin.web import runtime, write_site
+from qsattn_plugin.web import lay_out, runtime, write_site
 from tests.test_cli import qsattn, refused
 from tests.test_export import needs, weights_file
 
@@ -136,13 +137,20 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def address(site):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+@contextlib.contextmanager
+def serve(folder: Path, handler: type[Quiet]):
+    """Serve a folder; yield its address."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=folder))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://localhost:{server.server_port}/"
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    with serve(site, Quiet) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -369,3 +377,36 @@ def test_it_works_without_a_network_and_asks_nobody_else(page, address, tmp_path
     refused_by = page.evaluate("fetch('https://example.org/').catch((error) => String(error))")
     assert "Failed to fetch" in refused_by  # by the page's own policy
     assert any("Content Security Policy" in text for text in page.complaints)
+
+
+class Elsewhere(Quiet):
+    """A server of another origin, which lets any page read its files, as mirrors of npm do."""
+
+    def end_headers(self) -> None:
+        self.send_header("Access-Control-Allow-Origin", "*")
+        super().end_headers()
+
+
+def test_a_linked_runtime_is_loaded_and_compared_with_its_hash(site, browser, tmp_path, monkeypatch):
+    if json.loads((RUNTIME / "package.json").read_text())["version"] != runtime.VERSION:
+        pytest.skip(f"another version than {runtime.VERSION} is installed")
+    copy, dist = tmp_path / "site", tmp_path / "dist"
+    shutil.copytree(site, copy, ignore=shutil.ignore_patterns("runtime"))
+    dist.mkdir()
+    for name in runtime.FILES["wasm"]:
+        shutil.copy(RUNTIME / "dist" / name, dist)
+    with serve(dist, Elsewhere) as there, serve(copy, Quiet) as here:
+        monkeypatch.setattr(runtime, "ADDRESS", there)
+        content = json.loads((copy / "site.json").read_text())
+        lay_out(copy, {**content, "runtime": runtime.linked()})
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(here)
+        page.locator("#status", has_text="Ready").wait_for(timeout=120_000)
+        context.close()
+        (dist / runtime.FILES["wasm"][0]).write_text("export const env = {}")  # another file at the same address
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(here)
+        page.locator("#error", has_text="That did not work").wait_for(timeout=120_000)
+        context.close()

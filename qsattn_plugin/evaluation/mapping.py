@@ -116,8 +116,8 @@ def _images(
         picture = picture if size is None else resize_picture(picture, size)
         seen = resize_picture(picture, working_size(picture.size, at, source.trained))
         return to_float(to_channels(picture, source.channels)), to_float(to_channels(seen, source.channels))
-    raster = source.translator.read(Path(picture))
-    raster = raster if size is None else resize_raster(raster, size)
+    read: Any = source.translator.read(Path(picture))  # a raster, as its model has a range
+    raster = read if size is None else resize_raster(read, size)
     image, small = source.translator.signal(raster), working_size(raster.size, at, source.trained)
     return image, image if small == raster.size else resize_bands(image, small).clamp_(-1, 1)
 
@@ -130,14 +130,12 @@ def _maps(
     features = source.features(padded)
     if not all(maps.isfinite().all() for maps, _ in features.values()):
         raise UnreadableImage("the model produced NaN or infinite values")
-    height, width = padded.shape[-2:]
+    whole, seen = ((x.shape[-2], x.shape[-1]) for x in (padded, small))
     found = {}
     for tap in map(str, source.taps):
         maps, stride = features[tap]
         draws = torch.Generator().manual_seed(0)
-        found[tap] = entropy_map(
-            image, maps, chooser, stride, draws, (height, width), (small.shape[-2], small.shape[-1])
-        )
+        found[tap] = entropy_map(image, maps, chooser, stride, draws, whole, seen)
     return found
 
 

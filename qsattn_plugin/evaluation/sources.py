@@ -77,8 +77,8 @@ def feature_source(
         wanted = tuple(taps) or spec.get("taps")
         encoder = create("encoder", "generator", taps=wanted and tuple(wanted), generator=generator)
     else:
-        trained = Recipe.from_dict(recipe, str(path))
-        encoder = trained.build("encoder", generator=generator, in_channels=translator.channels, size=trained.data.crop)
+        whole = Recipe.from_dict(recipe, str(path))
+        encoder = whole.build("encoder", generator=generator, in_channels=translator.channels, size=whole.data.crop)
         if getattr(encoder, "saved", True):
             _take_weights(encoder, path)
         known = [str(tap) for tap in encoder.taps]

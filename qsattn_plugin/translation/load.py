@@ -180,7 +180,7 @@ class Translator(nn.Module):
                 made = [self._in_tiles(seen[0], tile or TILE, progress)] if tiled else self._whole(seen)
                 for (picture, small), result in zip(batch, made, strict=True):
                     out.append(carry_back(picture, small, result))
-                    out[-1].info = {**carried(picture, out[-1].mode)}
+                    out[-1].info.update(carried(picture, out[-1].mode))
         return out
 
     def _seen(self, picture: Image.Image, at: At | None) -> tuple[Image.Image, Image.Image]:
@@ -258,7 +258,7 @@ class Translator(nn.Module):
         result = from_tensor(made)
         if isinstance(picture, Image.Image):
             result = with_alpha(result, picture)
-            result.info = {**carried(picture, result.mode)}
+            result.info.update(carried(picture, result.mode))
         return result
 
     def _whole(self, pictures: list[Image.Image]) -> list[Image.Image]:
@@ -352,11 +352,12 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
     if wrong:
         raise DamagedFile(f"{path} does not hold the weights of the generator that it describes: {in_a_line(wrong)}")
     generator.requires_grad_(False)
-    ranges = tuple(tuple(one) if isinstance(one, list) else one for one in spec.get("ranges", (None, None)))
+    there, back = (tuple(one) if isinstance(one, list) else one for one in spec.get("ranges", (None, None)))
     bands = ((document.get("recipe") or {}).get("evaluate") or {}).get("bands")
     trained = _trained(spec, document)
-    translator = Translator(generator, _channels(spec), document, trained, weights, ranges, bands, _out(spec)).eval()
-    return translator.to(pick_device(str(device)))
+    ranges = (there, back)
+    translator = Translator(generator, _channels(spec), document, trained, weights, ranges, bands, _out(spec))
+    return translator.eval().to(pick_device(str(device)))
 
 
 def _channels(spec: dict[str, Any]) -> Any:

@@ -84,9 +84,10 @@ def publish(
     facts = _facts(translator, spec, kept["recipe"] or {}, licence, summary)
     done = Published(path, checksum(path), path.stat().st_size, changes.max().item(), changes.mean().item(), facts)
     if whole:
-        config = {"library_name": "qsattn-plugin", "version": qsattn_plugin.__version__, "sha256": done.sha256}
-        config |= {"generator": {"type": kind, "arguments": arguments}, "channels": channels, **kept}
-        write_text(out / CONFIG, json.dumps({**config, "trained": translator.trained}, indent=2) + "\n")
+        config: dict[str, Any] = {"library_name": "qsattn-plugin", "version": qsattn_plugin.__version__}
+        config |= {"sha256": done.sha256, "generator": {"type": kind, "arguments": arguments}, "channels": channels}
+        config |= {**kept, "trained": translator.trained}
+        write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
         write_text(out / CARD, model_card(done, kept["recipe"]))
     return done
 

@@ -92,7 +92,7 @@ def write_site(
     with tempfile.TemporaryDirectory(prefix="qsattn-site-") as work:
         site = Path(work)
         exported = [_model(name, translator, site, generator) for name, translator in models]
-        content = {
+        content: dict[str, Any] = {
             "models": [facts for facts, _ in exported],
             "runtime": linked() if runtime is None else copied(runtime, site),
             "examples": [_example(path, site) for path in examples],
@@ -100,7 +100,7 @@ def write_site(
             "grey": GREY_SHARE,
             "sizes": {"factor": FACTOR, "enlarged": ENLARGED, "eps": EPS},
         }
-        _page(site, content)
+        lay_out(site, content)
         written = {name: (site / name).stat().st_size for name in content["files"]}
         _install(site, out, written, before)
     return Site(out, written, max(difference for _, difference in exported))
@@ -182,9 +182,9 @@ def _example(path: Path, site: Path) -> str:
     return f"examples/{target.name}"
 
 
-def _page(site: Path, content: dict[str, Any]) -> None:
+def lay_out(site: Path, content: dict[str, Any]) -> None:
     """Write the page itself. The service worker's text names a version: a browser looks whether that text changed."""
-    others = {re.match(r"https://[^/]+", pair[part]["url"]) for pair in _pairs(content) for part in pair}
+    others = {re.match(r"https?://[^/]+", pair[part]["url"]) for pair in _pairs(content) for part in pair}
     hosts = "".join(f" {found[0]}" for found in others if found)
     # What the page may do at all, enforced by the browser: to reach nothing but itself (and a linked runtime).
     policy = (
