@@ -86,8 +86,7 @@ def rasters(path: str | os.PathLike, page: int | None = None) -> Iterator[Raster
         frames = choose_page(image, page)
         if image.format == "TIFF":
             why = _not_for_pillow(image)
-            tags: Any = image.tag_v2  # type: ignore[attr-defined]
-            deep = not why and tags.get(_BITS, (1,))[0] > 8
+            deep = not why and image.tag_v2.get(_BITS, (1,))[0] > 8  # type: ignore[attr-defined]
             if deep and (image.mode not in ("I;16", "F") or _has_tifffile()):
                 why = "a TIFF of more than 8 bits"
             made = read_tiff(path, page, why) if why else of_pillow(image)
@@ -169,22 +168,21 @@ def _not_for_pillow(image: Image.Image) -> str:
     formats, extra = tags.get(_FORMAT, (1,)), tags.get(_EXTRA, ())
     photometric, planar = tags.get(_PHOTOMETRIC, 0), tags.get(_PLANAR, 1)
     bits = bits * samples if len(bits) == 1 else bits
-    formats = set(formats) if isinstance(formats, tuple) else {formats}
-    number = min(formats)
+    kinds: list[int] = sorted({*formats} if isinstance(formats, tuple) else {formats})
     compression = tags.get(_COMPRESSION, 1)
     if photometric != 6:  # its colours may have fewer places
         sides = max(image.width, tags.get(_TILE_WIDTH, 0)), max(image.height, tags.get(_TILE_LENGTH, 0))
         _check_length(sides, sum(bits), compression, os.stat(image.filename).st_size)  # type: ignore[attr-defined]
     if compression not in _COMPRESSIONS:
         return "this compression"
-    if len(set(bits)) > 1 or len(formats) > 1:
+    if len(set(bits)) > 1 or len(kinds) > 1:
         return "bands of different depth"
-    if _pillow_reads(photometric, samples, bits[0], number, tuple(extra), planar):
+    if _pillow_reads(photometric, samples, bits[0], kinds[0], tuple(extra), planar):
         return ""
-    name = {1: "", 2: "signed ", 3: "float "}.get(number, "other ")
+    number = {1: "", 2: "signed ", 3: "float "}.get(kinds[0], "other ")
     layout = ", plane by plane" if planar == 2 else ""
     colour = {0: ", white is low", 2: " (RGB)"}.get(photometric, "")
-    return f"{bits[0]}-bit {name}TIFF of {samples} band{'s' * (samples > 1)}{colour}{layout}"
+    return f"{bits[0]}-bit {number}TIFF of {samples} band{'s' * (samples > 1)}{colour}{layout}"
 
 
 def _check_length(size: tuple[int, int], bits: int, compression: int, length: int) -> None:
@@ -225,7 +223,8 @@ def read_tiff(path: str | os.PathLike, page: int | None, why: str) -> Raster:
     except ImportError:
         raise UnreadableImage(f"Pillow does not read this right ({why}); {EXTRA}") from None
     with tifffile.TiffFile(path) as file:
-        pages = [one for one in file.pages if not int(one.subfiletype) & 5] or list(file.pages)[:1]
+        every: list[Any] = list(file.pages)
+        pages = [one for one in every if not int(one.subfiletype) & 5] or every[:1]
         count = len(pages)
         stacked = count == 1 and file.is_imagej and (file.imagej_metadata or {}).get("images", 1)
         if stacked and stacked > 1:  # ImageJ writes one header for a stack of any depth
@@ -358,7 +357,7 @@ def of_pillow(image: Image.Image) -> Raster:
     import numpy as np
 
     image.load()
-    info: dict[str, Any] = {key: image.info[key] for key in ("icc_profile", "dpi", "frames") if key in image.info}
+    info: dict[str, Any] = {k: image.info[k] for k in ("icc_profile", "dpi", "frames") if k in image.info}
     with contextlib.suppress(Exception):  # EXIF that cannot be read: the picture as it is stored
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
