@@ -113,7 +113,8 @@ def _page(
     site = write_site(models, out, runtime, examples, generator, overwrite)
     sizes = {"models": 0, "runtime": 0}
     for name, size in site.files.items():
-        sizes[room] = sizes.get(room := name.partition("/")[0], 0) + size
+        room = name.partition("/")[0]
+        sizes[room] = sizes.get(room, 0) + size
     total = sum(site.files.values()) / 1e6
     parts = ", ".join(f"{room} {size / 1e6:.1f} MB" for room, size in sizes.items() if size > 1e5)
     click.echo(f"{out}: a page of {len(models)} models, {total:.1f} MB ({parts})")

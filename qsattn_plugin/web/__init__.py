@@ -92,7 +92,7 @@ def write_site(
     with tempfile.TemporaryDirectory(prefix="qsattn-site-") as work:
         site = Path(work)
         exported = [_model(name, translator, site, generator) for name, translator in models]
-        content = {
+        content: dict[str, Any] = {
             "models": [facts for facts, _ in exported],
             "runtime": linked() if runtime is None else copied(runtime, site),
             "examples": [_example(path, site) for path in examples],
