@@ -109,10 +109,10 @@ def test_what_takes_longer_than_an_hour_is_compared_with_what_does_not(monkeypat
     monkeypatch.setattr(trial, "shipped_recipes", lambda: {"toy": "", "horse2zebra": "", "horse2zebra_mobile": ""})
     session = Session(load_recipe("toy", [*TINY, "data.size=64", "data.crop=64", "name=mine", "generator.width=24"]))
     said = describe_trial(session, Trial(step=0.5, evaluation=10, training=36_000, memory=2 * 10**9))
-    # The toy's generator is this one on four images instead of two: a second for each of its 900 steps.
+    # The toy's generator is this one on four images instead of two: a second for each of its 1400 steps.
     assert said == (
         "It takes about 10 h here: 0.5 s a step, 4 steps (fp32 on cpu, 2.0 GB of memory). Recipes that fit an hour "
-        "here, by their generators' multiply-adds: toy (15 min)."
+        "here, by their generators' multiply-adds: toy (23 min 20 s)."
     )
     session.recipe.train.__dict__["steps"] = 70_000
     assert " 70000 steps " in (said := describe_trial(session, Trial(0.5, 10, 36_000, 10**9)))
@@ -182,7 +182,7 @@ def test_a_stranger_s_pictures_are_shown_and_scored(workplace):
     assert [event["step"] for event in evaluations] == [5, 10, 15, 20, 25, 30]
     assert all(list(event["scores"]) == ["swd"] and event["scores"]["swd"] > 0 for event in evaluations)
     assert all(Path(event["grid"]).is_file() and event["pictures"] == ["trainA", "trainB"] for event in evaluations)
-    assert re.search(r"swd \d\.\d+ at step \d+ is the best of 6 evaluations\n", done.output)
+    assert re.search(r"swd \d+\.\d+ at step \d+ is the best of 6 evaluations\n", done.output)
     page = run.report.read_text()
     assert "swd" in page and "trainA" in page
     done = qsattn("translate", "data/trainA/01.png", "-m", "mine@best", "-o", "out")

@@ -219,7 +219,7 @@ def test_the_page_s_program_for_photographs_does_what_translate_does(tmp_path):
 
 def test_the_command_offers_the_formats_there_are():
     (option,) = [option for option in command.params if option.name == "format"]
-    assert list(option.type.choices) == list(WRITERS)
+    assert list(option.type.choices) == [*WRITERS, "web"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +13,6 @@ import pytest
 from qsattn_plugin.registry import BUILTIN, REGISTRY, list_parts
 from qsattn_plugin.registry.parts import IndexedPart, Part, argument_docs, describe_part
 from qsattn_plugin.registry.pretrained import INDEX, entries
-from qsattn_plugin.registry.recipe.page import recipe_page
 from tests.recipe_parts import GOOD, load, parts
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +47,14 @@ def readme() -> str:
     return f"{before}{start}\n" + "\n".join(rows) + f"\n\n{end}{rest.partition(end)[2]}"
 
 
+def page() -> str:
+    """The page of every key, by a process that knows none of the tests' parts."""
+    command = [sys.executable, "-m", "qsattn_plugin.cli", "schema", "--markdown"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 #: File -> what writes it.
-GENERATED = {"registry/parts.json": index, "docs/recipes.md": recipe_page, "README.md": readme}
+GENERATED = {"registry/parts.json": index, "docs/recipes.md": page, "README.md": readme}
 
 
 @pytest.mark.parametrize("name", GENERATED)

@@ -136,7 +136,7 @@ def test_requirements_have_lower_bounds_only():
 #: module, ``room.*`` all that lies in it.
 FLOORS = [
     {f"qsattn_plugin{m}" for m in ("", ".errors", ".text", ".registry", ".registry.interfaces", ".registry.parts")},
-    {"qsattn_plugin.content", "qsattn_plugin.devices", "qsattn_plugin.distances"},
+    {"qsattn_plugin.devices", "qsattn_plugin.distances"},
     {
         f"qsattn_plugin.{m}"
         for m in ("attention", "attention.*", "losses", "losses.*", "projection", "storage", "storage.*")

@@ -144,3 +144,12 @@ def test_names_may_be_as_long_as_the_file_system_takes(tmp_path, letter):
         name = letter * ((255 - len(ending)) // len(letter.encode())) + ending
         write(tmp_path / name)
         assert (tmp_path / name).stat().st_size
+
+
+def test_files_are_for_whom_the_umask_lets_read_them(tmp_path):
+    before = os.umask(0o027)
+    try:
+        storage.write_text(tmp_path / "shared.txt", "of a team")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "shared.txt").stat().st_mode & 0o777 == 0o640

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: What to do where Pillow does not suffice.
-EXTRA = "pip install 'qsattn-plugin[scientific]' reads it"
+EXTRA = "pip install tifffile imagecodecs: they read it"
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NUMPY, _ZIP = b"\x93NUMPY", b"PK\x03\x04"

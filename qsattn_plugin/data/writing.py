@@ -16,7 +16,7 @@ from qsattn_plugin.storage import replacing
 #: File name endings that hold any number type and number of bands.
 ANY = (".tif", ".tiff", *ARRAYS)
 
-_INSTALL = "install the extra: pip install 'qsattn-plugin[scientific]', or write .npy"
+_INSTALL = "pip install tifffile imagecodecs, or write .npy"
 
 
 def write_raster(raster: Raster, path: str | os.PathLike) -> None:

@@ -19,8 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from qsattn_plugin.content import containers, pretence, wrong_key
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.storage.content import containers, pretence, wrong_key
 
 if TYPE_CHECKING:
     from torch import Tensor

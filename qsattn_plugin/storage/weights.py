@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qsattn_plugin.content import containers, pretence
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import DamagedFile
+from qsattn_plugin.storage.content import containers, pretence
 
 #: The number formats of weights; integers are for counters and indices.
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.content import pretence
 from qsattn_plugin.data.decoders import of_pillow
 from qsattn_plugin.data.images import carried, normalise_mode, read_first, read_image, read_raster
 from qsattn_plugin.data.pixels import NaNImageError, as_pil, from_tensor, shown, to_channels, to_float
@@ -29,6 +28,7 @@ from qsattn_plugin.registry.blueprint import blueprint
 from qsattn_plugin.registry.pretrained import entries, published_model, weights_file
 from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, read_shapes
 from qsattn_plugin.storage.checkpoints import Checkpoints
+from qsattn_plugin.storage.content import pretence
 from qsattn_plugin.storage.hub import PREFIX, hub_file
 from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from qsattn_plugin.content import read_events
+from qsattn_plugin.storage.content import read_events
 
 #: The most numbers in all curves together. Neighbouring lines of a longer log are averaged to keep the page small.
 NUMBERS = 60_000
