@@ -34,12 +34,12 @@ def command(
     and an evaluation are tried on a few of the pictures, which finds what does not fit together and says how long the
     training takes on this machine, and in how much memory. Nothing is kept of it: training is `qsattn fit`.
     """
+    from qsattn_plugin.data.values import describe_range, with_measured_range
     from qsattn_plugin.registry.recipe import load_recipe
     from qsattn_plugin.text import text_table
     from qsattn_plugin.training.describe import part_table
     from qsattn_plugin.training.run import Run
     from qsattn_plugin.training.session import Session
-    from qsattn_plugin.training.values import describe_range, with_measured_range
 
     asked = load_recipe(recipe, overrides, imports)
     Run.at(asked, folder).check(overwrite)

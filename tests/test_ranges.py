@@ -19,12 +19,12 @@ from qsattn_plugin.data.ranges import from_signal, measured, number_type, to_cod
 from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.data.unreadable import UnreadableImage
+from qsattn_plugin.data.values import with_measured_range
 from qsattn_plugin.data.writing import write_raster
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe, RecipeError
 from qsattn_plugin.training.resuming import check_architecture
 from qsattn_plugin.training.session import describe_generator
-from qsattn_plugin.training.values import with_measured_range
 from qsattn_plugin.translation.files import plan
 from qsattn_plugin.translation.job import translate_files
 from qsattn_plugin.translation.load import Translator

@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qsattn_plugin.data.values import with_measured_range
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.storage.content import read_events
-from qsattn_plugin.training.values import with_measured_range
 
 if TYPE_CHECKING:
     from typing_extensions import Self
