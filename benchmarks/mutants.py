@@ -183,8 +183,8 @@ should notice. {lives} of them live.
 {table}
 
 Thirty mutants of an earlier round, of the same modules, found ten that lived, and the first run of these found two more
-(draws of augmentations, the umask); each got a test. Without its correction, `root`, a grid has other numbers of rows and
-columns: as often more positions as fewer, never more than asked for, so that no test can say which is right.
+(draws of augmentations, the umask); each got a test. Without its correction, `root`, a grid has other numbers of rows
+and columns: as often more positions as fewer, never more than asked for, so that no test can say which is right.
 """
 
 if __name__ == "__main__":
