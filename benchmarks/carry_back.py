@@ -1,6 +1,6 @@
 """Ways to carry a change from the size a model knows back to a larger picture, measured where the truth is known.
 
-    python -m benchmarks.carry_back toy --count 16 [--sheet /tmp/carry-back.png]
+    python -m benchmarks.carry_back toy --count 16 [--sheet carry-back.png]
 
 The toy is drawn by code at any size: the same horses and zebras at 512 pixels, translated there by a model of 64 pixels
 ("full"), or at 64 with the change carried back in several ways. For each way: the toy's own scores, and the halo, the
