@@ -44,6 +44,11 @@ def out_of_memory(error: Exception) -> bool:
     return known or isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
 
 
+def is_compiling() -> bool:
+    """Return whether torch.compile is tracing this; False in PyTorch 2.1, which cannot compile this package."""
+    return hasattr(torch.compiler, "is_compiling") and torch.compiler.is_compiling()
+
+
 def no_autocast(device: str) -> contextlib.AbstractContextManager:
     """Return a context without autocast for a type of device."""
     return contextlib.nullcontext() if device in _WITHOUT_AUTOCAST else torch.autocast(device, enabled=False)

@@ -259,6 +259,13 @@ class NamedOnlyF(PatchSampleF):
         return super().forward(feats, num_patches, patch_ids)
 
 
+class LayersF(PatchSampleF):
+    """Feature maps by name."""
+
+    def forward(self, feats, num_patches=64, patch_ids=None):
+        return super().forward(list(feats.values()), num_patches, patch_ids)
+
+
 def contrast(anchors, positives, batch, num_patches):
     """CUT's loss, in the form that needs exactly num_patches rows an image (it builds their identity matrix)."""
     losses = []
@@ -474,6 +481,17 @@ class NamedOnly(Model):
         return self.netF(target, num_patches=n, patch_ids=ids)[0], positives
 
 
+class Layers(Model):
+    """Feature maps by the names of their layers."""
+
+    kind = LayersF
+
+    def features(self, source, target, n):
+        (source, target) = ({f"layer_{i}": f for i, f in enumerate(maps)} for maps in (source, target))
+        positives, ids = self.netF(source, n, None)
+        return self.netF(target, n, ids)[0], positives
+
+
 class Parallel(Model):
     """The module in DataParallel, as CUT has it whatever the number of GPUs."""
 
@@ -483,5 +501,5 @@ class Parallel(Model):
 
 CLIENTS = (
     *(Model, Flipped, Crossed, FakeFirst, Regularised, Everywhere, Guided, Querying, Eager, Counting, Parallel),
-    *(Curved, Listed, Deaf, Unset, Shuffled, Centred, Placed, Volume, NamedOnly),
+    *(Curved, Listed, Deaf, Unset, Shuffled, Centred, Placed, Volume, NamedOnly, Layers),
 )

@@ -68,6 +68,7 @@ MUTANTS = {
     "maps by default": ("return_all=True", "", "", "rows, maps, ids", "right"),
     "maps by another name": ("everything=True", "", "", "rows, maps, ids", "inside"),
     "a third value": ("mats=None", "", "", "rows, ids, [None, None]", "inside"),
+    "ids by name": ("source=None", "", "", "rows, dict(enumerate(ids))", "refused"),
     "a factor": ("scale=1.0", "feats = [f * scale + scale for f in feats]", "f, N, ids, scale=2.0", "", "inside"),
     "an offset by default": ("offset=0.1", "feats = [f + offset for f in feats]", "", "", "inside"),
     "an argument that is not read": ("source=None", "", "f, N, ids, source=f", "", "right"),

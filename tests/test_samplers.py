@@ -273,6 +273,7 @@ def test_bad_arguments_are_named(name, arguments, at_fault):
         create("sampler", name, **arguments)
 
 
+@pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="the operators are compiled from PyTorch 2.4 on")
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_choosing_and_routing_compiles_without_a_graph_break(name):
     sampler = create("sampler", name, queries=8)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qsattn_plugin.devices import no_autocast
+from qsattn_plugin.devices import is_compiling, no_autocast
 
 __all__ = [
     "at_least_float32",
@@ -115,7 +115,7 @@ def global_entropy(features: Tensor, scale: float, tile: int | None) -> tuple[Te
     Both are (B, M).
     """
     features = at_least_float32(features.detach())
-    return (_global_entropy_op if _is_compiling() else _global_entropy)(features, scale, tile or 0)
+    return (_global_entropy_op if is_compiling() else _global_entropy)(features, scale, tile or 0)
 
 
 def local_entropy(features: Tensor, window: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -124,11 +124,7 @@ def local_entropy(features: Tensor, window: int, scale: float) -> tuple[Tensor, 
     Both are (B, HW). Any number of spatial dimensions.
     """
     features = at_least_float32(features.detach())
-    return (_local_entropy_op if _is_compiling() else _local_entropy)(features, window, scale)
-
-
-def _is_compiling() -> bool:
-    return hasattr(torch.compiler, "is_compiling") and torch.compiler.is_compiling()
+    return (_local_entropy_op if is_compiling() else _local_entropy)(features, window, scale)
 
 
 def _global_entropy(features: Tensor, scale: float, tile: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ prj        true: through the second head ``prj_%d``, too                  featur
 cams       what the fork's own sampler ranks positions by: ignored        features, ids
 ========== ============================================================== =====================================
 
-A value of None leaves each of them as the module was built, whatever its ``forward`` calls the default.
+A value of None leaves each of them as the module was built, whatever its ``forward`` calls the default. The features
+are a sequence of maps, or a mapping of them by name; what is returned are lists.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import dis
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,16 +125,18 @@ class CallForm:
         bound = self.signature.bind(module, *args, **kwargs)
         bound.apply_defaults()
         values = dict(list(bound.arguments.items())[1:])
+        given, count, ids = (values.pop(name) for name in (self._features, self._count, self._ids))
+        named = isinstance(given, Mapping)  # by layer
 
         def again(features: list[Tensor], **others: Any) -> tuple:
             assert own is not None
             names = {"count": self._count, "ids": self._ids, "rows": "attn_mats"}
-            changed = {self._features: features, **{names[key]: value for key, value in others.items()}}
+            as_given = dict(zip(given, features, strict=True)) if named else features
+            changed = {self._features: as_given, **{names[key]: value for key, value in others.items()}}
             call = inspect.BoundArguments(self.signature, OrderedDict(bound.arguments | changed))
             with _running_own():
                 return own(*call.args, **call.kwargs)
 
-        features, count, ids = (values.pop(name) for name in (self._features, self._count, self._ids))
         rows = values.pop("attn_mats", None)
         values.pop("cams", None)
         known = {name: values.pop(name) for name in _KNOWN if name in values}
@@ -150,7 +153,7 @@ class CallForm:
             )
         unknown = {name: value for name, value in values.items() if self._matters(name, value)}
         return Call(
-            list(features),
+            list(given.values() if named else given),
             count,
             ids,
             None if own is None else again,

@@ -104,6 +104,8 @@ def _other_form(own: Any, call: Call) -> str:
         what = f"{len(own)} values" if isinstance(own, tuple | list) else f"a {type(own).__name__}"
         return f"it returns {what}, a swapped sampler {values} values"
     for value in own:
+        if isinstance(value, Mapping):
+            return f"it returns a {type(value).__name__}, a swapped sampler lists"
         if len(value) != len(call.features):
             return f"it returns {len(value)} values for {len(call.features)} feature maps"
     return ""

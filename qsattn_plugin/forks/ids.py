@@ -1,9 +1,9 @@
 """The patch ids that a fork gets: LongTensors of the selected positions that carry their route.
 
 A CUT fork calls its sampler twice and passes the ids of the first call to the second. The second call may be to another
-module, or on another domain's features, so the route must travel with the ids. It is an attribute of the *storage* of
-the ids, not of the tensor: views share the storage, and so do the ids that ``DataParallel`` passes on one device. A
-copy (on another device, as numpy) has another storage and no route: then only the positions are left.
+module, or on another domain's features, so the route must travel with the ids. It belongs to the *storage* of the ids,
+not to the tensor: views share the storage, and so do the ids that ``DataParallel`` passes on one device. A copy (on
+another device, as numpy) has another storage and no route: then only the positions are left.
 """
 
 from __future__ import annotations
@@ -13,21 +13,49 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from qsattn_plugin.attention.routes import Route, by
 from qsattn_plugin.errors import UserError
 
-__all__ = ["ROUTE", "positions", "route_of", "with_route"]
+__all__ = ["kept", "positions", "route_of", "with_keeping", "with_route"]
 
 #: The attribute of an ids' storage that holds their route.
 ROUTE = "_qsattn_route"
+
+_probe = torch.empty(1)
+setattr(_probe.untyped_storage(), ROUTE, True)
+#: Whether a storage is the same object each time that it is asked for. In PyTorch 2.1 it is not, and has no attributes.
+LASTING = hasattr(_probe.untyped_storage(), ROUTE)
+
+#: Where it is not: what belongs to a storage. The weak reference keeps its address from being used again.
+_kept: dict[StorageWeakRef, Any] = {}
+
+
+def with_keeping(ids: Tensor, value: Any) -> Tensor:
+    """Return the ids; their storage now holds the value, as long as it lives.
+
+    Where storages have no attributes, it may live until the next ids are made.
+    """
+    if LASTING:
+        setattr(ids.untyped_storage(), ROUTE, value)
+    else:
+        for gone in [storage for storage in _kept if storage.expired()]:
+            del _kept[gone]
+        _kept[StorageWeakRef(ids.untyped_storage())] = value
+    return ids
+
+
+def kept(ids: Tensor) -> Any:
+    """Return what the storage of the ids holds; None where that is nothing."""
+    storage = ids.untyped_storage()
+    return getattr(storage, ROUTE, None) if LASTING else _kept.get(StorageWeakRef(storage))
 
 
 def with_route(route: Route) -> Tensor:
     """Return the route's positions as a LongTensor that carries it: (N,) for one image, (B, N) for several."""
     # A copy: the route holds its queries, and as an attribute of their storage it would keep itself alive for ever.
-    ids = route.queries.clone(memory_format=torch.contiguous_format)
-    setattr(ids.untyped_storage(), ROUTE, route)
+    ids = with_keeping(route.queries.clone(memory_format=torch.contiguous_format), route)
     return ids[0] if ids.shape[0] == 1 else ids
 
 
@@ -35,7 +63,7 @@ def route_of(ids: Any) -> Route | None:
     """Return the route that the ids carry; None for ids of others, for a copy and for a part of ours."""
     if not isinstance(ids, Tensor):
         return None
-    route = getattr(ids.untyped_storage(), ROUTE, None)
+    route = kept(ids)
     whole = isinstance(route, Route) and ids.numel() == route.queries.numel() and ids.is_contiguous()
     return route if whole else None
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.forks.ids import ROUTE
+from qsattn_plugin.forks.ids import kept, with_keeping
 
 __all__ = ["Gathering", "Place"]
 
@@ -37,8 +37,7 @@ class Place:
 
     def mark(self, ids: Tensor) -> Tensor:
         """Return the ids, marked as those of this place."""
-        setattr(ids.untyped_storage(), ROUTE, self)
-        return ids
+        return with_keeping(ids, self)
 
 
 class Gathering(TorchFunctionMode):
@@ -105,7 +104,7 @@ def _indexed(name: str, features: Any, *args: Any, **kwargs: Any) -> tuple[Any, 
 
 def place_of(ids: Any) -> Place | None:
     """Return the place that marked ids belong to; None for anything else."""
-    found = getattr(ids.untyped_storage(), ROUTE, None) if isinstance(ids, Tensor) else None
+    found = kept(ids) if isinstance(ids, Tensor) else None
     return found if isinstance(found, Place) else None
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsattn_plugin.devices import is_compiling
 from qsattn_plugin.registry.layers.memory_saving import blur_down
 
 Norm = Literal["instance", "batch", "none"]
@@ -81,7 +82,7 @@ class InstanceNorm(nn.InstanceNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or self.affine or self.track_running_stats:
+        if is_compiling() or x.device.type != "cpu" or self.affine or self.track_running_stats:
             return _laid_out(super().forward(x))
         if x.ndim != 4 or x.shape[-2:].numel() == 1:
             return _laid_out(super().forward(x))
@@ -98,7 +99,7 @@ class BatchNorm(nn.BatchNorm2d):
 def _laid_out(x: Tensor) -> Tensor:
     # torch.compile generates kernels of its own, which respect the layout; without gradients, exports need standard
     # operators.
-    return _LayOutGradient.apply(x) if torch.is_grad_enabled() and not torch.compiler.is_compiling() else x
+    return _LayOutGradient.apply(x) if torch.is_grad_enabled() and not is_compiling() else x
 
 
 def normalisation(name: Norm) -> Callable[[int], nn.Module]:

@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from qsattn_plugin.devices import is_compiling
+
 __all__ = ["FusedSequential", "ReflectionPad", "blur_down", "channel_norm", "norm_act"]
 
 
 def builtin_operators() -> bool:
     """Return whether PyTorch's own operators are used now."""
-    return torch.compiler.is_compiling() or not torch.is_grad_enabled()
+    return is_compiling() or not torch.is_grad_enabled()
 
 
 def _pad_backward(grad: Tensor, shape: torch.Size, padding: tuple[int, int, int, int]) -> Tensor:
