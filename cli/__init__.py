@@ -104,6 +104,7 @@ def _show_warning(message: Any, category: type[Warning], *where: Any, **more: An
         from tqdm import tqdm
 
         tqdm.write(printable(f"Warning: {message}"), file=sys.stderr)  # above a progress bar, if there is one
+        sys.stderr.flush()
     else:
         _default_showwarning(message, category, *where, **more)
 

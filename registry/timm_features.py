@@ -84,7 +84,10 @@ class TimmFeatures(nn.Module):
         self.fixed_size: int | None = (size or settings["input_size"][-1]) if fixed else None
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
-        self.register_load_state_dict_pre_hook(_keep_frozen)
+        if hasattr(self, "register_load_state_dict_pre_hook"):
+            self.register_load_state_dict_pre_hook(_keep_frozen)
+        else:  # PyTorch 2.4
+            self._register_load_state_dict_pre_hook(_keep_frozen, with_module=True)
         self.model.requires_grad_(trained)
         self.train()
 

@@ -27,7 +27,7 @@ from qsattn_plugin.registry.generators import ResnetGenerator
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.translation.export import TOLERANCE, export, subject_of
 from qsattn_plugin.translation.export.formats import FORMATS as WRITERS
-from qsattn_plugin.translation.export.formats import cut_options
+from qsattn_plugin.translation.export.formats import cut_options, too_old
 from qsattn_plugin.translation.load import load
 from tests.test_cli import qsattn, refused
 from tests.test_generators import cut_layout
@@ -37,7 +37,9 @@ ARCHITECTURES = ("resnet_9blocks", "mobile_resnet_9blocks", "swift_resnet_6block
 
 
 def needs(format: str) -> None:
-    """Skip where a format's extra is not installed."""
+    """Skip where a format's extra is not installed, or PyTorch is too old."""
+    if too_old(format):
+        pytest.skip(f"{format} needs a newer PyTorch than {torch.__version__}")
     for package in ("onnxscript", "onnxruntime") if format == "onnx" else ():
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"the extra `onnx` is not installed: no {package}")
@@ -253,6 +255,7 @@ def fickle():
     ],
 )
 def test_an_export_that_differs_is_refused_and_removed(tmp_path, fickle, name, format, why):
+    needs(format)
     model = weights_file(tmp_path / "model.safetensors", name)
     out = tmp_path / f"out/model{FORMATS[format]}"
     text = refused("export", model, "--format", format, "-o", out)
@@ -296,6 +299,7 @@ def test_the_model_itself_is_never_overwritten(tmp_path):
 @pytest.mark.parametrize("format", ["torchscript", "pt2", "cut"])
 def test_a_full_disk_is_said_and_nothing_left(tmp_path, monkeypatch, format):
     """PyTorch's own writers end the process where there is no room: they write to memory."""
+    needs(format)
     model = weights_file(tmp_path / "m.safetensors", "resnet_4blocks")
 
     def full(path: Path, content: bytes) -> None:

@@ -67,7 +67,9 @@ def _described(value: Any) -> Any:
         for n, m in vars(value).items()
         if not n.startswith("_") and (inspect.isfunction(m) or isinstance(m, classmethod | staticmethod))
     }
-    return {"": _signature(value), **dict(sorted(methods.items()))}
+    made = getattr(value.__init__, "__module__", None) or ""  # a signature of PyTorch's differs between its versions
+    called = "as PyTorch's" if made.partition(".")[0] == "torch" else _signature(value)
+    return {"": called, **dict(sorted(methods.items()))}
 
 
 def _signature(value: Any) -> str:

@@ -7,6 +7,7 @@ and batch size free, and stores a document about the generator where it can (:da
 from __future__ import annotations
 
 import importlib
+import inspect
 import io
 import json
 import logging
@@ -92,8 +93,27 @@ def _save(write: Callable[[io.BytesIO], None], path: Path) -> None:
     path.write_bytes(file.getbuffer())
 
 
+def too_old(format: str) -> bool:
+    """Return whether this PyTorch is too old to write a format: 2.4 writes "torchscript" and "cut" alone."""
+    if format == "onnx":
+        return "dynamic_shapes" not in inspect.signature(torch.onnx.export).parameters
+    from torch.fx.experimental import _config
+
+    return format == "pt2" and not hasattr(_config, "backed_size_oblivious")
+
+
+def _check_age(format: str) -> None:
+    if too_old(format):
+        raise UserError(f"{format} needs a newer PyTorch than {torch.__version__}; torchscript does not")
+
+
+def _check_pt2(subject: Subject) -> None:
+    _check_age("pt2")
+
+
 def check_onnx(subject: Subject) -> None:
-    """Raise UserError where a package that ONNX needs is not installed."""
+    """Raise UserError where a package that ONNX needs is not installed, or PyTorch is too old."""
+    _check_age("onnx")
     for package in ("onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)
@@ -210,7 +230,7 @@ def _read_cut(path: Path, subject: Subject) -> Runner:
 FORMATS = {
     "onnx": Format(".onnx", _write_onnx, _read_onnx, check_onnx),
     "torchscript": Format(".pt", _write_torchscript, _read_torchscript),
-    "pt2": Format(".pt2", _write_pt2, _read_pt2),
+    "pt2": Format(".pt2", _write_pt2, _read_pt2, _check_pt2),
     "cut": Format(".pth", _write_cut, _read_cut, _check_cut, "latest_net_G.pth"),
 }
 
