@@ -129,6 +129,7 @@ def _in_words(hub: Any, model: str) -> Iterator[None]:
     except (errors.OfflineModeIsEnabled, OSError) as error:
         raise DownloadFailed(f"{model}: the hub cannot be reached ({error})") from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("httpx", "requests"):  # whichever this version uses
+        # Whichever this version uses; huggingface_hub 1.16 tries again with a client that it has closed.
+        if type(error).__module__.partition(".")[0] in ("httpx", "requests") or "client has been closed" in str(error):
             raise DownloadFailed(f"{model}: the hub cannot be reached ({error})") from error
         raise

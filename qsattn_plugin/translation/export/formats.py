@@ -113,13 +113,13 @@ def _check_pt2(subject: Subject) -> None:
 
 def check_onnx(subject: Subject) -> None:
     """Raise UserError where a package that ONNX needs is not installed, or PyTorch is too old."""
-    _check_age("onnx")
     for package in ("onnxscript", "onnxruntime"):
         try:
             importlib.import_module(package)
         except ImportError as error:
             what = f"ONNX needs the package {package}, which is not installed"
             raise UserError(f"{what}: pip install onnxscript onnxruntime") from error
+    _check_age("onnx")
 
 
 def _write_onnx(subject: Subject, path: Path) -> None:
