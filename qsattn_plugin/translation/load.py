@@ -19,11 +19,11 @@ from qsattn_plugin.data.images import carried, normalise_mode, read_first, read_
 from qsattn_plugin.data.pixels import NaNImageError, as_pil, from_tensor, shown, to_channels, to_float
 from qsattn_plugin.data.preprocess import resize_bands
 from qsattn_plugin.data.ranges import Range, to_signal, translated
-from qsattn_plugin.data.raster import Raster
+from qsattn_plugin.data.raster import MOST_BANDS, Raster
 from qsattn_plugin.data.writing import ANY
 from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError, nearest
-from qsattn_plugin.registry import PartError, create
+from qsattn_plugin.registry import PartError, create, find
 from qsattn_plugin.registry.blueprint import blueprint
 from qsattn_plugin.registry.pretrained import entries, published_model, weights_file
 from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, read_shapes
@@ -67,7 +67,7 @@ class Translator(nn.Module):
         trained: the shorter side, in pixels, that pictures had in training; None: unknown.
         weights: its file; None where it was not loaded from one.
         ranges: the value ranges of its input and of its output; None: 8 bits.
-        bands: of what has more than four, the three that people are shown, counted from 1; None: the first.
+        bands: of what has more than three, the three that people are shown, counted from 1; None: the first.
         out_channels: channels of its output; None: as many as of its input.
     """
 
@@ -101,6 +101,11 @@ class Translator(nn.Module):
         size = f"at {self.trained} px" if self.trained else "at a size that its file does not say"
         name, path = self.weights or ("an untrained generator", None)
         return f"{name}{f' ({path})' if path and str(path) != name else ''}, trained {size}"
+
+    @property
+    def carries(self) -> bool:
+        """Whether a change made at another size is carried back to a picture: its translation is of the same kind."""
+        return (self.channels, self.ranges[0]) == (self.out_channels, self.ranges[1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Translate images (B, C, H, W) in [-1, 1]; H and W are multiples of ``generator.multiple``.
@@ -140,7 +145,8 @@ class Translator(nn.Module):
         Transparency, colour profile and resolution are kept; wide gamuts become sRGB.
 
         The EXIF orientation of a picture is applied. Pictures much larger or smaller than those in training are
-        translated at the trained size, and the change is carried back (:mod:`qsattn_plugin.translation.sizes`).
+        translated at the trained size, and the change is carried back (:mod:`qsattn_plugin.translation.sizes`); where
+        the output has other channels than the input, so that there is no change to add, the translation is enlarged.
         Consecutive pictures of the same size share a batch. What is large at the size at which it is translated is
         translated in tiles where the generator's layers allow it, with the same result in less memory.
 
@@ -160,11 +166,12 @@ class Translator(nn.Module):
             DiskFull: there is too little space for the feature maps of a large picture.
             TypeError: something is not a PIL image.
             UnreadableImage: at this size, a picture would have more than 128 megapixels.
-            UserError: ``at`` is "trained", and that size is unknown.
+            UserError: ``at`` is "trained", and that size is unknown; or the generator is not one of 8-bit pictures.
             ValueError: a picture has no pixels.
         """
         if isinstance(pictures, Image.Image):
             return self.translate([pictures], tile, at, progress)[0]
+        self.check_eight_bits()
         if isinstance(pictures, Sequence):  # others are checked one by one, as they come
             for picture in pictures:
                 _checked(picture)
@@ -179,9 +186,23 @@ class Translator(nn.Module):
                 seen = [small for _, small in batch]
                 made = [self._in_tiles(seen[0], tile or TILE, progress)] if tiled else self._whole(seen)
                 for (picture, small), result in zip(batch, made, strict=True):
-                    out.append(carry_back(picture, small, result))
+                    if self.carries:
+                        out.append(carry_back(picture, small, result))
+                    else:
+                        out.append(with_alpha(resize_picture(result, picture.size), picture))
                     out[-1].info.update(carried(picture, out[-1].mode))
         return out
+
+    def check_eight_bits(self) -> None:
+        """Raise :class:`UserError` if this generator does not translate pictures of 8 bits, as PIL images are."""
+        if any(self.ranges):
+            raise UserError(
+                "this model's pictures have a value range (model.ranges), which a PIL image does not hold: "
+                "model.translate_values(model.read(path))"
+            )
+        if max(self.channels, self.out_channels) > 4:
+            channels = f"{self.channels} to {self.out_channels} channels"
+            raise UserError(f"this model translates {channels}, which a PIL image does not hold: call it with tensors")
 
     def _seen(self, picture: Image.Image, at: At | None) -> tuple[Image.Image, Image.Image]:
         """Return a picture, and the same at the size at which it is translated."""
@@ -208,7 +229,7 @@ class Translator(nn.Module):
             return picture
         value_range = self.ranges[made]
         assert value_range is not None  # only then it is a raster
-        return shown(to_signal(picture, value_range, picture.opaque().bands), self.bands)
+        return shown(to_signal(picture, value_range, self.out_channels if made else self.channels), self.bands)
 
     def shown(self, path: str | os.PathLike, made: bool = False) -> Image.Image:
         """Read a picture file of the source domain, or of the target domain (``made``), as people are shown it."""
@@ -251,8 +272,8 @@ class Translator(nn.Module):
         if made.isnan().any():
             raise NaNImageError("the translation holds NaN")
         if seen is not image:
-            same = self.ranges[0] == out_range and made.shape == seen.shape
-            made = carry_back_signal(image, seen, made) if same else resize_bands(made, picture.size).clamp_(-1, 1)
+            enlarged = None if self.carries else resize_bands(made, picture.size).clamp_(-1, 1)
+            made = carry_back_signal(image, seen, made) if enlarged is None else enlarged
         if out_range is not None:
             return translated(picture if isinstance(picture, Raster) else of_pillow(picture), made, out_range)
         result = from_tensor(made)
@@ -338,6 +359,10 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
                 f"{path}: {error}. It was trained with parts from {parts}: load its run's folder, or import them first"
             ) from error
         raise DamagedFile(f"{path}: {error}") from error
+    takes = find("generator", spec["type"]).signature.parameters
+    for side, said in (("in_channels", _channels(spec)), ("out_channels", _out(spec))):
+        if side in takes and (own := spec["arguments"].get(side, takes[side].default)) != said:
+            raise DamagedFile(f"{path} has no valid description of its generators: {said} channels, but {side} {own}")
     try:
         wrong = misfits(plan.state_dict(), read_shapes(path, spec["prefix"])) if plan is not None else []
         if not wrong:
@@ -356,6 +381,7 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
     bands = ((document.get("recipe") or {}).get("evaluate") or {}).get("bands")
     trained = _trained(spec, document)
     ranges = (there, back)
+    bands = tuple(bands) if bands else None
     translator = Translator(generator, _channels(spec), document, trained, weights, ranges, bands, _out(spec))
     return translator.eval().to(pick_device(str(device)))
 
@@ -366,8 +392,8 @@ def _channels(spec: dict[str, Any]) -> Any:
 
 
 def _out(spec: dict[str, Any]) -> Any:
-    """Return the channels of a generator's output."""
-    return spec.get("out_channels", spec["arguments"].get("out_channels"))
+    """Return the channels of a generator's output; as many as of its input, if it does not say."""
+    return spec.get("out_channels", spec["arguments"].get("out_channels", _channels(spec)))
 
 
 def _trained(spec: dict[str, Any], document: dict[str, Any]) -> int | None:
@@ -395,8 +421,10 @@ def _generators(path: Path, document: dict[str, Any]) -> dict[str, dict[str, Any
     if not found:
         raise DamagedFile(f"{path} holds no generator")
     for name, spec in found.items():
-        if _channels(spec) not in (1, 2, 3, 4) or isinstance(_channels(spec), bool) or spec.get("trained") == 0:
-            raise DamagedFile(f"{path} has no valid description of its generators: {name} gives no channels (1 to 4)")
+        counts = [_channels(spec), _out(spec)]
+        if not all(type(c) is int and 1 <= c <= MOST_BANDS for c in counts) or spec.get("trained") == 0:
+            what = f"{name} gives no channels (1 to {MOST_BANDS})"
+            raise DamagedFile(f"{path} has no valid description of its generators: {what}")
     return found
 
 
@@ -432,7 +460,8 @@ def fresh(type: str, **arguments: Any) -> Translator:
         PartError: there is no such generator, or it takes other arguments.
     """
     generator = create("generator", type, **arguments)
-    return Translator(generator, arguments.get("in_channels", 3)).eval()
+    channels, out_channels = (arguments.get(name, 3) for name in ("in_channels", "out_channels"))
+    return Translator(generator, channels, out_channels=out_channels).eval()
 
 
 def find_weights(model: str | Path) -> Weights:

@@ -115,6 +115,8 @@ def _model(name: str | None, translator: Translator, site: Path, generator: str 
         raise UserError(
             f"{name} translates {subject.channels} channels to {made.shape[1]}; the page shows colours, 3 to 3"
         )
+    if any(translator.ranges):
+        raise UserError(f"{name} translates pictures of a value range (data.range); the page shows those of 8 bits")
     stem = re.sub(r"[^\w-]+", "_", name)
     if (site / "models" / f"{stem}.onnx").exists():
         raise UserError(f"two of the models are called {name}")
