@@ -218,7 +218,7 @@ def without_extra(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "__import__", lacking)
-        patch.setattr(decoders, "_has_tifffile", lambda: False)
+        patch.setattr(decoders, "has_tifffile", lambda: False)
         yield
 
 

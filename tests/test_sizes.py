@@ -19,6 +19,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.pretrained import entries
 from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.translation.grid import picture_grid
 from qsattn_plugin.translation.job import translate_files
 from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.sizes import carry_back, parse_sizes, resize_picture, working_size
@@ -227,6 +228,11 @@ def test_one_picture_can_become_one_file(workplace):
     Path("folder.png").mkdir()
     assert qsattn("translate", "c.png", "-m", "toy", "-o", "folder.png").exit_code == 0
     assert read_image("folder.png/c.png").size == (30, 30)
+
+
+def test_a_grid_has_eight_columns_and_continues_below():
+    sheet = picture_grid([[torch.zeros(3, 96, 96)] * 9] * 2)
+    assert sheet.size == (8 * 98 + 2, 2 * (2 * 98 + 6) - 4), "two blocks of two rows, 2 pixels around each picture"
 
 
 def test_a_sheet_puts_sizes_side_by_side(workplace):

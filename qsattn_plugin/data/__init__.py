@@ -3,7 +3,8 @@
 ==================  ====================================================================================
 ``images``          one picture file of any kind to a PIL image or a uint8 tensor, and back
 ``folders``         the data set that reads ``trainA``, ``trainB``, ``testA``, ``testB``
-``raster``          a picture with the bands and the numbers of its file, which ``decoders`` read
+``raster``          a picture with the bands and the numbers of its file, which ``decoders`` read, some of them
+                    by ``tiff`` and ``arrays``
 ``ranges``          value ranges, to a network's [-1, 1] and back
 ``preprocess``      the resize and crop modes of CUT and its forks
 ``store``           every picture decoded once, in memory or in one file

@@ -108,3 +108,14 @@ def _brightest(values: np.ndarray, full: tuple[float, float] | None) -> float:
             f"its values range from {low:.0f} to {high:.0f}; expected 16 bits, 0 to {top:.0f}: {HINT}"
         )
     return top
+
+
+def upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, C) by EXIF's orientation."""
+    if orientation in (5, 6, 7, 8):
+        values = values.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return values

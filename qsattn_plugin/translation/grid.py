@@ -12,7 +12,7 @@ from qsattn_plugin.data.pixels import shown
 _GAP = 2
 _COLUMNS = 8
 _SMALLEST = 96
-_COLUMNS = 3
+_PANELS = 3
 _LARGEST = 768
 _LABEL = 24
 
@@ -49,11 +49,11 @@ def labelled(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     factor = min(1.0, _LARGEST / size)
     small = [p.convert("RGB").resize([max(1, round(factor * side)) for side in p.size]) for _, p in panels]
     width, height = (max(p.size[axis] for p in small) + _GAP for axis in (0, 1))
-    rows = -(-len(small) // _COLUMNS)
-    sheet = Image.new("RGB", (min(_COLUMNS, len(small)) * width + _GAP, rows * (height + _LABEL) + _GAP), "white")
+    rows = -(-len(small) // _PANELS)
+    sheet = Image.new("RGB", (min(_PANELS, len(small)) * width + _GAP, rows * (height + _LABEL) + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(_LABEL * 2 / 3)
     for index, (picture, (label, _)) in enumerate(zip(small, panels, strict=True)):
-        x, y = _GAP + index % _COLUMNS * width, _GAP + index // _COLUMNS * (height + _LABEL)
+        x, y = _GAP + index % _PANELS * width, _GAP + index // _PANELS * (height + _LABEL)
         draw.text((x + _GAP, y + _GAP), label, "black", font)
         sheet.paste(picture, (x, y + _LABEL))
     return sheet
