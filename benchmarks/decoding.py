@@ -1,13 +1,14 @@
 """Time of decoding, keeping and batching pictures of 8 bits: this checkout against an earlier commit, by turns.
 
-    python benchmarks/decoding.py PICTURES [--before 7b49787] [--count 40] [--pairs 6] [--rounds 4]
+    python benchmarks/decoding.py PICTURES [--before 7b49787] [--count 30] [--pairs 4] [--rounds 4]
 
 PICTURES is a folder of JPEGs, of which those without a colour profile are taken (others may be converted to sRGB, which
 the earlier commit did not do); they are also written as PNGs. Each checkout runs in a process of its own, with one
 thread for PyTorch; both are asked in turn, so that what else the machine does meets both, and after some rounds another
-pair begins: where a process's memory lies makes a difference of its own. The first round of a pair warms up. Printed are medians, of the clock's and of the processor's seconds: a store of all pictures, resized to
-286 x 286, and 100 batches of one random 256 x 256 crop a domain from it. 7b49787 is the last commit that reads every
-picture with Pillow alone, in 8 bits.
+pair begins: where a process's memory lies makes a difference of its own. The first round of a pair warms up. Printed
+are medians, of the clock's and of the processor's seconds: a store of all pictures, resized to 286 x 286, and 100
+batches of one random 256 x 256 crop a domain from it. 7b49787 is the last commit that reads every picture with Pillow
+alone, in 8 bits.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--before", default="7b49787", help="the commit to compare with")
-    parser.add_argument("--count", type=int, default=40, help="of pictures")
-    parser.add_argument("--pairs", type=int, default=6, help="of processes")
+    parser.add_argument("--count", type=int, default=30, help="of pictures")
+    parser.add_argument("--pairs", type=int, default=4, help="of processes")
     parser.add_argument("--rounds", type=int, default=4, help="that a pair is asked and counts")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="decoding-") as work:

@@ -26,6 +26,7 @@ from qsattn_plugin.registry.recipe import Recipe, RecipeError
 from qsattn_plugin.registry.timm_features import TimmFeatures
 from qsattn_plugin.storage import read_document
 from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.python import Training
 from qsattn_plugin.training.report.maps import write_maps
 from qsattn_plugin.training.resuming import check_architecture
 from qsattn_plugin.training.run import Run
@@ -337,6 +338,9 @@ def test_scans_become_colours(scans, tmp_path, monkeypatch):
     assert (again.channels, again.out_channels, again.ranges) == (1, 3, ((-1000, 3000), None))
     with pytest.raises(UserError, match="channels translates 1 channels to 3; the page shows colours, 3 to 3"):
         write_site([(None, translator)], tmp_path / "site")
+    assert Training.open(run.folder).translate(scans / "testA" / "0.tif", at=16).mode == "RGB"
+    with pytest.raises(UserError, match="a value range"):
+        translator.translate_values(Image.new("L", (32, 32)))
     for refused in (translator.translate, lambda picture: entropy_maps(picture, str(run.folder))):
         with pytest.raises(UserError, match="this model's pictures have a value range"):
             refused(Image.new("L", (32, 32)))

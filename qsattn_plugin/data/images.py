@@ -237,11 +237,12 @@ def _in_srgb(image: Image.Image) -> Image.Image:
         return image
     try:
         transform = _transform_to_srgb(profile)
-        converted = transform and ImageCms.applyTransform(image.convert("RGB"), transform)
+        if transform is None:
+            return image
+        converted = ImageCms.applyTransform(image.convert("RGB"), transform)
     except (ImageCms.PyCMSError, ImportError, OSError):
         return image
-    if transform is None or converted is None:
-        return image
+    assert converted is not None  # a new picture, as it is not converted in place
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
     converted.info = {**image.info, "icc_profile": transform.output_profile.tobytes()}

@@ -144,7 +144,7 @@ class _Features(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = self.encoder.features(self.generator, x)  # type: ignore[operator]
-        found, said = [len(m[0]) for m in maps], list(self.encoder.channels)  # type: ignore[call-overload]
+        found, said = [len(m[0]) for m in maps], list(self.encoder.channels)  # type: ignore[arg-type]
         if found != said:
             raise RuntimeError(f"it gives maps of {found} channels, and says {said} (its attribute channels)")
         return maps

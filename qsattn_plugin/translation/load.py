@@ -217,10 +217,13 @@ class Translator(nn.Module):
 
         Raises:
             UnreadableImage: it has other bands than the generator takes, or values that are no numbers.
+            UserError: it has 8 bits, and the generator takes pictures of a value range.
         """
         if isinstance(picture, Raster):
             assert self.ranges[0] is not None  # only then it is read so
             return to_signal(picture, self.ranges[0], self.channels)
+        if self.ranges[0] is not None:
+            self.check_eight_bits()
         return to_float(to_channels(picture, self.channels))
 
     def preview(self, picture: Image.Image | Raster, made: bool = False) -> Image.Image:
