@@ -130,7 +130,7 @@ def main() -> None:
     """Unpaired image-to-image translation with query-selected attention.
 
     \b
-    qsattn build toy && qsattn fit                 train the toy model in about six minutes
+    qsattn build toy && qsattn fit                 train the toy model in under five minutes
     qsattn translate photos/ -m runs/toy -o out/   translate with it
 
     \b
