@@ -118,7 +118,7 @@ class TimmFeatures(nn.Module):
         try:
             maps = self.model((x - self.mean) / self.std)  # a single grey channel is broadcast to three
         except (AssertionError, RuntimeError, ValueError) as problem:  # of a size that does not fit the model, usually
-            if out_of_memory(problem):
+            if out_of_memory(problem) or image.is_meta:  # shapes alone may not do: the values are tried next
                 raise
             height, width = image.shape[-2:]
             why = f"{type(problem).__name__}: {problem}".partition("\n")[0].removesuffix(": ")

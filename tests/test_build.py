@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from qsattn_plugin.cli import main
 from qsattn_plugin.data.pixels import as_pil
 from qsattn_plugin.data.toy import ToyHorses
+from qsattn_plugin.registry import timm_features
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.registry.timm_features import TimmFeatures
 from qsattn_plugin.training import precision, trial
@@ -91,6 +92,20 @@ def test_patches_that_do_not_divide_the_sides_are_padded():
     with torch.device("meta"):
         encoder = TimmFeatures("vit_small_patch14_dinov2", size=56)
         assert [m.shape[2:] for m in encoder(torch.empty(1, 3, 356, 32))] == [(26, 3)] * len(encoder.taps)
+
+
+def test_an_encoder_that_looks_at_values_is_taken(workplace, no_hub, monkeypatch):
+    """Networks are tried on shapes alone first, which is no reason to refuse one that cannot run so."""
+    whole = timm_features._build
+
+    def looks(*args, **kwargs):
+        model = whole(*args, **kwargs)
+        model.register_forward_pre_hook(lambda _, images: images if images[0].sum().item() < 1e9 else None)
+        return model
+
+    monkeypatch.setattr(timm_features, "_build", looks)
+    done = build("extends: toy\nencoder: {type: timm, model: lcnet_035}\n", "encoder.pretrained=false")
+    assert done.exit_code == 0, done.output
 
 
 def test_the_trial_says_time_and_memory(workplace):

@@ -84,6 +84,20 @@ def test_test_pairs_differ_inside_the_silhouette_alone(toy, truth):
     assert mask.max() <= 1
 
 
+def test_seasons_differ_on_the_ground_alone(truth):
+    toy = ToyHorses(test=4, pair="seasons")
+    summer, winter = (to_float(torch.stack(list(toy.split(name)))) for name in ("testA", "testB"))
+    assert torch.equal(summer, truth[0][:4]), "horses of the other pair"
+    ground = torch.stack([draw(seed, 64, striped=False).ground for seed in toy.split("testA").seeds])[:, None]
+    assert torch.equal(*(season[(ground == 0).expand_as(summer)] for season in (summer, winter)))
+    assert winter[(ground == 1).expand_as(winter)].mean() > 0.5 > summer[(ground == 1).expand_as(summer)].mean() + 0.5
+    assert toy.score(summer, "AtoB") == {"ground_distance": 1, "change_elsewhere": 0}
+    assert toy.score(winter, "AtoB") == {"ground_distance": 0, "change_elsewhere": 0}
+    # Pixels of which the ground covers less than a 255th count as outside.
+    painted = torch.where(ground > 0, summer, winter + 0.5)
+    assert toy.score(painted, "AtoB")["change_elsewhere"] == pytest.approx(0.5, abs=1e-3)
+
+
 def test_animals_fill_the_frame_and_are_not_cut(truth):
     for mask in truth[2][:, 0] > 0.5:
         rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
@@ -123,10 +137,10 @@ def test_channels(channels, kept):
     assert toy.score(given, "AtoB") == {"coat_distance": 0, "background_change": 0}
 
 
-@pytest.mark.parametrize("wrong", [{"size": 31}, {"train": 0}, {"test": 0}, {"channels": 5}])
+@pytest.mark.parametrize("wrong", [{"size": 31}, {"train": 0}, {"test": 0}, {"channels": 5}, {"pair": "x"}])
 def test_bad_arguments_are_named(wrong):
     (name,) = wrong
-    with pytest.raises(ValueError, match=f"^{name}: must be .*got {wrong[name]}"):
+    with pytest.raises(ValueError, match=f"^{name}: must be .*got {wrong[name]!r}"):
         ToyHorses(**wrong)
 
 

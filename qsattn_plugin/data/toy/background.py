@@ -5,7 +5,7 @@ The canvas has x to the right and y down, both in [0, 1].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray
@@ -21,6 +21,8 @@ SCENES = (
     ("#61a1e0", "#ebe6d6", "#9e786b", "#d49461", "#a16138", "#fff7f0"),  # red earth
     ("#85b0d9", "#f0ebdb", "#b28047", "#bdab52", "#78702b", "#fff7e6"),  # autumn
 )
+#: Far and near ground in winter, whatever the palette.
+SNOW = ("#dfe6f0", "#f4f6fb")
 #: Every tree is somewhat green, so that none looks like a part of the animal.
 LEAVES = rgb("#56743c")
 
@@ -67,6 +69,11 @@ class Scene:
     horizon: float
     sun: tuple[float, float]
 
+    def snowed(self) -> Scene:
+        """Return the same landscape with snow on the ground."""
+        far, near = (rgb(colour) * self.tint for colour in SNOW)
+        return replace(self, far=far, near=near)
+
     @classmethod
     def draw(cls, random: RandomSource) -> Scene:
         """Draw a palette with some jitter, the horizon and the sun's place."""
@@ -97,8 +104,11 @@ def _trees(random: RandomSource, canvas: Canvas, ground: ndarray, cells: int = 7
     return canvas.coverage(np.minimum(crown, trunk)) * (present < 0.4), lit
 
 
-def landscape(random: RandomSource, canvas: Canvas, scene: Scene) -> ndarray:
-    """Paint sky, hills, trees and ground, without the grass tufts. Return the picture, (3, H, W)."""
+def landscape(random: RandomSource, canvas: Canvas, scene: Scene, snow: bool = False) -> tuple[ndarray, ndarray]:
+    """Paint sky, hills, trees and ground, without the grass tufts.
+
+    Return the picture (3, H, W), and the share (H, W) of each pixel that is ground.
+    """
     x, y, horizon = canvas.x, canvas.y, scene.horizon
     picture = composite(scene.sky, scene.haze, (y / horizon).clip(0, 1) ** 0.8)
     glow = np.exp(-((x - scene.sun[0]) ** 2 + (y - scene.sun[1]) ** 2) / 0.09)
@@ -131,9 +141,11 @@ def landscape(random: RandomSource, canvas: Canvas, scene: Scene) -> ndarray:
     patches = sample_bilinear(random.noise(10, 10, 4)(places, places), v, u)
     blades = canvas.look(random.noise(24, 48, 2))
     near = ((y - horizon) / (1 - horizon)).clip(0, 1)
-    ground = composite(scene.far, scene.near, smoothstep(-0.1, 1.0, near)) * (1 + 0.16 * patches + 0.09 * near * blades)
+    floor = scene.snowed() if snow else scene
+    ground = composite(floor.far, floor.near, smoothstep(-0.1, 1.0, near)) * (1 + 0.16 * patches + 0.09 * near * blades)
     edge = horizon + 0.008 * canvas.ridge(random.noise(1, 6, 3))
-    return composite(picture, ground, canvas.coverage(edge - y))
+    share = canvas.coverage(edge - y)
+    return composite(picture, ground, share), share
 
 
 def tufts(

@@ -19,22 +19,23 @@ SUPERSAMPLING = 2
 
 
 class Drawing(NamedTuple):
-    """A picture (3, H, W), uint8 RGB, and the animal's silhouette (H, W), float in [0, 1]."""
+    """A picture (3, H, W), uint8 RGB; the shares of each pixel that are the animal and the ground, (H, W) in [0, 1]."""
 
     picture: Tensor
     silhouette: Tensor
+    ground: Tensor
 
 
-def draw(seed: int, size: int, striped: bool) -> Drawing:
+def draw(seed: int, size: int, striped: bool, snow: bool = False) -> Drawing:
     """Draw an animal in a landscape.
 
-    Only the coat depends on ``striped``: the two drawings of a seed are equal wherever the silhouette is 0. A seed
-    gives the same scene at every size, in pixels, at least 16.
+    Only the coat depends on ``striped``, and only the ground on ``snow``: the drawings of a seed are equal wherever the
+    silhouette, or the ground's share, is 0. A seed gives the same scene at every size, in pixels, at least 16.
     """
     random = RandomSource(seed)
     canvas = Canvas(size * SUPERSAMPLING)
     scene = Scene.draw(random)
-    picture = landscape(random, canvas, scene)
+    picture, ground = landscape(random, canvas, scene, snow)
 
     animal = pose(random)
     left, right, bottom, top = extent(animal.limbs)
@@ -49,7 +50,7 @@ def draw(seed: int, size: int, striped: bool) -> Drawing:
     coat = Coat.draw(random)
 
     rows = [scene.horizon + (1 - scene.horizon) * t for t in (0.12, 0.27, 0.45, 0.62)] + [feet + 0.012, 1.01]
-    grass = tufts(random, canvas, scene, rows)
+    grass = tufts(random, canvas, scene.snowed() if snow else scene, rows)
     for band, shade, opacity in grass[:4]:
         picture[:, band] = composite(picture[:, band], shade, opacity)
 
@@ -65,10 +66,10 @@ def draw(seed: int, size: int, striped: bool) -> Drawing:
         picture[:, band] = composite(picture[:, band], shade, opacity)
         silhouette[band] = silhouette[band] * (1 - opacity)
 
-    whole = np.concatenate((picture.clip(0, 1), silhouette[None]))
-    small = whole.reshape(4, size, SUPERSAMPLING, size, SUPERSAMPLING).mean((2, 4))
+    whole = np.concatenate((picture.clip(0, 1), silhouette[None], (ground * (1 - silhouette))[None]))
+    small = whole.reshape(5, size, SUPERSAMPLING, size, SUPERSAMPLING).mean((2, 4))
     pixels = np.rint(small[:3] * 255).astype(np.uint8)
-    return Drawing(torch.from_numpy(pixels), torch.from_numpy(small[3]))
+    return Drawing(torch.from_numpy(pixels), torch.from_numpy(small[3]), torch.from_numpy(small[4]))
 
 
 def picture_seed(seed: int, group: int, index: int) -> int:
