@@ -21,7 +21,8 @@ from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.storage.hub import CARD, CONFIG, PREFIX, WEIGHTS, parse_hub_name, upload
 from qsattn_plugin.translation.apply import smallest_side
 from qsattn_plugin.translation.files import check_output
-from qsattn_plugin.translation.load import Translator, Weights, load, load_file, main_generator
+from qsattn_plugin.translation.load import load, load_file, main_generator
+from qsattn_plugin.translation.translator import Translator, Weights
 
 _PREFIX = "generator/"
 

@@ -17,7 +17,8 @@ from qsattn_plugin.training.progress import TrainingEvent
 from qsattn_plugin.training.report.pictures import encode_picture
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.translation.load import Translator, load
+from qsattn_plugin.translation.load import load
+from qsattn_plugin.translation.translator import Translator
 
 __all__ = ["Training", "build"]
 
@@ -55,7 +56,7 @@ class Training(Run):
         Args:
             pictures: PIL images of any mode and size, or paths; of a domain with a value range paths alone.
             best: by the checkpoint with the best score instead of the newest.
-            options: of :meth:`qsattn_plugin.translation.load.Translator.translate`, such as ``at``.
+            options: of :meth:`qsattn_plugin.translation.translator.Translator.translate`, such as ``at``.
         """
         one = isinstance(pictures, (Image.Image, str, Path))
         given: list[Any] = [pictures] if one else list(pictures)  # type: ignore[arg-type]  # mypy does not narrow by a name

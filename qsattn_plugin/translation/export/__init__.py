@@ -15,7 +15,8 @@ from qsattn_plugin.storage import replacing
 from qsattn_plugin.translation.apply import smallest_side
 from qsattn_plugin.translation.export.formats import FORMATS, Runner, Subject
 from qsattn_plugin.translation.files import check_output, file_below
-from qsattn_plugin.translation.load import Translator, main_generator
+from qsattn_plugin.translation.load import main_generator
+from qsattn_plugin.translation.translator import Translator
 
 #: The largest difference allowed in translated images, on [-1, 1]: an eighth of the step between two 8-bit levels.
 TOLERANCE = 1e-3
