@@ -27,8 +27,8 @@ from qsattn_plugin.data.pixels import from_tensor, to_channels, to_float
 from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.data.toy.score import background_change, coat_distance
 from qsattn_plugin.translation.grid import labelled
-from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.sizes import carry_back, resize_picture
+from qsattn_plugin.translation.translator import Translator
 
 #: Brings a picture's change to full size: of the picture, the same small, and its translation there, (1, C, H, W) each.
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -10,7 +10,7 @@ import click
 from qsattn_plugin.cli import completion
 
 if TYPE_CHECKING:
-    from qsattn_plugin.translation.load import Translator
+    from qsattn_plugin.translation.translator import Translator
 
 
 @click.command("export", short_help="Write a generator as ONNX, TorchScript, pt2, for CUT, or as a page.")

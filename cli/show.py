@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 @click.option(
     "--size", type=click.IntRange(min=16), default=256, show_default=True, help="Image side for the multiply-adds."
 )
+@click.option(
+    "--channels", type=click.IntRange(1, 64), default=3, show_default=True, help="Image channels for the same."
+)
 @import_option
-def command(what: str, size: int, imports: tuple[str, ...]) -> None:
+def command(what: str, size: int, channels: int, imports: tuple[str, ...]) -> None:
     """Show what NAME is: a part (generator/resnet_9blocks), a recipe (recipe/toy, recipe/PATH), a published model
     (pretrained/toy), or a key of a recipe (train, objective.r1).
 
@@ -43,7 +46,7 @@ def command(what: str, size: int, imports: tuple[str, ...]) -> None:
     elif kind == "key":
         _key(name)
     else:
-        _part(kind, name, size)
+        _part(kind, name, size, channels)
 
 
 def _resolve(name: str) -> tuple[str, str]:
@@ -101,7 +104,7 @@ def _echo_keys(keys: Iterable[Key]) -> None:
             click.echo(click.wrap_text(key.text, 96, "      ", "      "))
 
 
-def _part(kind: str, name: str, size: int) -> None:
+def _part(kind: str, name: str, size: int, channels: int) -> None:
     from qsattn_plugin.registry import find
     from qsattn_plugin.registry.recipe.page import argument_keys
 
@@ -112,7 +115,7 @@ def _part(kind: str, name: str, size: int) -> None:
     click.echo("\narguments:")
     _echo_keys(argument_keys(part))
     if part.kind in ("generator", "discriminator"):
-        _network(part, size)
+        _network(part, size, channels)
 
 
 def _published(name: str) -> None:
@@ -137,16 +140,17 @@ def _echo_yaml(mapping: dict[str, Any], write: Callable[[Any], str], indent: str
             click.echo(line)
 
 
-def _network(part: Part, size: int) -> None:
+def _network(part: Part, size: int, channels: int) -> None:
     from qsattn_plugin.registry import create
     from qsattn_plugin.registry.describe import describe
     from qsattn_plugin.text import text_table
 
+    given = {name: channels for name in ("in_channels", "out_channels") if name in part.signature.parameters}
     try:
-        network = create(part.kind, part.name)
+        network = create(part.kind, part.name, **given)
     except ValueError:
         return  # its size depends on an argument that only a recipe can give
-    counts = describe(network, size)
+    counts = describe(network, size, channels)
     click.echo(f"\nparameters: {counts.parameters:,}")
     click.echo(f"multiply-adds at {size} x {size}: {counts.multiply_adds / 1e9:.2f} G")
     if counts.taps:

@@ -87,7 +87,8 @@ def command(
     device: str,
 ) -> None:
     """Translate pictures, folders of pictures (their structure is kept) and patterns. Each keeps its size: where that
-    is not what the model knows, it is translated at another (--at), and the change is carried back.
+    is not what the model knows, it is translated at another (--at), and the change is carried back; where a translation
+    has other bands or values than its picture, it is enlarged instead.
 
     Pictures that exist in the output folder are skipped, so that the same command continues where it was stopped.
     Pictures that cannot be read are listed at the end; the exit code is then 1. Feature maps of large pictures are
@@ -133,9 +134,8 @@ def command(
         skipped = f", {len(outcome.skipped)} existing skipped (--overwrite replaces them)" if outcome.skipped else ""
         click.echo(printable(f"{len(outcome.written)} pictures written to {out}{skipped}"))
         for side, count in sorted(outcome.carried.items()):
-            click.echo(
-                f"{count} of them translated at {side} px and carried back to their size; --at full: at their own"
-            )
+            how = "carried back" if translator.carries else "enlarged"
+            click.echo(f"{count} of them translated at {side} px and {how} to their size; --at full: at their own")
         if outcome.frames:
             (first, count), several = outcome.frames[0], len(outcome.frames)
             what = "file has several pages or frames" if several == 1 else "files have several pages or frames each"

@@ -18,7 +18,7 @@ class Description(NamedTuple):
     taps: list[Any]
 
 
-def describe(module: nn.Module, size: int = 256) -> Description:
+def describe(module: nn.Module, size: int = 256, channels: int = 3) -> Description:
     """Count the parameters of a network and its multiply-adds for one image.
 
     The network runs on the meta device, without values, so that large networks take no time. Convolutions (fixed blurs
@@ -30,11 +30,12 @@ def describe(module: nn.Module, size: int = 256) -> Description:
     (216, 21600)
 
     Args:
-        module: takes images (1, 3, H, W); not changed.
+        module: takes images (1, C, H, W); not changed.
         size: side of the image in pixels.
+        channels: of the image.
     """
     ghost = copy.deepcopy(module).to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        ghost(torch.empty(1, 3, size, size, device="meta"))
+        ghost(torch.empty(1, channels, size, size, device="meta"))
     parameters = sum(p.numel() for p in module.parameters())
     return Description(parameters, counter.get_total_flops() // 2, list(getattr(module, "taps", [])))

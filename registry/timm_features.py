@@ -23,7 +23,7 @@ _SIDES = (64, 96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 
 
 class TimmFeatures(nn.Module):
-    """Images (B, 1 or 3, H, W) in [-1, 1] to the feature maps (B, C, h, w) of some levels of a timm model.
+    """Images (B, C, H, W) in [-1, 1] to the feature maps (B, C, h, w) of some levels of a timm model.
 
     A frozen model stays in evaluation mode and gets no gradient, but passes gradients to the image. If its weights come
     from timm or from a file, they are not in ``state_dict``: the same arguments build it again.
@@ -36,8 +36,10 @@ class TimmFeatures(nn.Module):
         trained: train the model together with the generator; otherwise it is frozen.
         size: the side of the images in pixels, for models that are built for one size; a recipe takes it from
             ``data.crop``.
-        in_channels: channels of the images: 3, or 1 (grey, repeated); a recipe takes them from ``data.channels``.
+        in_channels: channels of the images; a recipe takes them from ``data.channels``. Grey is repeated; for others
+            but RGB timm repeats the filters of the first convolution, and their means and deviations are repeated too.
         deepest: without named taps, the number of coarsest levels to use.
+        target_channels: channels of the images of the target domain: the same, or 1 and 3 in either order.
     """
 
     mean: Tensor
@@ -53,10 +55,17 @@ class TimmFeatures(nn.Module):
         size: int | None = None,
         in_channels: int = 3,
         deepest: int | None = None,
+        target_channels: int | None = None,
     ):
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(f"in_channels: must be 3 or 1 (grey images) for timm models, got {in_channels}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels: must be at least 1, got {in_channels}")
+        grey = in_channels in (1, 3) and target_channels in (None, 1, 3)
+        if not grey and target_channels not in (None, in_channels):
+            what = f"images of {in_channels} channels and translations of {target_channels}"
+            raise UserError(f"one timm model cannot encode {what}; use encoder: {{type: generator}}")
+        self.in_channels, self.target_channels = in_channels, target_channels or in_channels
+        width = 3 if in_channels == 1 else in_channels
         if pretrained and weights:
             raise ValueError("weights: give either a file or pretrained, not both")
         check_model(model)
@@ -69,7 +78,7 @@ class TimmFeatures(nn.Module):
         if not taps or min(taps) < 0 or len(set(taps)) < len(taps):
             raise ValueError(f"taps: must be distinct levels, numbered from 0, got {list(taps)}")
         self.taps: list[int] = sorted(taps)
-        self.model: Any = _create(model, size, self.taps, pretrained, file, weights)
+        self.model: Any = _create(model, size, self.taps, pretrained, file, weights, width)
         if file and weights:
             _check_taken(self.model, file, model, weights)
         self.channels: list[int] = self.model.feature_info.channels()
@@ -83,7 +92,9 @@ class TimmFeatures(nn.Module):
         fixed = settings.get("fixed_input_size", False) and not self.model.takes_any_size
         self.fixed_size: int | None = (size or settings["input_size"][-1]) if fixed else None
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(settings[name]).view(1, -1, 1, 1), persistent=False)
+            own = settings[name]
+            values = torch.tensor([own[band % len(own)] for band in range(width)])
+            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
         if hasattr(self, "register_load_state_dict_pre_hook"):
             self.register_load_state_dict_pre_hook(_keep_frozen)
         else:  # PyTorch 2.4
@@ -103,7 +114,7 @@ class TimmFeatures(nn.Module):
         return {} if destination is None else destination
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the feature maps (B, C, h, w) of ``image`` (B, 1 or 3, H, W) in [-1, 1], one a tap."""
+        """Return the feature maps (B, C, h, w) of ``image`` (B, C, H, W) in [-1, 1], one a tap."""
         x = (image.to(self.mean.dtype) + 1) / 2
         if self.fixed_size and x.shape[-2:] != (self.fixed_size, self.fixed_size):
             x = F.interpolate(x, (self.fixed_size, self.fixed_size), mode="bilinear", antialias=True)
@@ -165,13 +176,16 @@ def _create(
     pretrained: bool = False,
     file: Mapping[str, Tensor] | None = None,
     path: Path | None = None,
+    channels: int = 3,
 ) -> Any:
     """Build a features-only model.
 
     Raises:
         UserError: timm cannot."""
     try:
-        return _build(model, size, taps, pretrained, file)
+        return _build(model, size, taps, pretrained, file, channels)
+    except UserError:
+        raise
     except Exception as problem:
         raise UserError(_explain(problem, model, size, taps, pretrained, path)) from problem
 
@@ -182,6 +196,7 @@ def _build(
     taps: list[int] | None = None,
     pretrained: bool = False,
     file: Mapping[str, Tensor] | None = None,
+    channels: int = 3,
 ) -> Any:
     """Build a features-only model, with the most flexible of the size arguments that it accepts."""
     import timm
@@ -192,17 +207,28 @@ def _build(
     free: dict[str, Any] = {"img_size": size, "dynamic_img_size": True}
     # Padding is for vision transformers whose patch size (14 pixels, say) does not divide the image's side.
     ways = [{**free, "dynamic_img_pad": True}, free, {"img_size": size}, {}]
+    arguments |= {"in_chans": channels} if channels != 3 else {}
     builder = logging.getLogger("timm.models._builder")
+    lost: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        lost.extend(["it"] if "Unable to convert" in record.getMessage() else [])
+        return record.levelno >= logging.ERROR
+
     with contextlib.ExitStack() as stack:
         if pretrained or ":" in model:
             stack.enter_context(_hub())
         # timm warns about unused weights such as a classifier's; _check_taken checks the file instead.
-        stack.callback(builder.setLevel, builder.level)
-        builder.setLevel(logging.ERROR)
+        stack.callback(builder.removeFilter, note)
+        builder.addFilter(note)
         for way in ways:
             try:
                 built: Any = timm.create_model(model, **arguments, **way)
                 built.takes_any_size = "dynamic_img_size" in way
+                if lost:  # timm would go on with random ones
+                    raise UserError(
+                        f"timm cannot widen the first layer of {model} to {channels} channels; use another model"
+                    )
                 return built
             except TypeError as problem:
                 # Its constructor has no such argument: convolutional networks need none.

@@ -20,8 +20,8 @@ from qsattn_plugin.storage import DamagedFile, load_tensors, save_tensors
 from qsattn_plugin.translation.apply import padded_size
 from qsattn_plugin.translation.export import place_of, subject_of
 from qsattn_plugin.translation.job import translate_files
-from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.tiles import is_large
+from qsattn_plugin.translation.translator import Translator
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]

@@ -40,6 +40,7 @@ MODULES = (
     "qsattn_plugin.training.run",
     "qsattn_plugin.translation.export",
     "qsattn_plugin.translation.load",
+    "qsattn_plugin.translation.translator",
 )
 
 

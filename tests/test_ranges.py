@@ -27,7 +27,7 @@ from qsattn_plugin.training.resuming import check_architecture
 from qsattn_plugin.training.session import describe_generator
 from qsattn_plugin.translation.files import plan
 from qsattn_plugin.translation.job import translate_files
-from qsattn_plugin.translation.load import Translator
+from qsattn_plugin.translation.translator import Translator
 
 
 def identity(channels=1, **options):

@@ -24,7 +24,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import Pictures, partners
 from qsattn_plugin.translation.files import each_page, parse_pages
 from qsattn_plugin.translation.job import translate_files
-from qsattn_plugin.translation.load import Translator
+from qsattn_plugin.translation.translator import Translator
 
 tifffile = pytest.importorskip("tifffile")
 imagecodecs = pytest.importorskip("imagecodecs")

@@ -21,8 +21,8 @@ from qsattn_plugin.registry.pretrained import entries
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.translation.grid import picture_grid
 from qsattn_plugin.translation.job import translate_files
-from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.sizes import carry_back, parse_sizes, resize_picture, working_size
+from qsattn_plugin.translation.translator import Translator
 from tests.test_cli import qsattn, refused
 
 

@@ -29,8 +29,9 @@ from qsattn_plugin.translation import tiles as tiled
 from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.files import parse_shard, parse_size, plan
 from qsattn_plugin.translation.job import Outcome, translate_files
-from qsattn_plugin.translation.load import Translator, Untiled, fresh, load
+from qsattn_plugin.translation.load import fresh, load
 from qsattn_plugin.translation.tiles import translate_tiled
+from qsattn_plugin.translation.translator import Translator, Untiled
 
 ROOT = Path(__file__).parents[1]
 

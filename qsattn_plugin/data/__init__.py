@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -61,13 +61,13 @@ class Dataset(Protocol):
     """A registered part of kind ``dataset``: the images of both domains, for training and for testing.
 
     Attributes:
-        channels: the number of channels of every image, 1 to 4.
+        channels: the number of channels of every image, or a mapping of "A" and "B" with that of each domain.
         score: ``score(images, direction)`` returns scores of translations by name; smaller is better, the first leads.
             ``None`` if the data set has no ground truth. ``images`` is float (N, C, H, W) in [-1, 1]: translations of
             the first N test images of the source domain, in order. ``direction`` is ``"AtoB"`` or ``"BtoA"``.
     """
 
-    channels: int
+    channels: int | Mapping[str, int]
     score: Callable[[Tensor, str], dict[str, float]] | None
 
     def has(self, name: str) -> bool:

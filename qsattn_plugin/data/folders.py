@@ -144,14 +144,15 @@ class Folders:
 
     Args:
         root: the folder with the splits.
-        channels: channels of every image: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+        channels: channels of every image: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; with a range, the bands of
+            the files. Or a mapping of A and B.
         range: the values that become -1 and 1: two numbers, dtype (the limits of the file's number type; 0 and 1 of
             floats), auto (all but a thousandth of the training values at either end), or a mapping with one of these,
             or null, for A and for B. Null reads pictures of 8 bits, and others as such.
         pages: of files with several pages or frames: first, all (each is an image), or a page's number from 1.
 
     Raises:
-        ValueError: ``channels`` is not 1 to 4, or ``pages`` is below 1.
+        ValueError: ``channels`` is not 1 to 4 where there is no range, or ``pages`` is below 1.
     """
 
     #: Real pictures have no ground truth to score against.
@@ -160,7 +161,7 @@ class Folders:
     def __init__(
         self,
         root: Path,
-        channels: int = 3,
+        channels: int | Mapping[str, int] = 3,
         range: Range | Literal["auto"] | Mapping[str, Any] | None = None,
         pages: Pages = "first",
     ):
@@ -170,8 +171,12 @@ class Folders:
         self._measured: dict[str, tuple[float, float]] = {}
         self.channels, self.range = channels, range
         for domain in "AB":
-            if of_domain(range, domain) is None:
-                check_channels(of_domain(channels, domain))
+            count = of_domain(channels, domain)
+            if of_domain(range, domain) is None and not 1 <= count <= 4:
+                raise ValueError(
+                    f"channels: must be 1, 2, 3 or 4 for pictures of 8 bits, got {count}; others need a "
+                    "data.range: dtype, auto, or two numbers"
+                )
 
     def _place(self, name: str) -> Path | None:
         if name not in SPLITS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import stat
@@ -235,18 +236,28 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     if not profile or profile[16:20] != b"RGB ":
         return image
     try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(own).lower():
+        transform = _transform_to_srgb(profile)
+        if transform is None:
             return image
-        srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        converted = ImageCms.profileToProfile(image.convert("RGB"), own, srgb)
+        converted = ImageCms.applyTransform(image.convert("RGB"), transform)
     except (ImageCms.PyCMSError, ImportError, OSError):
         return image
     assert converted is not None  # a new picture, as it is not converted in place
     if image.mode == "RGBA":
         converted.putalpha(image.getchannel("A"))
-    converted.info = {**image.info, "icc_profile": srgb.tobytes()}
+    converted.info = {**image.info, "icc_profile": transform.output_profile.tobytes()}
     return converted
+
+
+@functools.lru_cache(maxsize=64)  # a set's pictures have few profiles, and making a transform takes as long as reading
+def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Return what converts RGB of a colour profile to sRGB; None if it is that already."""
+    own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if "srgb" in ImageCms.getProfileDescription(own).lower():
+        return None
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    # Without the cache of the last pixel, threads can share it.
+    return ImageCms.buildTransform(own, srgb, "RGB", "RGB", flags=ImageCms.Flags.NOCACHE)
 
 
 def carried(source: Image.Image, mode: str) -> dict[str, Any]:

@@ -10,7 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["NaNImageError", "as_pil", "check_channels", "from_tensor", "memory_of", "shown", "to_channels", "to_float"]
+__all__ = [
+    *("NaNImageError", "as_pil", "check_channels", "colours", "from_tensor", "memory_of", "shown", "to_channels"),
+    "to_float",
+]
 
 #: Which pages or frames of a file are pictures: the first, all, or one by its number from 1.
 Pages = Literal["first", "all"] | int
@@ -89,12 +92,17 @@ def from_tensor(image: Tensor) -> Image.Image:
 def shown(image: Tensor, bands: Sequence[int] | None = None) -> Image.Image:
     """Return an image (C, H, W), in [-1, 1] or as :func:`to_float` takes it, as an RGB picture for people.
 
-    Of more than four channels these three ``bands`` are shown, counted from 1, or the first three.
+    Of more than three channels these three ``bands`` are shown, counted from 1, or the first three; of two the first.
     """
     image = image if image.is_floating_point() else to_float(image)
-    if len(image) > 4:
-        image = image[[band - 1 for band in bands or (1, 2, 3)]]
-    return from_tensor(image).convert("RGB")
+    return from_tensor(colours(image, bands)).convert("RGB")
+
+
+def colours(images: Tensor, bands: Sequence[int] | None = None) -> Tensor:
+    """Return the channels of images (..., C, H, W) that people are shown, one or three; see :func:`shown`."""
+    if images.shape[-3] < 3:
+        return images[..., :1, :, :]
+    return images if images.shape[-3] == 3 else images[..., [band - 1 for band in bands or (1, 2, 3)], :, :]
 
 
 def memory_of(tensor: Tensor) -> memoryview:

@@ -117,8 +117,8 @@ class Preprocess:
     def __call__(self, image: Tensor) -> Tensor:
         """Resize an image (C, H, W), and take the centre crop if ``centre`` is set.
 
-        With 2 or 4 channels of uint8 the last one is alpha, and colours are weighted by it, as in Pillow. Channels of
-        int16 (:mod:`qsattn_plugin.data.ranges`) are bands of any number, each resized by itself.
+        With 2 or 4 channels of uint8 the last one is alpha, and colours are weighted by it, as in Pillow. More of them,
+        and channels of int16 (:mod:`qsattn_plugin.data.ranges`), are bands, each resized by itself.
 
         Raises:
             UnreadableImage: the resized picture would have more than :data:`MAX_PIXELS` pixels.
@@ -129,10 +129,11 @@ class Preprocess:
             if w * h > MAX_PIXELS:
                 what = f"{width} x {height} pixels would have to become {w} x {h}"
                 raise UnreadableImage(f"{what}: crop the picture first")
-            if image.dtype == torch.uint8:
+            if image.dtype == torch.uint8 and channels <= 4:
                 image = to_channels(as_pil(image).resize((w, h), Image.Resampling.BICUBIC), channels)
             else:
-                image = resize_bands(image.float(), (w, h)).round_().clamp_(-32768, 32767).to(image.dtype)
+                kind = torch.iinfo(image.dtype)
+                image = resize_bands(image.float(), (w, h)).round_().clamp_(kind.min, kind.max).to(image.dtype)
         if self.centre and self.crop_size is not None:
             top, left = (h - self.crop) // 2, (w - self.crop) // 2
             image = image[:, top : top + self.crop, left : left + self.crop]

@@ -74,7 +74,7 @@ class Raster:
         if self.bands not in (1, 3):
             raise UnreadableImage(
                 f"has {self.bands} bands that are neither grey nor RGB with transparency: data.range with "
-                f"data.channels: {self.bands} takes them as they are (dtype, or two numbers)"
+                f"data.channels: {self.bands} takes them as they are (dtype, auto, or two numbers)"
             )
         values, top = self.values, 255.0
         if values.dtype != np.uint8:

@@ -111,6 +111,8 @@ def _images(
     picture: Image.Image | str | Path, source: FeatureSource, size: int | None, at: At | None
 ) -> tuple[Tensor, Tensor]:
     """Return a picture, and the same at the size at which the model sees it, (C, H, W) in [-1, 1]."""
+    if isinstance(picture, Image.Image) and source.translator is not None:
+        source.translator.check_eight_bits()
     if isinstance(picture, Image.Image) or source.translator is None or source.translator.ranges[0] is None:
         picture = normalise_mode(picture) if isinstance(picture, Image.Image) else read_first(picture)
         picture = picture if size is None else resize_picture(picture, size)

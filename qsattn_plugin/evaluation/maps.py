@@ -81,7 +81,7 @@ class EntropyMap:
     def draw(self, scale: Scale = "rank", bands: Sequence[int] | None = None) -> Image.Image:
         """Return the image, its heat map (warm: small entropy) and the image with its queries, side by side.
 
-        Of an image with more than four channels the ``bands`` are shown, counted from 1.
+        Of an image with more than three channels the ``bands`` are shown, counted from 1.
         """
         _, height, width = self.image.shape
         factor = max(1, -(-_SMALLEST // min(height, width)))

@@ -17,8 +17,8 @@ from qsattn_plugin.data.pixels import NaNImageError, to_channels
 from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.files import identity
-from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.sizes import resize_picture, resize_raster
+from qsattn_plugin.translation.translator import Translator
 
 #: Begins a stage of work on so many pictures; what it gives is called with how many more are done.
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]

@@ -25,7 +25,8 @@ from qsattn_plugin.evaluation.pictures import Pictures, Stage, paired, partners,
 from qsattn_plugin.registry import Part, PartError, find
 from qsattn_plugin.registry.pretrained import entries
 from qsattn_plugin.storage.download import checksum
-from qsattn_plugin.translation.load import Translator, is_run, load
+from qsattn_plugin.translation.load import is_run, load
+from qsattn_plugin.translation.translator import Translator
 
 #: What is taken where no metric is named, in this order, as far as the given folders allow.
 DEFAULT = ("fid", "kid", "swd", "background", "labels")

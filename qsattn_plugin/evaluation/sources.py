@@ -13,7 +13,8 @@ from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create, find
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.storage import DamagedFile, load_tensors
-from qsattn_plugin.translation.load import Translator, load
+from qsattn_plugin.translation.load import load
+from qsattn_plugin.translation.translator import Translator
 
 #: What ``model`` begins with to mean a timm network rather than a trained model.
 TIMM = "timm:"

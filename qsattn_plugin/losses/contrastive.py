@@ -27,7 +27,7 @@ class Pair:
 
     Attributes:
         input: the source images, (B, C, H, W).
-        image: their translations, of the same shape; mirrored along the width if ``mirrored``.
+        image: their translations, (B, C', H, W); mirrored along the width if ``mirrored``.
         source: the source's features at the encoder's taps, (B, C, H, W) each.
         taps: the names of these taps.
         passed: outputs of layers of the generator in the pass that made ``image``, by index: those that the objective

@@ -61,6 +61,11 @@ class LSeSim(ContrastiveObjective):
         self.augment = create_nested("augmentation", augment, "augment") if learned and augment is not None else None
 
     def build(self, generator: nn.Module, encoder: Any, heads: nn.Module) -> None:
+        for channels in (getattr(encoder, name, 3) for name in ("in_channels", "target_channels")):
+            try:
+                _ = self.augment and self.augment(torch.zeros(1, channels, 32, 32), torch.Generator())
+            except ValueError as error:
+                raise ValueError(f"augment: {error}") from error
         self.select = nn.ModuleList()
         for channels in encoder.channels if self.learned else ():
             width = max(32, channels // 4)

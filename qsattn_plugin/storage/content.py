@@ -17,7 +17,8 @@ _LARGEST = 2**53
 _COUNT = int | None
 _TEXT = str | None
 _DATA = {
-    **dict.fromkeys(("crop", "resize", "channels"), _COUNT),
+    **dict.fromkeys(("crop", "resize"), _COUNT),
+    "channels": int | dict | None,
     **dict.fromkeys(("preprocess", "random_crop", "direction"), _TEXT),
 }
 _PART = {"type!": str}
@@ -27,9 +28,11 @@ _RECIPE = {
     "import": list[str] | None,
     "data": _DATA,
     "train": {},
+    "evaluate": {"bands": list[int] | None},
     **dict.fromkeys(("generator", "discriminator", "encoder", "sampler"), _PART),
 }
-_GENERATORS = {"*": {"type!": str, "arguments!": dict, "prefix!": str, "channels": _COUNT, "trained": _COUNT}}
+_GENERATOR = {"type!": str, "arguments!": dict, "prefix!": str, "ranges": list | None}
+_GENERATORS = {"*": {**_GENERATOR, **dict.fromkeys(("channels", "out_channels", "trained"), _COUNT)}}
 #: The types of what is read from documents; other keys may hold anything. "!" marks a key that must be there.
 _DOCUMENT = {
     "kind": _TEXT,

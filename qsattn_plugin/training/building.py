@@ -22,32 +22,42 @@ class RecipeParts:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.channels = recipe.data.channels
 
-    def generator(self) -> nn.Module:
-        network = self._build("generator", in_channels=self.channels, out_channels=self.channels)
-        shape, multiple = self._shape("augmentations"), side_multiple(network, default=1)
+    @property
+    def alike(self) -> bool:
+        source, target = self.recipe.data.ends("channels")
+        return source == target
+
+    def generator(self, back: bool = False) -> nn.Module:
+        source, target = self.recipe.data.ends("channels", back)
+        network = self._build("generator", in_channels=source, out_channels=target)
+        shape, multiple = self._shape(source, "augmentations"), side_multiple(network, default=1)
         for side in shape[2:]:
             if side % multiple:
                 what = f"{self.recipe.generator.type} takes multiples of {multiple} pixels, got {side}"
                 raise self.recipe.error(self._shape_key(shape, "augmentations"), what)
-        self._try("generator", network, shape, "augmentations")
+        self._try("generator", _Translation(network, target), shape, "augmentations")
         return network
 
-    def discriminator(self) -> nn.Module:
+    def discriminator(self, back: bool = False) -> nn.Module:
+        _, target = self.recipe.data.ends("channels", back)
         sections = ("augmentations", "discriminator_augmentations")
-        shape = self._shape(*sections)
+        shape = self._shape(target, *sections)
         size = max(shape[2:], default=self.recipe.data.crop)
-        network = self._build("discriminator", in_channels=self.channels, size=size)
+        network = self._build("discriminator", in_channels=target, size=size)
         self._try("discriminator", network, shape, *sections)
         return network
 
-    def encoder(self, generator: nn.Module) -> nn.Module:
-        made = self._build("encoder", generator=generator, in_channels=self.channels, size=self.recipe.data.crop)
+    def encoder(self, generator: nn.Module, back: bool = False, translations: bool = True) -> nn.Module:
+        source, target = self.recipe.data.ends("channels", back)
+        target = target if translations else source
+        size = self.recipe.data.crop
+        made = self._build("encoder", generator=generator, in_channels=source, target_channels=target, size=size)
         if lacking := [name for name in ("taps", "channels", "strides") if not hasattr(made, name)]:
             what = f"lacks the attributes {', '.join(lacking)}: each a list with one entry per tap"
             raise self.recipe.error("encoder.type", f"{self.recipe.encoder.type} {what}")
-        self._try("encoder", _Features(made, generator), self._shape("augmentations"), "augmentations")
+        for channels in dict.fromkeys((source, target)):
+            self._try("encoder", _Features(made, generator), self._shape(channels, "augmentations"), "augmentations")
         return made
 
     def augmentation(self) -> Augmentations:
@@ -61,12 +71,12 @@ class RecipeParts:
             raise self.recipe.error("sampler.taps", str(error).removeprefix("taps: ")) from error
         return sampler
 
-    def _shape(self, *sections: str) -> tuple[int, ...]:
+    def _shape(self, channels: int, *sections: str) -> tuple[int, ...]:
         """Return the shape of two images after the crop and these augmentations; () if images are not cropped."""
         data = self.recipe.data
         if "crop" not in data.preprocess:
             return ()
-        images = torch.zeros(2, self.channels, data.crop, data.crop)
+        images = torch.zeros(2, channels, data.crop, data.crop)
         for section in sections:
             if not getattr(self.recipe, section):
                 continue
@@ -77,7 +87,7 @@ class RecipeParts:
                     images = parts(images, torch.Generator().manual_seed(0))
             except Exception as error:  # kornia's, about sizes; or any of a custom part
                 what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                text = f"cannot be applied to images of {before[0]} x {before[1]} pixels: {what}"
+                text = f"cannot be applied to images of {_in_words(channels, *before)}: {what}"
                 raise self.recipe.error(section, text) from error
         return tuple(images.shape)
 
@@ -89,10 +99,10 @@ class RecipeParts:
 
     def _build(self, section: str, **injected: Any) -> Any:
         """Build a network; its channels, where the recipe gives them, must be those of the images."""
-        for name in ("in_channels", "out_channels"):
-            given = self.recipe.part(section).arguments.get(name, self.channels)
-            if name in injected and given != self.channels:
-                what = f"must be data.channels, {self.channels}, got {given}; leave it out, or set data.channels"
+        for name in ("in_channels", "out_channels", "target_channels"):
+            given = self.recipe.part(section).arguments.get(name, injected.get(name))
+            if given != injected.get(name):
+                what = f"must be data.channels, {injected[name]}, got {given}; leave it out, or set data.channels"
                 raise self.recipe.error(f"{section}.{name}", what)
         return self.recipe.build(section, **injected)
 
@@ -111,6 +121,20 @@ class RecipeParts:
             raise part_error(self.recipe, section, error, shape, self._shape_key(shape, *augmented)) from error
 
 
+class _Translation(nn.Module):
+    """A generator whose output is checked."""
+
+    def __init__(self, generator: nn.Module, channels: int):
+        super().__init__()
+        self.generator, self.channels = generator, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.generator(x)
+        if made.shape[1] != self.channels:
+            raise RuntimeError(f"it gives {made.shape[1]} channels, and {self.channels} are wanted: data.channels")
+        return made
+
+
 class _Features(nn.Module):
     """An encoder with the generator that it may take its features from."""
 
@@ -119,7 +143,11 @@ class _Features(nn.Module):
         self.encoder, self.generator = encoder, generator
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return self.encoder.features(self.generator, x)  # type: ignore[operator]
+        maps = self.encoder.features(self.generator, x)  # type: ignore[operator]
+        found, said = [len(m[0]) for m in maps], list(self.encoder.channels)  # type: ignore[arg-type]
+        if found != said:
+            raise RuntimeError(f"it gives maps of {found} channels, and says {said} (its attribute channels)")
+        return maps
 
 
 def _problem(network: nn.Module, shape: tuple[int, ...]) -> Exception | None:
@@ -149,9 +177,13 @@ def part_error(
     if isinstance(error, ValueError | UserError) and said.partition(": ")[0].isidentifier():
         return recipe.error(size_key, f"{section}.{said}")
     _, channels, height, width = shape
-    images = f"images of {width} x {height} pixels and {channels} channel{'s' * (channels > 1)}"
     what = f"{type(error).__name__}: {said}".removesuffix(": ")
+    images = f"images of {_in_words(channels, height, width)}"
     return recipe.error(section, f"{recipe.part(section).type} fails on {images} ({what})")
+
+
+def _in_words(channels: int, height: int, width: int) -> str:
+    return f"{width} x {height} pixels and {channels} channel{'s' * (channels > 1)}"
 
 
 def augmentations(recipe: Recipe, section: str) -> Augmentations:

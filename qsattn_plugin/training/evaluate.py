@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qsattn_plugin.data.pixels import shown, to_channels, to_float
+from qsattn_plugin.data.pixels import colours, shown, to_channels, to_float
 from qsattn_plugin.devices import out_of_memory
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import resized
@@ -85,9 +85,8 @@ class Evaluator:
         return lambda translated: {"kid": distance(map(self._scored, translated))}
 
     def _scored(self, image: Tensor) -> Tensor:
-        """Return an image in [-1, 1] as the kernel distance takes it: of more than four bands those that are shown."""
-        image = image if image.is_floating_point() else to_float(image)
-        return image if len(image) <= 4 else image[[band - 1 for band in self.bands or (1, 2, 3)]]
+        """Return an image in [-1, 1] as the kernel distance takes it: the bands that are shown."""
+        return colours(image if image.is_floating_point() else to_float(image), self.bands)
 
     def _translated(self, generator: nn.Module, stop: Callable[[], bool]) -> list[Tensor] | None:
         translated: list[Tensor] = []

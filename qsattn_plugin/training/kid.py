@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.data.pixels import to_float
+from qsattn_plugin.data.pixels import colours, to_float
 from qsattn_plugin.distances import kernel_distance
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import Recipe
@@ -36,8 +36,8 @@ class TimmEmbedder(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Return the vectors; an alpha channel is ignored."""
-        images = images[:, : {2: 1, 4: 3}.get(images.shape[1], images.shape[1])].float()
+        """Return the vectors; of more than three channels the first three count, of two the first."""
+        images = colours(images).float()
         images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
         return self.features(images)[-1].mean((2, 3))
 

@@ -15,6 +15,7 @@ from qsattn_plugin.data.preprocess import Preprocess
 from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.devices import send
+from qsattn_plugin.registry.interfaces import of_domain
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.training.building import augmentations
 
@@ -51,7 +52,7 @@ class TrainingLoader:
         first: int = 0,
         limit: int | None = None,
     ):
-        data = recipe.data
+        self._recipe, data = recipe, recipe.data
         self.seed = recipe.train.seed
         self.rank, self.world = rank, world
         self.device = device
@@ -88,7 +89,11 @@ class TrainingLoader:
         for letter, domain in zip("AB", self.domains, strict=True):
             name = f"train{domain}"
             report = partial(self._progress, name) if self._progress else None
-            self.stores[letter] = Store(self.dataset.split(name), prepare, limit=self._limit, progress=report)
+            store = Store(self.dataset.split(name), prepare, limit=self._limit, progress=report)
+            if store.channels != (wanted := of_domain(self._recipe.data.channels, domain)):
+                what = f"is {wanted}, but images of {name} have {store.channels} channels"
+                raise self._recipe.error("data.channels", what)
+            self.stores[letter] = store
         stores, crop = self.stores, prepare.crop_size
         self.batches = UnpairedBatches(stores["A"], stores["B"], self._count, crop, self.seed, self.rank, self.world)
         self._prepared = prepare

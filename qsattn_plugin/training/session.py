@@ -18,7 +18,7 @@ from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
-from qsattn_plugin.registry.interfaces import of_domain, side_multiple
+from qsattn_plugin.registry.interfaces import side_multiple
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.recipe.schema import INJECTED
 from qsattn_plugin.registry.recipe.sections import plain
@@ -191,8 +191,8 @@ class Session:
 
     def _compare_generators(self, path: Path, document: Mapping[str, Any]) -> None:
         """Warn if the file's generators have other arguments than the recipe's, although all tensors fit."""
-        own = describe_generator(self.recipe)
         for name, spec in (document.get("generators") or {}).items():
+            own = describe_generator(self.recipe, back=name == "backward")
             theirs, mine = spec["arguments"], own["arguments"]
             shared = [key for key in theirs if key in mine and key not in ("init", "init_gain")]
             other = [f"{key}={theirs[key]!r}, here {mine[key]!r}" for key in shared if theirs[key] != mine[key]]
@@ -221,15 +221,17 @@ def describe_generator(recipe: Recipe, back: bool = False) -> dict[str, Any]:
     ``back`` is the one from the target to the source domain.
     """
     spec, data = recipe.part("generator"), recipe.data
-    channels = data.channels
-    domains = "AB" if (data.direction == "AtoB") != back else "BA"
+    channels, out_channels = data.ends("channels", back)
     takes = find("generator", spec.type).signature.parameters
     # Defaults that JSON cannot hold are left out: the generator is built with them anyway.
     arguments = {n: p.default for n, p in takes.items() if p.default is not p.empty and _is_json(p.default)}
-    arguments |= {name: channels for name in INJECTED["generator"] if name in takes}
+    given = dict(zip(INJECTED["generator"], (channels, out_channels), strict=True))
+    arguments |= {name: value for name, value in given.items() if name in takes}
     found = {"type": spec.type, "arguments": {**arguments, **plain(spec.arguments)}, "channels": channels}
+    if out_channels != channels:
+        found["out_channels"] = out_channels
     if data.range is not None:
-        found["ranges"] = [plain(of_domain(data.range, domain)) for domain in domains]
+        found["ranges"] = plain(data.ends("range", back))
     return found
 
 

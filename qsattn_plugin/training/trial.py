@@ -125,7 +125,9 @@ def quicker_recipes(session: Session, trial: Trial) -> dict[str, float]:
 def _multiply_adds(recipe: Recipe) -> float:
     """Return the multiply-adds of the generator on the images of a step."""
     images = recipe.train.batch_size * recipe.train.accumulate
-    return describe(recipe.build("generator"), recipe.data.crop).multiply_adds * images
+    source, target = recipe.data.ends("channels")
+    generator = recipe.build("generator", in_channels=source, out_channels=target)
+    return describe(generator, recipe.data.crop, source).multiply_adds * images
 
 
 def _explained(error: Exception, session: Session) -> Exception:

@@ -21,7 +21,7 @@ def picture_grid(rows: Sequence[Sequence[Tensor]], bands: Sequence[int] | None =
     """Return pictures, float (C, H, W) in [-1, 1], in rows (such as sources and their translations) on one RGB sheet.
 
     Smaller ones are centred in their cell; all are enlarged by an integer factor (nearest) where they are below 96
-    pixels. Of more than four channels the ``bands`` are shown, counted from 1. Rows of more than eight continue below,
+    pixels. Of more than three channels the ``bands`` are shown, counted from 1. Rows of more than eight continue below,
     as another block.
     """
     pictures = [[shown(p, bands) for p in row] for row in rows]

@@ -22,10 +22,10 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage import may_write
 from qsattn_plugin.translation.apply import padded_size
 from qsattn_plugin.translation.grid import labelled
-from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, working_size
 from qsattn_plugin.translation.tiles import TILE, WHOLE
 from qsattn_plugin.translation.tiles.spill import DiskFull
+from qsattn_plugin.translation.translator import Translator
 
 #: Default batch size; 1 on the CPU, where large allocations cost more than batches save.
 _BATCH = {"cpu": 1}
@@ -82,7 +82,7 @@ def translate_files(
             :func:`~qsattn_plugin.translation.files.each_page`.
         overwrite: translate pictures again whose file exists.
         progress: called with the number of pictures done since the last call; a part of one for a large picture.
-        tile: see :meth:`~qsattn_plugin.translation.load.Translator.translate`.
+        tile: see :meth:`~qsattn_plugin.translation.translator.Translator.translate`.
         batch: the most pictures of equal size in a batch; fewer where they are large. None: 1 on the CPU, 8 elsewhere.
         size: resize every picture first: the shorter side, or (width, height), in pixels.
         at: the size at which they are translated, as for ``Translator.translate``. A list: each picture becomes a

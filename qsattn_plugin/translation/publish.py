@@ -21,7 +21,8 @@ from qsattn_plugin.storage.download import checksum
 from qsattn_plugin.storage.hub import CARD, CONFIG, PREFIX, WEIGHTS, parse_hub_name, upload
 from qsattn_plugin.translation.apply import smallest_side
 from qsattn_plugin.translation.files import check_output
-from qsattn_plugin.translation.load import Translator, Weights, load, load_file, main_generator
+from qsattn_plugin.translation.load import load, load_file, main_generator
+from qsattn_plugin.translation.translator import Translator, Weights
 
 _PREFIX = "generator/"
 
@@ -86,6 +87,7 @@ def publish(
     if whole:
         config: dict[str, Any] = {"library_name": "qsattn-plugin", "version": qsattn_plugin.__version__}
         config |= {"sha256": done.sha256, "generator": {"type": kind, "arguments": arguments}, "channels": channels}
+        config |= {key: described[key] for key in ("ranges", "out_channels") if key in described}
         config |= {**kept, "trained": translator.trained}
         write_text(out / CONFIG, json.dumps(config, indent=2) + "\n")
         write_text(out / CARD, model_card(done, kept["recipe"]))
@@ -105,6 +107,7 @@ def _facts(
         "summary": summary or about,
         "generator": spec["type"],
         "arguments": spec["arguments"],
+        "images": _images(translator),
         "recipe": recipe.get("name"),
         "trained": translator.trained,
         "licence": licence,
@@ -113,6 +116,15 @@ def _facts(
         "scores": _scores(translator, step),
     }
     return {key: value for key, value in found.items() if value not in (None, {})}
+
+
+def _images(translator: Translator) -> str | None:
+    """Return the bands and values of a model's images in words; None for RGB of 8 bits."""
+    sides = []
+    for channels, values in zip((translator.channels, translator.out_channels), translator.ranges, strict=True):
+        kind = f"values {values[0]:g} to {values[1]:g}" if isinstance(values, tuple) else values or "8 bits"
+        sides.append(f"{channels} channel{'s' * (channels > 1)} ({kind})")
+    return None if sides == ["3 channels (8 bits)"] * 2 else " to ".join(sides)
 
 
 def _scores(translator: Translator, step: int | None) -> dict[str, float]:
@@ -144,6 +156,7 @@ def model_card(done: Published, recipe: dict[str, Any] | None, name: str = "OWNE
         metadata["model-index"] = [{"name": facts["recipe"], "results": [result]}]
     rows = [
         ("generator", f"`{facts['generator']}`"),
+        ("images", facts.get("images")),
         ("trained on", facts.get("data")),
         ("shorter side of training pictures", f"{facts['trained']} pixels" if facts.get("trained") else None),
         ("training", ", ".join(f"{key} {value}" for key, value in facts.get("training", {}).items())),

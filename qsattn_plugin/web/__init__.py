@@ -1,7 +1,7 @@
 """A static page that translates pictures in the visitor's browser: a folder for any web server.
 
-The page computes what :class:`~qsattn_plugin.translation.load.Translator` computes: `page/model.js` resizes as Pillow
-does, pads, runs the generator's ONNX file, and carries the change back by the arithmetic of
+The page computes what :class:`~qsattn_plugin.translation.translator.Translator` computes: `page/model.js` resizes as
+Pillow does, pads, runs the generator's ONNX file, and carries the change back by the arithmetic of
 :mod:`qsattn_plugin.translation.sizes`, whose constants it gets from here. Entropies come from
 :func:`~qsattn_plugin.attention.entropy.tile_entropy`, exported to ONNX.
 """
@@ -33,8 +33,8 @@ from qsattn_plugin.samplers.qsattn import POSITIONS
 from qsattn_plugin.storage import WriteFailed, replacing
 from qsattn_plugin.translation.export import export, subject_of
 from qsattn_plugin.translation.export.formats import Subject, onnx_program
-from qsattn_plugin.translation.load import Translator
 from qsattn_plugin.translation.sizes import ENLARGED, EPS, FACTOR
+from qsattn_plugin.translation.translator import Translator
 from qsattn_plugin.web.runtime import copied, file_facts, linked
 
 #: The page's sources, beside this file.
@@ -115,6 +115,8 @@ def _model(name: str | None, translator: Translator, site: Path, generator: str 
         raise UserError(
             f"{name} translates {subject.channels} channels to {made.shape[1]}; the page shows colours, 3 to 3"
         )
+    if any(translator.ranges):
+        raise UserError(f"{name} translates pictures of a value range (data.range); the page shows those of 8 bits")
     stem = re.sub(r"[^\w-]+", "_", name)
     if (site / "models" / f"{stem}.onnx").exists():
         raise UserError(f"two of the models are called {name}")

@@ -14,8 +14,8 @@ from qsattn_plugin.registry.augmentations import Augmentation, check_share
 class Colour(Augmentation):
     """Changes brightness, contrast, saturation and hue, in random order, for each image independently.
 
-    Grey images only change in brightness and contrast, and an alpha channel stays unchanged. Values are clipped to
-    [-1, 1].
+    Grey images only change in brightness and contrast, and an alpha channel, the last of two or four, stays unchanged.
+    Images of more channels have no colours that this could change, and are refused. Values are clipped to [-1, 1].
 
     Args:
         brightness: factors from 1 - brightness to 1 + brightness.
@@ -36,6 +36,10 @@ class Colour(Augmentation):
             check_share(name, value)
         check_share("hue", hue, 0, 0.5)
         super().__init__(K.ColorJitter(brightness, contrast, saturation, hue, p=check_share("p", p)))
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1] > 4:
+            raise ValueError(f"colour: changes grey and RGB, not {x.shape[1]} channels; use another, or none")
 
     def _apply_kornia(self, x: Tensor) -> Tensor:
         colours = 1 if x.shape[1] < 3 else 3

@@ -24,7 +24,7 @@ class OnTimmFeatures(Discriminator):
         pretrained: load timm's weights, downloaded or from its cache; otherwise they are random.
         weights: a file with weights instead, ``.safetensors`` or a state_dict that ``torch.save`` wrote.
         width: channels of each head.
-        in_channels: channels of the images, 3 or 1; a recipe takes them from ``data.channels``.
+        in_channels: channels of the images; a recipe takes them from ``data.channels``.
     """
 
     def __init__(

@@ -41,8 +41,8 @@ class TappedGenerator(nn.Module):
         norm: "instance" (the papers'), "batch" or "none".
         init: distribution of the initial weights: "xavier" (CUT), "normal" (CycleGAN), "kaiming" or "orthogonal".
         init_gain: scale of that distribution.
-        in_channels: channels of the input images; a recipe takes them from ``data.channels``.
-        out_channels: channels of the output images; likewise.
+        in_channels: channels of the images of the source domain; a recipe takes them from ``data.channels``.
+        out_channels: those of the target domain; likewise.
     """
 
     #: The taps that the contrastive loss uses if a recipe names none.
@@ -180,10 +180,11 @@ class TappedGenerator(nn.Module):
             raise ValueError(what)
 
 
-def adds(residual: bool, in_channels: int, out_channels: int) -> bool:
-    """Return ``residual``; raise :class:`ValueError` if images of these channels cannot be added."""
+def adds(residual: bool, in_channels: int, out_channels: int, argument: str = "residual") -> bool:
+    """Return ``residual``; raise :class:`ValueError` about ``argument`` if images of these channels cannot be added."""
     if residual and in_channels != out_channels:
-        raise ValueError(f"residual: images of {in_channels} input and {out_channels} output channels cannot be added")
+        what = f"images of {in_channels} input and {out_channels} output channels cannot be added"
+        raise ValueError(f"{argument}: {what}; set it to false, or data.channels to one number")
     return residual
 
 

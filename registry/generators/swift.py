@@ -59,7 +59,7 @@ class SwiftResnet6Blocks(TappedGenerator):
             raise ValueError("mask: mixes the output with the image, so residual cannot be false")
         self.mask = mask
         wanted = mask or in_channels == out_channels if residual is None else residual
-        self.residual = adds(wanted, in_channels, out_channels)
+        self.residual = adds(wanted, in_channels, out_channels, "mask" if mask else "residual")
         make_norm = normalisation(norm)
         bias = norm == "none"
         deep = 2 * width

@@ -1,7 +1,7 @@
 """Recipes: YAML files that describe a training, checked while loading.
 
     recipe = load_recipe("horse2zebra", ["data.root=data/horses", "train.steps=1000"])
-    generator = recipe.build("generator", in_channels=recipe.data.channels)
+    generator = recipe.build("generator", in_channels=1, out_channels=1)
 
 Mistakes are reported while loading, with file, line and key. The resolved recipe (:meth:`Recipe.to_yaml`) holds every
 value and loads as the same recipe.
@@ -138,6 +138,7 @@ class Recipe:
             injected = {key: getattr(self.data, key) for key in PIPELINE} | injected
         takes = registry.find(kind, spec.type).signature.parameters
         given = {k: v for k, v in injected.items() if k in takes} | spec.arguments
+        own = {*spec.arguments, *(PIPELINE if section == "data" else ())}
         try:
             return registry.create(kind, spec.type, **given)
         except RecipeError:
@@ -145,7 +146,7 @@ class Recipe:
         except (UserError, ValueError) as error:
             key, text = section, str(error)
             argument = getattr(error, "argument", None) or text.partition(":")[0]
-            if argument.partition(".")[0] in spec.arguments:
+            if argument.partition(".")[0] in own:
                 key = f"{'objective' if section == 'method' else section}.{argument}"
                 text = text.removeprefix(f"{argument}: ")
             raise self.error(key, text) from error

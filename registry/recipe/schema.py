@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from qsattn_plugin.errors import nearest
-from qsattn_plugin.registry.interfaces import PreprocessMode
+from qsattn_plugin.registry.interfaces import PreprocessMode, of_domain
 
 #: Section -> the kind of its part; those in :data:`LISTS` hold a list of parts.
 PARTS = {
@@ -73,7 +73,7 @@ LENGTH = ("epochs", "images")
 INJECTED = {
     "generator": ("in_channels", "out_channels"),
     "discriminator": ("in_channels", "size"),
-    "encoder": ("generator", "in_channels", "size"),
+    "encoder": ("generator", "in_channels", "target_channels", "size"),
 }
 
 
@@ -102,6 +102,9 @@ class Section(BaseModel):
 #: What ``data.range`` may be for a domain.
 ValueRange = tuple[float, float] | Literal["dtype", "auto"]
 
+#: A number of bands, or the number of one.
+Band = Annotated[int, Field(ge=1, le=64)]
+
 
 class Pipeline(Section):
     """The keys of ``data`` that every dataset has.
@@ -113,7 +116,7 @@ class Pipeline(Section):
         crop: Side in pixels of the random square crop, a multiple of 4.
         random_crop: always, or until_decay: once the learning rate falls, images are resized to the crop itself, and
             so seen whole in mode resize_and_crop. As the code of CUT and QS-Attn does it; CycleGAN's crops to the end.
-        channels: 1 is greyscale, 3 is RGB.
+        channels: 1 is greyscale, 3 is RGB; with a range any number of bands up to 64. Or a mapping {A: ..., B: ...}.
         range: Values that become -1 and 1, for pictures of more than 8 bits or of other bands than grey and RGB: two
             numbers, dtype (the limits of the file's number type), or auto (measured on the training set once); or a
             mapping {A: ..., B: ...}. Null reads pictures of 8 bits.
@@ -124,7 +127,7 @@ class Pipeline(Section):
     resize: int = Field(286, ge=1)
     crop: int = Field(256, ge=1)
     random_crop: Literal["always", "until_decay"] = "always"
-    channels: int = Field(3, ge=1, le=4)
+    channels: Band | dict[Literal["A", "B"], Band] = 3
     range: ValueRange | dict[Literal["A", "B"], ValueRange | None] | None = None
 
     @field_validator("crop")
@@ -137,15 +140,25 @@ class Pipeline(Section):
             raise ValueError(f"must be at most data.resize ({resize}), got {crop}; set both")
         return crop
 
-    @field_validator("range")
+    @field_validator("channels", "range")
     @classmethod
-    def _rises(cls, given: Any) -> Any:
+    def _of_both(cls, given: Any, info: ValidationInfo) -> Any:
         if isinstance(given, dict) and set(given) != {"A", "B"}:
-            raise ValueError(f"a mapping must have both A and B (null reads 8 bits), got {', '.join(given) or 'none'}")
+            null = " (null reads 8 bits)" if info.field_name == "range" else ""
+            raise ValueError(f"a mapping must have both A and B{null}, got {', '.join(given) or 'none'}")
+        if info.field_name == "channels":
+            a, b = (of_domain(given, domain) for domain in "AB")
+            return a if a == b else {"A": a, "B": b}
         for one in given.values() if isinstance(given, dict) else (given,):
             if isinstance(one, tuple) and not one[0] < one[1]:
                 raise ValueError(f"must be two numbers, the lower first, got [{one[0]:g}, {one[1]:g}]")
         return given
+
+    def ends(self, key: Literal["channels", "range"], back: bool = False) -> tuple[Any, Any]:
+        """Return what a key says of the source and of the target domain; ``back``: of the translation back."""
+        domains = "AB" if (self.direction == "AtoB") != back else "BA"
+        value = getattr(self, key)
+        return of_domain(value, domains[0]), of_domain(value, domains[1])
 
 
 PIPELINE = tuple(Pipeline.model_fields)
@@ -278,9 +291,6 @@ def _named(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
-Band = Annotated[int, Field(ge=1, le=64)]
-
-
 class Evaluate(Section):
     """Picture grids and scores during training.
 
@@ -288,7 +298,7 @@ class Evaluate(Section):
         every: Steps between two evaluations; null follows from the steps: 6 to 15 evaluations, or one in 5000 steps.
         images: How many test images are translated for the score; null takes all.
         grid: Images in the picture grid.
-        bands: Of images with more than four channels, the three that grids, maps and scores show, counted from 1; null
+        bands: Of images with more than three channels, the three that grids, maps and scores show, counted from 1; null
             is the first three.
         kid: Score translations by their kernel distance to the target's test images, on the features of this timm
             model: its name, or a mapping of model and weights, a file. Null does not.

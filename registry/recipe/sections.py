@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from qsattn_plugin import registry
+from qsattn_plugin.registry.interfaces import of_domain
 from qsattn_plugin.registry.recipe.checking import check, check_arguments, check_part, unknown_key
 from qsattn_plugin.registry.recipe.schema import (
     KEYS,
@@ -56,7 +57,21 @@ def read_sections(tree: Node, name: str, problems: list[Problem]) -> dict[str, A
     values["train"] = _train(at["train"], problems)
     for key, model in (("checkpoint", Checkpoint), ("evaluate", Evaluate)):
         values[key] = check(model, at[key], key, problems)
+    _check_bands(at["evaluate"], values, problems)
     return values
+
+
+def _check_bands(node: Node, values: dict[str, Any], problems: list[Problem]) -> None:
+    """Add to ``problems`` where a domain's images, of more than three channels, lack a band to show."""
+    data, evaluate = values["data"], values["evaluate"]
+    if data is None or evaluate is None or evaluate.bands is None:
+        return
+    for domain in "AB":
+        count = of_domain(data.channels, domain)
+        if 3 < count < max(evaluate.bands):
+            place = (node.get("bands") or node).place
+            what = f"band {max(evaluate.bands)} is shown, but images of {domain} have {count} channels"
+            problems.append(Problem(place, "evaluate.bands", what))
 
 
 def objective_parameters(method: registry.Part) -> dict[str, inspect.Parameter]:
@@ -98,9 +113,15 @@ def _data(node: Node, problems: list[Problem]) -> Data | None:
     pipeline = check(Pipeline, replace(node, value=keys), "data", problems)
     if part is None or pipeline is None:
         return None
-    if pipeline.range is not None and "range" not in registry.find("dataset", part.type).signature.parameters:
+    takes = registry.find("dataset", part.type).signature.parameters
+    if pipeline.range is not None and "range" not in takes:
         what = f"dataset {part.type!r} gives pictures of 8 bits, which have no other range; leave it out"
         problems.append(Problem((node.get("range") or node).place, "data.range", what))
+    channels = node.get("channels")
+    if channels is not None and "channels" in takes:
+        found = len(problems)
+        check(takes["channels"].annotation, channels, "data.channels", problems)
+        problems[found:] = [p._replace(text=f"{p.text} (dataset {part.type!r})") for p in problems[found:]]
     return Data(**pipeline.model_dump(), type=part.type, arguments=part.arguments)
 
 

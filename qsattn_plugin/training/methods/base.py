@@ -16,22 +16,44 @@ from qsattn_plugin.training.tuning import compile_networks, memory_format
 
 
 class Parts(Protocol):
-    """Builds the parts that a recipe names; each call returns a new one."""
+    """Builds the parts that a recipe names; each call returns a new one.
 
-    def generator(self) -> nn.Module:
+    ``back`` asks for the part of the translation from the target to the source domain.
+    """
+
+    @property
+    def alike(self) -> bool:
+        """Whether images of both domains have the same channels, so that a generator can take those that it makes."""
+
+    def generator(self, back: bool = False) -> nn.Module:
         """Return a new generator."""
 
-    def discriminator(self) -> nn.Module:
-        """Return a new discriminator."""
+    def discriminator(self, back: bool = False) -> nn.Module:
+        """Return a new discriminator of the generator's translations."""
 
-    def encoder(self, generator: nn.Module) -> Any:
-        """Return a new encoder; one that has no network of its own takes its features from ``generator``."""
+    def encoder(self, generator: nn.Module, back: bool = False, translations: bool = True) -> Any:
+        """Return a new encoder; one that has no network of its own takes its features from ``generator``.
+
+        It encodes images of the source domain and, with ``translations``, of the target domain too.
+        """
 
     def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor]:
         """Return the augmentation of the images that a discriminator sees."""
 
     def sampler(self, taps: Sequence[int | str]) -> Any:
         """Return a new sampler for an encoder with these taps."""
+
+
+def check_identity(parts: Parts, key: str, value: object) -> None:
+    """Raise :class:`ValueError` for a loss that translates images of the target domain, if they have other channels.
+
+    ``key`` is the one under ``objective`` that asks for it; ``value`` switches it off.
+    """
+    if not parts.alike:
+        raise ValueError(
+            f"{key}: a generator cannot translate images of its target domain, whose channels differ from those of its "
+            f"source (data.channels); set it to {value}"
+        )
 
 
 class Method(nn.Module, abc.ABC):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
-from qsattn_plugin.training.methods.base import Method, Parts
+from qsattn_plugin.training.methods.base import Method, Parts, check_identity
 from qsattn_plugin.training.methods.contrast import Contrast, Objectives, Translated
 
 #: The reference code stops random cropping when the learning rate starts to decay.
@@ -85,6 +85,10 @@ class CUT(Method):
         self.nce_weight = nce_weight
         self.identity = identity and bool(nce_weight) and self.nce.identity
         self.identity_l1 = identity_l1
+        if self.identity:
+            check_identity(parts, "identity", "false")
+        if identity_l1:
+            check_identity(parts, "identity_l1", 0)
         self.flip_equivariance = flip_equivariance
 
     def roles(self) -> dict[str, list[nn.Module]]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
-from qsattn_plugin.training.methods.base import Method, Parts
+from qsattn_plugin.training.methods.base import Method, Parts, check_identity
 
 
 class ImagePool:
@@ -79,10 +79,12 @@ class CycleGAN(Method):
         super().__init__()
         if pool < 0:
             raise ValueError(f"pool: must be at least 0, got {pool}")
+        if identity_weight:
+            check_identity(parts, "identity_weight", 0)
         self.generator = parts.generator()
-        self.generator_back = parts.generator()
+        self.generator_back = parts.generator(back=True)
         self.discriminator = parts.discriminator()
-        self.discriminator_back = parts.discriminator()
+        self.discriminator_back = parts.discriminator(back=True)
         loss, augment = adversarial_loss(gan), parts.augmentation()
         self.adversary = Adversary(self.discriminator, loss, augment)
         self.adversary_back = Adversary(self.discriminator_back, loss, augment)

@@ -15,7 +15,7 @@ from qsattn_plugin.losses import Pair
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
-from qsattn_plugin.training.methods.base import Method, Parts
+from qsattn_plugin.training.methods.base import Method, Parts, check_identity
 from qsattn_plugin.training.methods.contrast import Contrast, Objectives, Translated
 
 
@@ -92,17 +92,22 @@ class DCLGAN(Method):
         head_gain: float = 0.02,
     ):
         super().__init__()
-        self.generator, self.generator_back = parts.generator(), parts.generator()
-        self.discriminator, self.discriminator_back = parts.discriminator(), parts.discriminator()
-        self.encoder, self.encoder_back = parts.encoder(self.generator), parts.encoder(self.generator_back)
+        if identity_l1:
+            check_identity(parts, "identity_l1", 0)
+        self.generator, self.generator_back = parts.generator(), parts.generator(back=True)
+        self.discriminator, self.discriminator_back = parts.discriminator(), parts.discriminator(back=True)
+        # A translation is encoded by the other direction's encoder: each sees the images of one domain.
+        self.encoder = parts.encoder(self.generator, translations=False)
+        self.encoder_back = parts.encoder(self.generator_back, back=True, translations=False)
         shared = {"temperature": temperature, "negatives": negatives, "detach_positives": detach_positives}
         self.nce, self.nce_back = Objectives(nce, **shared), Objectives(nce, **shared)
-        channels = self.encoder.channels if similarity_weight else self.nce.heads(self.encoder.channels)
-        self.heads, self.heads_back = (ProjectionHeads(channels, head_width, head_gain) for _ in range(2))
+        encoded = [self.encoder.channels, self.encoder_back.channels]
+        encoded = encoded if similarity_weight else [self.nce.heads(channels) for channels in encoded]
+        self.heads, self.heads_back = (ProjectionHeads(channels, head_width, head_gain) for channels in encoded)
         self.nce.build(self.generator, self.encoder, self.heads, parts)
         self.nce_back.build(self.generator_back, self.encoder_back, self.heads_back, parts)
         self.sampler = parts.sampler(self.encoder.taps)
-        self.signatures = nn.ModuleList(Signature(len(channels)) for _ in range(4 if similarity_weight else 0))
+        self.signatures = nn.ModuleList(Signature(self.heads.count) for _ in range(4 if similarity_weight else 0))
         loss, augment = adversarial_loss(gan), parts.augmentation()
         self.adversary = Adversary(self.discriminator, loss, augment)
         self.adversary_back = Adversary(self.discriminator_back, loss, augment)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.registry.yaml_lines import write
 from qsattn_plugin.training.loop import fit
@@ -17,7 +17,8 @@ from qsattn_plugin.training.progress import TrainingEvent
 from qsattn_plugin.training.report.pictures import encode_picture
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.translation.load import Translator, load
+from qsattn_plugin.translation.load import load
+from qsattn_plugin.translation.translator import Translator
 
 __all__ = ["Training", "build"]
 
@@ -47,18 +48,24 @@ class Training(Run):
 
     def translate(
         self, pictures: Picture | Iterable[Picture], best: bool = False, **options: Any
-    ) -> Image.Image | list[Image.Image]:
+    ) -> Image.Image | Raster | list[Image.Image | Raster]:
         """Translate pictures, or picture files: one for one, otherwise a list.
 
+        Where the run has a value range (``data.range``), a :class:`~qsattn_plugin.data.raster.Raster` for each.
+
         Args:
-            pictures: PIL images of any mode and size, or paths.
+            pictures: PIL images of any mode and size, or paths; of a domain with a value range paths alone.
             best: by the checkpoint with the best score instead of the newest.
-            options: of :meth:`qsattn_plugin.translation.load.Translator.translate`, such as ``at``.
+            options: of :meth:`qsattn_plugin.translation.translator.Translator.translate`, such as ``at``.
         """
         one = isinstance(pictures, (Image.Image, str, Path))
-        given = [pictures] if one else list(pictures)  # type: ignore[arg-type, list-item]  # mypy does not narrow by a name
-        read = [read_image(picture) if isinstance(picture, (str, Path)) else picture for picture in given]
-        made = self.load(best).translate(read, **options)  # type: ignore[arg-type]  # read holds pictures alone
+        given: list[Any] = [pictures] if one else list(pictures)  # type: ignore[arg-type]  # mypy does not narrow by a name
+        translator = self.load(best)
+        read: list[Any] = [translator.read(p) if isinstance(p, (str, Path)) else p for p in given]
+        if any(translator.ranges):
+            made: list[Any] = [translator.translate_values(picture, **options) for picture in read]
+        else:
+            made = translator.translate(read, **options)
         return made[0] if one else made
 
     def _repr_html_(self) -> str:

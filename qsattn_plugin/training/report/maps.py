@@ -35,7 +35,7 @@ def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list
         return []
     generator = next(iter(session.translators().values()))
     spec = session.recipe.to_dict()["sampler"]
-    source = FeatureSource(generator, encoder, session.recipe.data.channels, spec, tuple(encoder.taps))
+    source = FeatureSource(generator, encoder, len(images[0]), spec, tuple(encoder.taps))
     chooser = choose_sampler(source, None, {})
     sheets: dict[str, list[Image.Image]] = {}
     with evaluating(generator, encoder):

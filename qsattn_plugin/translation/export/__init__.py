@@ -15,7 +15,8 @@ from qsattn_plugin.storage import replacing
 from qsattn_plugin.translation.apply import smallest_side
 from qsattn_plugin.translation.export.formats import FORMATS, Runner, Subject
 from qsattn_plugin.translation.files import check_output, file_below
-from qsattn_plugin.translation.load import Translator, main_generator
+from qsattn_plugin.translation.load import main_generator
+from qsattn_plugin.translation.translator import Translator
 
 #: The largest difference allowed in translated images, on [-1, 1]: an eighth of the step between two 8-bit levels.
 TOLERANCE = 1e-3
@@ -44,9 +45,10 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
         raise UserError("this generator was not loaded from a file: save it, load it, and export that")
     spec = generators[which or main_generator(generators)]
     multiple, least, channels = side_multiple(generator), smallest_side(generator), translator.channels
+    made = "" if translator.out_channels == channels else f"of {translator.out_channels} channels, "
     about = (
-        f"Images (batch, {channels}, height, width) in [-1, 1] to their translations, likewise in [-1, 1]; height and "
-        f"width multiples of {multiple} pixels, at least {least}."
+        f"Images (batch, {channels}, height, width) in [-1, 1] to their translations, {made}likewise in [-1, 1]; "
+        f"height and width multiples of {multiple} pixels, at least {least}."
     )
     for value_range, side in zip(translator.ranges, ("input", "output"), strict=True):
         if value_range is not None:
@@ -66,6 +68,7 @@ def subject_of(translator: Translator, which: str | None = None, name: str | Non
         "range": [-1.0, 1.0],
         "values": [list(one) if isinstance(one, tuple) else one for one in translator.ranges],
         "channels": channels,
+        "out_channels": translator.out_channels,
         "multiple": multiple,
         "least": least,
         "trained": translator.trained,

@@ -29,7 +29,7 @@ from qsattn_plugin.registry.cut_weights import load_cut_weights, recognise
 #: The document's key in an ONNX file's metadata, and its name among the extra files of TorchScript and pt2.
 DOCUMENT = "qsattn.json"
 
-#: Translates images (B, C, H, W) to (B, C, H, W).
+#: Translates images (B, C, H, W) to (B, C', H, W).
 Runner = Callable[[Tensor], Tensor]
 
 
@@ -245,8 +245,8 @@ def cut_options(subject: Subject) -> dict[str, str]:
     unblurred = "".join(f" --no_{key}" for key in ("antialias", "antialias_up") if key in a and not a[key])
     average = " --eval" if a["norm"] == "batch" else ""  # otherwise it uses the statistics of the test images
     found = {}
-    if a["in_channels"] == 3:  # CUT's script always reads pictures in colour
+    if a["in_channels"] == 3 and a["out_channels"] in (1, 3):  # CUT's script always reads pictures in colour
         found["CUT"] = f"{size} --normG {a['norm']}{unblurred}{average}"
-    if not blurs:
+    if not blurs and {a["in_channels"], a["out_channels"]} <= {1, 3}:  # nor does CycleGAN's read other bands
         found["CycleGAN"] = f"--model test {size} --norm {a['norm']} --no_dropout{average}"
     return found
