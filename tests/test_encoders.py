@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models.swin_transformer import SwinTransformer
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
@@ -56,6 +58,8 @@ def test_maps_are_as_feature_info_says(model):
     assert image.grad.isfinite().all() and image.grad.abs().max() > 0
     assert all(p.grad is None for p in encoder.parameters())
     # Another size than the one it was built for: maps of another size, or the image is resized.
+    if "swin" in model and "dynamic_img_size" not in inspect.signature(SwinTransformer.__init__).parameters:
+        pytest.skip("this timm builds window transformers for one size, and says so of others")
     assert [m.shape[1] for m in encoder(images(96))] == encoder.channels
 
 
