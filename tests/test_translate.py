@@ -24,8 +24,8 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.generators import Resnet4Blocks
 from qsattn_plugin.storage import save_tensors
 from qsattn_plugin.translation import job
-from qsattn_plugin.translation import load as loading
 from qsattn_plugin.translation import tiles as tiled
+from qsattn_plugin.translation import translator as translating
 from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.files import parse_shard, parse_size, plan
 from qsattn_plugin.translation.job import Outcome, translate_files
@@ -313,11 +313,11 @@ def test_python_callers_get_tiles_and_bounded_batches(workplace, translator, mon
     assert (to_channels(whole, 4).int() - to_channels(in_tiles, 4).int()).abs().max() <= 1
     calls = []
     monkeypatch.setattr(tiled, "WHOLE", 64)
-    monkeypatch.setattr(loading, "_BATCH_PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(translating, "_BATCH_PIXELS", 2 * 32 * 32)
     monkeypatch.setattr(
-        loading, "translate_tiled", lambda *given, **how: calls.append("tiles") or translate_tiled(*given, **how)
+        translating, "translate_tiled", lambda *given, **how: calls.append("tiles") or translate_tiled(*given, **how)
     )
-    monkeypatch.setattr(loading, "translate", lambda g, x: calls.append(len(x)) or translate(g, x))
+    monkeypatch.setattr(translating, "translate", lambda g, x: calls.append(len(x)) or translate(g, x))
     pictures = [read_image(photo(f"{i}.png", (32, 32))) for i in range(5)]
     results = translator.translate([*pictures[:3], large, *pictures[3:]])
     assert [r.size for r in results] == [(32, 32)] * 3 + [large.size] + [(32, 32)] * 2
