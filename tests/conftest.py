@@ -56,6 +56,16 @@ def workplace(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def parts_go_again(monkeypatch) -> None:
+    """What a test registers goes again. Built-in parts stay: their modules are not imported a second time."""
+    from qsattn_plugin.registry import REGISTRY
+
+    REGISTRY.list_parts()  # all kinds are known, and then imported: what is left is no mere index
+    REGISTRY.import_builtin()
+    monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))
+
+
+@pytest.fixture
 def no_hub(tmp_path, monkeypatch):
     """A hub that cannot be reached, an empty cache, and no patience for retries."""
     from huggingface_hub import constants

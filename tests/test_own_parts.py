@@ -11,7 +11,7 @@ from PIL import Image
 
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.evaluation.scoring import Evaluation
-from qsattn_plugin.registry import REGISTRY, register
+from qsattn_plugin.registry import register
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
@@ -22,11 +22,7 @@ SMALL = ("data.crop=32", "train.batch_size=2", "train.device=cpu", "evaluate={ev
 CONTRASTIVE = ("objective={head_width: 8, gan: logistic}", "train.log_every=1")
 
 
-@pytest.fixture(autouse=True)
-def no_longer(monkeypatch):
-    """What a test registers goes again."""
-    REGISTRY.list_parts()  # built-in parts stay: their modules are not imported a second time
-    monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))
+pytestmark = pytest.mark.usefixtures("parts_go_again")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from qsattn_plugin.cli import main
-from qsattn_plugin.registry import REGISTRY
 from qsattn_plugin.registry.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -45,11 +44,11 @@ def test_each_swap_is_one_line_of_a_recipe(line, tmp_path):
     load_recipe(tmp_path / "mine.yaml")
 
 
+@pytest.mark.usefixtures("parts_go_again")
 def test_the_python_runs(monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(blocks) == 3
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))  # what the example registers goes again
     names: dict = {}
     for block in blocks:
         exec(block, names)
@@ -59,9 +58,9 @@ def test_the_python_runs(monkeypatch):
     assert float(names["Darker"](by=0.5)(image, None).max()) == -0.5
 
 
+@pytest.mark.usefixtures("parts_go_again")
 def test_a_small_recipe_with_the_example_part_builds(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(REGISTRY, "_parts", dict(REGISTRY._parts))
     (tmp_path / "darker.py").write_text(re.findall(r"```python\n(.*?)```", README, re.S)[-1])
     text = "extends: toy\nimport: [./darker.py]\naugmentations: [{type: darker, by: 0.2}]\n"
     (tmp_path / "mine.yaml").write_text(text)
