@@ -55,6 +55,7 @@ for line in sys.stdin:
 
 
 def started(tree: Path) -> subprocess.Popen[str]:
+    """Return a process that works with the code of a checkout, folder by folder; see :func:`asked`."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WORK, str(tree)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -70,6 +71,7 @@ def asked(process: subprocess.Popen[str], folder: Path) -> list[float]:
 
 
 def main() -> None:
+    """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--before", default="7b49787", help="the commit to compare with")

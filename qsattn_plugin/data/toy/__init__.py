@@ -16,8 +16,9 @@ from qsattn_plugin.registry import register
 
 __all__ = ["ToyHorses", "ToyImages"]
 
+#: The most pictures of a split: more would take hours to draw.
+_MOST = 100_000
 #: Groups of seeds. The two test sets share theirs, as they show the same animals.
-_MOST = 100_000  # more would take hours to draw
 _GROUPS = {"trainA": 0, "trainB": 1, "testA": 2, "testB": 2}
 
 
