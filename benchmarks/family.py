@@ -14,19 +14,16 @@ process's resident peak over these steps beyond what it held before them.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.cells import Line, add, count, folder_name, machine, read, run_module, spread, table
 from benchmarks.train_step import resident
-from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training.finite_guard import NonFiniteLossError
 from qsattn_plugin.training.loop import fit
@@ -67,22 +64,20 @@ def settings(case: str, sampler: str, seed: int, steps: int | None) -> list[str]
     return [f"method={method}", *losses, *looks, f"train.seed={seed}", "train.device=cpu", *length]
 
 
-def one(case: str, sampler: str, seed: int, steps: int | None, threads: int, folder: Path) -> dict[str, Any]:
+def one(case: str, sampler: str, seed: int, steps: int | None, threads: int, folder: Path) -> Line:
     """Train one run, or carry on with it, and return its line."""
     torch.set_num_threads(threads)
     recipe = load_recipe("toy", settings(case, sampler, seed, steps))
-    line: dict[str, Any] = {"case": case, "sampler": sampler, "seed": seed, "steps": recipe.train.steps}
+    line: Line = {"case": case, "sampler": sampler, "seed": seed, "steps": recipe.train.steps}
     run = Run.open(folder) if (folder / "recipe.yaml").exists() else Run.create(recipe, folder)
     try:
         line |= fit(run)
     except NonFiniteLossError as error:
         line["failed"] = str(error).partition(". ")[0]
-    processors = [text for text in Path("/proc/cpuinfo").read_text().splitlines() if text.startswith("model name")]
-    machine = {"cpu": processors[0].partition(": ")[2] if processors else "", "torch": torch.__version__}
-    return line | cost(recipe, threads) | machine | {"date": datetime.date.today().isoformat()}
+    return line | cost(recipe, threads) | machine()
 
 
-def cost(recipe: Any, threads: int) -> dict[str, Any]:
+def cost(recipe: Any, threads: int) -> Line:
     """Return the CPU seconds of a step, and the megabytes that it needs."""
     session = Session(recipe)
     size = recipe.data.crop
@@ -99,40 +94,21 @@ def cost(recipe: Any, threads: int) -> dict[str, Any]:
     return {"seconds": round(statistics.median(seconds), 4), "megabytes": round(peak, 1), "threads": threads}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the lines that are there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the page's table: means over the seeds, and their range."""
-
-    def over(name: str, found: list[dict[str, Any]], digits: int) -> str:
-        values = [line[name] for line in found if name in line and "failed" not in line]
-        if not values:
-            return "-"
-        low, high = min(values), max(values)
-        shown = f"{statistics.mean(values):.{digits}f}"
-        return shown if len(values) == 1 else f"{shown} ({low:.{digits}f} to {high:.{digits}f})"
-
-    rows = []
+def rows(lines: list[Line]) -> list[tuple[str, ...]]:
+    """Return the table's rows: means over the seeds, and their range."""
+    made = []
     for case in CASES:
         for sampler in SAMPLERS:
             found = [line for line in lines if (line["case"], line["sampler"]) == (case, sampler)]
             if found:
-                failed = sum("failed" in line for line in found)
-                runs = f"{len(found)}" + (f", {failed} failed" if failed else "")
-                cost = [
-                    f"{statistics.median(line[k] for line in found):{f}}"
-                    for k, f in (("seconds", ".2f"), ("megabytes", ".0f"))
-                ]
-                rows.append(
-                    (case, sampler, runs, over("coat_distance", found, 3), over("background_change", found, 4), *cost)
-                )
-    head = ("objective", "sampler", "runs", "coat distance", "background change", "CPU s a step", "MB")
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ("---",) * len(head), *rows)) + "\n"
+                shown = (spread("coat_distance", found, 3), spread("background_change", found, 4))
+                cost = (("seconds", ".2f"), ("megabytes", ".0f"))
+                costs = [f"{statistics.median(line[name] for line in found):{how}}" for name, how in cost]
+                made.append((case, sampler, count(found), *shown, *costs))
+    return made
 
 
+HEAD = ("objective", "sampler", "runs", "coat distance", "background change", "CPU s a step", "MB")
 PAGE = """# The CUT line's objectives on the toy data
 
 Every contrastive objective and two-sided method, with CUT's random places and with query-selected attention on the maps
@@ -167,19 +143,12 @@ def main() -> None:
     for case, sampler, seed in wanted:
         if (case, sampler, seed, length) in done:
             continue
-        name = "".join(c if c.isalnum() else "-" for c in f"{case}-{sampler}-{seed}-{length}")
         what = json.dumps({"case": case, "sampler": sampler, "seed": seed, "steps": args.steps})
-        command = [sys.executable, "-m", "benchmarks.family", "--one", what, "--threads", str(args.threads)]
-        ended = subprocess.run([*command, "--runs", str(args.runs / name)], capture_output=True, text=True)
-        if ended.returncode:
-            raise UserError(f"{case}, {sampler}, seed {seed}: {ended.stderr}")
-        line = ended.stdout.splitlines()[-1]
-        print(line, flush=True)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("a") as file:
-            file.write(line + "\n")
+        folder = args.runs / folder_name(case, sampler, seed, length)
+        command = ("benchmarks.family", "--one", what, "--threads", str(args.threads), "--runs", str(folder))
+        add(args.out, json.loads(run_module(*command)))
         lines = [each for each in read(args.out) if each["steps"] == length]
-        page = PAGE.format(steps=length, threads=args.threads, raw=args.out.name, table=table(lines))
+        page = PAGE.format(steps=length, threads=args.threads, raw=args.out.name, table=table(HEAD, rows(lines)))
         args.out.with_suffix(".md").write_text(page)
 
 

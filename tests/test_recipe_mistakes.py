@@ -89,6 +89,10 @@ FILES = [
         GOOD + "name: ../x\n",
         "my.yaml:3: name: must be letters, digits, '.', '_' and '-', and begin with a letter or di",
     ),
+    (
+        "train: {steps: 4}\ndata:\n  root: x\n  resize: 28\n",
+        "my.yaml:2: data: must be at most data.resize (28), got a crop of 256; set both",
+    ),
     # extends and import
     ("extends: nowhere.yaml\n", "my.yaml:1: extends: nowhere.yaml does not exist"),
     ("name: a\nextends: ./\n", "my.yaml:2: extends: . is a folder, not a recipe"),
@@ -152,7 +156,7 @@ OVERRIDES = [
         "train.device: must be auto or a torch device such as cuda:0, got 'cudda'; did you mean 'cuda'",
     ),
     ("train.device=auto:1", "train.device: must be auto or"),
-    ("data.crop=300", "data.crop: must be at most data.resize (286), got 300; set both"),
+    ("data.crop=300", "data.crop: must be at most data.resize (286), got a crop of 300; set both"),
     ("data.crop=30", "data.crop: must be a multiple of 4, got 30"),
 ]
 

@@ -125,7 +125,7 @@ class Pipeline(Section):
     direction: Literal["AtoB", "BtoA"] = "AtoB"
     preprocess: PreprocessMode = "resize_and_crop"
     resize: int = Field(286, ge=1)
-    crop: int = Field(256, ge=1)
+    crop: int = Field(256, ge=1, validate_default=True)  # against the resize
     random_crop: Literal["always", "until_decay"] = "always"
     channels: Band | dict[Literal["A", "B"], Band] = 3
     range: ValueRange | dict[Literal["A", "B"], ValueRange | None] | None = None
@@ -137,7 +137,7 @@ class Pipeline(Section):
         if "crop" in mode and crop % 4:
             raise ValueError(f"must be a multiple of 4, got {crop}")
         if mode.endswith("_and_crop") and crop > resize:
-            raise ValueError(f"must be at most data.resize ({resize}), got {crop}; set both")
+            raise ValueError(f"must be at most data.resize ({resize}), got a crop of {crop}; set both")
         return crop
 
     @field_validator("channels", "range")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 from PIL import Image
 
 from qsattn_plugin.data.raster import Raster
+from qsattn_plugin.data.unreadable import UnreadableImage
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.registry.yaml_lines import write
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.progress import TrainingEvent
+from qsattn_plugin.training.report.history import numbers
 from qsattn_plugin.training.report.pictures import encode_picture
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
@@ -73,12 +76,12 @@ class Training(Run):
         recipe, steps = self.recipe, self.checkpoints.steps()
         rows = {"folder": str(self.folder), "steps": f"{steps[-1] if steps else 0:,} of {recipe.train.steps:,}"}
         rows["method"] = f"{recipe.method}, generator {recipe.generator.type}, sampler {recipe.sampler.type}"
-        scores = self.last("evaluate").get("scores") or {}
+        scores = numbers(self.last("evaluate").get("scores"))
         rows |= {f"{name} (last evaluation)": f"{value:.4g}" for name, value in scores.items() if value is not None}
         table = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows.items())
         text = f"<table><caption>{escape(recipe.name)}</caption>{table}</table>"
         grids = sorted(self.grids.glob("step-*.png"))
-        if grids:
+        with contextlib.suppress(IndexError, UnreadableImage):
             picture = encode_picture(grids[-1], 960)
             about = f"Test pictures and their translations at {grids[-1].stem.replace('-', ' ')}"
             text += f'<img src="{picture.uri}" width="{picture.width}" height="{picture.height}" alt="{escape(about)}">'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -98,7 +99,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
             train[step] = _numbers(event)
             spans[step] = images
         elif kind == "evaluate":
-            scores = {k: v for k, v in _flat(event.get("scores")).items() if v is not None}
+            scores = {k: v for k, v in numbers(event.get("scores")).items() if v is not None}
             grid = event.get("grid")
             history.pictures = tuple(event.get("pictures") or history.pictures)
             evaluations[step] = EvaluationRecord(step, scores, Path(grid).name if isinstance(grid, str) else None)
@@ -118,18 +119,18 @@ def read_history(path: Path, batch_size: int = 1) -> History:
     return history
 
 
-def _flat(values: Any) -> dict[str, float | None]:
-    """Return a mapping's numbers as floats; None for those that are not finite, which JSON cannot hold."""
+def numbers(values: Any) -> dict[str, float | None]:
+    """Return a mapping's numbers as floats; None for those that no float holds, or JSON does not."""
     if not isinstance(values, dict):
         return {}
     kept = {str(k): v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    return {k: float(v) if math.isfinite(v) else None for k, v in kept.items()}
+    return {k: float(v) if abs(v) <= sys.float_info.max else None for k, v in kept.items()}
 
 
 def _numbers(event: dict[str, Any]) -> dict[str, float | None]:
     """Return the numbers of a log line, without the flags for values that are not finite."""
-    found = _flat(event.get("losses"))
-    found |= _flat({k: v for k, v in event.items() if k != "step"})
+    found = numbers(event.get("losses"))
+    found |= numbers({k: v for k, v in event.items() if k != "step"})
     return {k: v for k, v in found.items() if not k.endswith("/nonfinite")}
 
 

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.unreadable import UnreadableImage
+
 #: The most characters that all pictures together take in the page.
 BUDGET = 11_000_000
 #: The most evaluations shown.
@@ -94,7 +97,7 @@ def _encode_all(files: dict[str, Path], width: int) -> dict[str, Picture]:
     for name, path in files.items():
         try:
             found[name] = _encode(path, path.stat().st_mtime_ns, width)
-        except (OSError, ValueError, Image.DecompressionBombError):  # truncated by a crash: show the others
+        except (OSError, UnreadableImage):  # gone, or truncated by a crash: show the others
             continue
     return found
 
@@ -106,9 +109,8 @@ def _encode(path: Path, changed: int, width: int) -> Picture:
 
 
 def encode_picture(path: Path, width: int) -> Picture:
-    """Return a picture file as a JPEG of at most that width."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    """Return a picture file as a JPEG of at most that width; raise UnreadableImage where it is damaged."""
+    image = read_image(path).convert("RGB")
     if image.width > width:
         image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
     out = io.BytesIO()
