@@ -10,6 +10,7 @@ import functools
 import inspect
 import pathlib
 import re
+import sys
 import textwrap
 import types
 import typing
@@ -204,8 +205,9 @@ def describe_part(part: Part) -> dict[str, Any]:
 def accepts(annotation: Any, value: Any) -> bool:
     """Return whether a value from JSON is of a type; a type that JSON has no values of accepts anything.
 
-    Stricter than Python: ``true`` is no integer. A list may become a tuple, an integer a float, text a path. For files
-    of weights, which are read where pydantic is not installed; recipes are checked by ``registry.recipe.checking``.
+    Stricter than Python: ``true`` is no integer, and a float is finite. A list may become a tuple, an integer a float,
+    text a path. For files of weights, which are read where pydantic is not installed; recipes are checked by
+    ``registry.recipe.checking``.
     """
     origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin is typing.Annotated:
@@ -217,6 +219,8 @@ def accepts(annotation: Any, value: Any) -> bool:
     if origin in _JSON_TYPES:
         given = _JSON_TYPES[origin]
         if not isinstance(value, given) or (isinstance(value, bool) and bool not in given):
+            return False
+        if origin is float and not abs(value) <= sys.float_info.max:  # neither infinite, nor more than a float holds
             return False
         # Of mappings and mixed tuples only the container is checked.
         items: Any = value if given == (list, tuple) and len({*inner} - {...}) == 1 else ()
