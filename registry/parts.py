@@ -205,9 +205,9 @@ def describe_part(part: Part) -> dict[str, Any]:
 def accepts(annotation: Any, value: Any) -> bool:
     """Return whether a value from JSON is of a type; a type that JSON has no values of accepts anything.
 
-    Stricter than Python: ``true`` is no integer, and a float is finite. A list may become a tuple, an integer a float,
-    text a path. For files of weights, which are read where pydantic is not installed; recipes are checked by
-    ``registry.recipe.checking``.
+    Stricter than Python: ``true`` is no integer, nor an integer beyond the largest float a float. A list may become a
+    tuple, an integer a float, text a path. For files of weights, which are read where pydantic is not installed;
+    recipes are checked by ``registry.recipe.checking``.
     """
     origin, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
     if origin is typing.Annotated:
@@ -220,7 +220,7 @@ def accepts(annotation: Any, value: Any) -> bool:
         given = _JSON_TYPES[origin]
         if not isinstance(value, given) or (isinstance(value, bool) and bool not in given):
             return False
-        if origin is float and not abs(value) <= sys.float_info.max:  # neither infinite, nor more than a float holds
+        if origin is float and isinstance(value, int) and abs(value) > sys.float_info.max:
             return False
         # Of mappings and mixed tuples only the container is checked.
         items: Any = value if given == (list, tuple) and len({*inner} - {...}) == 1 else ()

@@ -114,7 +114,7 @@ def test_json_that_is_nested_ten_thousand_deep_is_no_document(workplace):
     ("annotation", "good", "bad"),
     [
         (int, (0, -3), (True, 1.0, "1", None)),
-        (float, (1, 0.5), (True, "1", None, 10**400, float("inf"), float("nan"))),
+        (float, (1, 0.5), (True, "1", None, 10**400)),
         (bool | None, (True, None), (0, "true")),
         (tuple[int, ...], ([], [1, 2]), ([1, "x"], 5, {"a": 1})),
         (tuple[int, float], ([1, 2.0],), (3,)),

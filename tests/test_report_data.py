@@ -80,6 +80,21 @@ def test_a_long_log_is_averaged_to_a_bounded_length(workplace):
     assert history.speed == 4
 
 
+def test_values_that_no_report_can_show_are_left_out(workplace):
+    path = workplace / "metrics.jsonl"
+    lines = [
+        {"event": "train", "step": 1, "losses": {"NCE": 10**400, "GAN": 0.5}},
+        {"event": "start", "step": 1, "damaged": 3},
+        {"event": "evaluate", "step": 1, "scores": {"kid": 10**400}},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    history = read_history(path)
+    assert history.series["NCE"] == [None]
+    assert history.series["GAN"] == [0.5]
+    assert not history.starts
+    assert not history.evaluations
+
+
 def test_time_counts_the_processes_of_each_start(workplace):
     run = build(workplace / "run")
     for processes, step in ((2, 10), (1, 20)):

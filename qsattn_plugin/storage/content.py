@@ -114,6 +114,8 @@ _EVENT = {
     "best": {"score!": str, "value!": float, "step!": int, "evaluations!": int},
     "pictures": list[str] | None,
     "skipped": list | None,
+    "damaged": list[str] | None,
+    "arguments": {},
 }
 
 
