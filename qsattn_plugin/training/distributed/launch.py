@@ -49,6 +49,7 @@ def launch(command: Sequence[str], processes: int) -> int:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",  # older PyTorch, 2.4, cannot do without it then
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         _LAUNCHER_PIPE: str(read_end),
