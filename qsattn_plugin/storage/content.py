@@ -116,6 +116,7 @@ _EVENT = {
     "skipped": list | None,
     "damaged": list[str] | None,
     "arguments": {},
+    "processes": int | None,
 }
 
 

@@ -285,10 +285,9 @@ class ResnetGenerator(TappedGenerator):
         paint = nn.Conv2d(channels, out_channels, 7)
         add(ReflectionPad(3), paint, *([] if residual else [nn.Tanh()]), name="output")
 
-        # The papers' taps: the padded image, both convolutions on the way down, the first block and the fifth: 0, 4, 8,
-        # 12, 16 with antialiasing.
-        taps += [names["block_1"], names[f"block_{min(5, self.blocks)}"]]
-        self.default_taps = tuple(dict.fromkeys(taps))
+        # The papers' taps: the padded image, both convolutions on the way down, the first block and the fifth, where
+        # there is one: 0, 4, 8, 12, 16 with antialiasing.
+        self.default_taps = (*taps, *(names[f"block_{n}"] for n in (1, 5) if n <= self.blocks))
         self.finish(model, {index: name for name, index in names.items()}, in_channels, init, init_gain)
         if residual:  # small at first
             with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ def make_frames(
     Sheets are a step and its picture files, in order; missing and unreadable files are skipped. The first, the last and
     the steps ``always`` are kept; all data URIs together have at most ``budget`` characters.
     """
-    sheets = [(step, there) for step, files in sheets if (there := {n: p for n, p in files.items() if p.is_file()})]
+    # A name from the log may be one that no file can have: Path.is_file raises for some.
+    found = [(step, {name: p for name, p in files.items() if os.path.isfile(p)}) for step, files in sheets]
+    sheets = [(step, files) for step, files in found if files]
     wanted = set(always)
     musts = [i for i, (step, _) in enumerate(sheets) if step in wanted]
     frames: list[Frame] = []
