@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from click.testing import CliRunner, Result
 
@@ -77,7 +78,19 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("case", MISTAKES)
+#: timm 1.0.16, the oldest, builds neither all networks on shapes alone nor all for their features.
+newer_timm = pytest.mark.skipif(
+    not hasattr(timm.layers, "calculate_drop_path_rates"), reason="timm cannot build them on shapes alone"
+)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[newer_timm] * case.startswith(("a model that is built", "a model whose")))
+        for case in MISTAKES
+    ],
+)
 def test_what_does_not_fit_is_said_once_with_file_line_and_key(workplace, no_hub, case):
     asked, line, message = MISTAKES[case]
     left_out = "data." if "data:" in asked else "objective." if "cyclegan" in asked else "-"
@@ -88,6 +101,7 @@ def test_what_does_not_fit_is_said_once_with_file_line_and_key(workplace, no_hub
     assert not Path("runs").exists()
 
 
+@newer_timm
 def test_patches_that_do_not_divide_the_sides_are_padded():
     with torch.device("meta"):
         encoder = TimmFeatures("vit_small_patch14_dinov2", size=56)

@@ -235,6 +235,10 @@ class OfEachLayer(TappedGenerator):
         self.finish([*stem, ResnetBlock(4, "instance"), *back], {5: "block"}, 3, "xavier", 1.0)
 
 
+compiles = pytest.mark.skipif(torch.__version__ < (2, 11), reason="train.compile is refused with an older PyTorch")
+
+
+@compiles
 @pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a C++ compiler on the CPU"
 )
@@ -255,6 +259,7 @@ def test_compiled_gradients_are_the_eager_ones(monkeypatch):
     assert_equal(found[1][1], found[0][1], TOLERANCE[torch.float32])
 
 
+@compiles
 @pytest.mark.parametrize(
     ("method", "discriminator"),
     [

@@ -167,7 +167,10 @@ def test_what_holds_itself_or_grows_without_end_is_refused(workplace):
 def test_numbers_that_are_no_weights_are_refused(workplace, dtype):
     weights = create("generator", "resnet_4blocks", width=2).state_dict()
     weights["model.1.weight"] = weights["model.1.weight"].to(dtype)
-    save_tensors(Path("w"), weights, {"generators": {"forward": spec()}})
+    try:
+        save_tensors(Path("w"), weights, {"generators": {"forward": spec()}})
+    except KeyError:
+        pytest.skip(f"safetensors writes no {dtype}")  # 0.4.5
     with pytest.raises(DamagedFile, match=r"model.1.weight: \w+ numbers, the generator has float32"):
         qsattn_plugin.load("w")
     half = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}

@@ -249,6 +249,10 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
+#: LittleCMS' cmsFLAGS_NOCACHE. Pillow has no name for it before 10.3.
+_NOCACHE: Any = 0x0040
+
+
 @functools.lru_cache(maxsize=64)  # a set's pictures have few profiles, and making a transform takes as long as reading
 def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
     """Return what converts RGB of a colour profile to sRGB; None if it is that already."""
@@ -257,7 +261,7 @@ def _transform_to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
         return None
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     # Without the cache of the last pixel, threads can share it.
-    return ImageCms.buildTransform(own, srgb, "RGB", "RGB", flags=ImageCms.Flags.NOCACHE)
+    return ImageCms.buildTransform(own, srgb, "RGB", "RGB", flags=_NOCACHE)
 
 
 def carried(source: Image.Image, mode: str) -> dict[str, Any]:
@@ -311,7 +315,7 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     Image.init()
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE or path.suffix.lower() not in EXTENSIONS:
-        near = nearest(path.suffix, EXTENSIONS)
+        near = "; this Pillow lacks it" if path.suffix.lower() in EXTENSIONS else nearest(path.suffix, EXTENSIONS)
         raise UserError(f"{show(path)}: cannot write pictures of format {path.suffix!r}{near}")
     if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
         image = image.convert(image.mode[:-1])

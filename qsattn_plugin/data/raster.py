@@ -79,11 +79,10 @@ class Raster:
         values, top = self.values, 255.0
         if values.dtype != np.uint8:
             top = _brightest(values, self.full)
-            scale = 255 / top
             if values.dtype == np.uint16 and self.bands == 3 and self.full == (0, 65535):
                 values = (values >> 8).astype(np.uint8)  # as Pillow, which keeps the high byte of colours
             else:
-                values = np.floor(values * np.float64(scale) + 0.5).astype(np.uint8)
+                values = np.floor(values.astype(np.float64) * (255 / top) + 0.5).astype(np.uint8)
         elif self.full not in (None, (0, 255)):
             values = np.floor(values * (255 / self.full[1]) + 0.5).astype(np.uint8)  # 2 or 4 bits
         mode = {1: "L", 3: "RGB"}[self.bands] + "A" * self.alpha

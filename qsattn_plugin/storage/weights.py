@@ -40,6 +40,8 @@ def read_weights(path: Path, saved: bool = False) -> Any:
         if what := pretence(path):
             raise DamagedFile(f"{path} {what}")
         content = _read(path, saved)
+        if isinstance(content, torch.jit.ScriptModule):
+            raise RuntimeError("a TorchScript program")  # as newer PyTorch does
     except PermissionError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UserError:

@@ -28,8 +28,14 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
     """Compile each network separately and in place; parameters and their names do not change.
 
     Raises:
-        UserError: there is no C++ compiler, which torch.compile needs on a CPU.
+        UserError: PyTorch is older than what compiled networks were tried with, or there is no C++ compiler, which
+            torch.compile needs on a CPU.
     """
+    if torch.__version__ < (2, 11):
+        raise UserError(
+            f"train.compile: PyTorch {torch.__version__} is too old: compiled networks had wrong gradients with 2.4; "
+            "install 2.11 or newer, or leave train.compile off"
+        )
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and shutil.which(compiler) is None:
         raise UserError(

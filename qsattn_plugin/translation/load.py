@@ -116,7 +116,7 @@ def _trained(spec: dict[str, Any], document: dict[str, Any]) -> int | None:
     where crops show a part of them.
     """
     data = (document.get("recipe") or {}).get("data") or {}
-    mode, crop, resize = data.get("preprocess", "none"), data.get("crop") or 0, data.get("resize") or 0
+    mode, crop, resize = data.get("preprocess") or "none", data.get("crop") or 0, data.get("resize") or 0
     if spec.get("trained") or mode == "none":
         return spec.get("trained")
     parts = mode == "resize_and_crop" and data.get("random_crop") == "always" and resize > FACTOR * crop

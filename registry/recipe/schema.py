@@ -189,7 +189,7 @@ class Train(Section):
             the device computes that in hardware, else fp32; a run that goes on keeps what it began with.
         channels_last: Keep a position's channels side by side in memory; null is what was measured to be faster on the
             device.
-        compile: Let torch.compile fuse the networks; the first steps take minutes.
+        compile: Let torch.compile fuse the networks; the first steps take minutes. From PyTorch 2.11 on.
         seed: Every random draw of the run follows from it.
         ema: Decay of the averaged generator a step; 0 switches averaging off.
         init_from: Checkpoint or weights file to start from. A checkpoint brings its discriminator; from a file without
