@@ -139,9 +139,13 @@ def attempt(run: Run, span: float, draws: random.Random, writing: bool) -> int:
 
 
 def left_by(run: Run) -> tuple[set[str], set[str]]:
-    """Return the names of a run's files, and what its report draws: the step of its last point and of each picture."""
+    """Return the names of a run's files, and what its report draws: the step of its last point and of each picture.
+
+    Where a killed one was carried on with is left out: the report says so, rightly.
+    """
     names = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
-    return names, set(re.findall(r"step[- ]0*\d+", run.report.read_text(encoding="utf-8")))
+    drawn = re.sub(r"Resumed at step \d+", "", run.report.read_text(encoding="utf-8"))
+    return names, set(re.findall(r"step[- ]0*\d+", drawn))
 
 
 def at_operations(settings: argparse.Namespace, wanted: tuple, left: tuple, began: float) -> None:

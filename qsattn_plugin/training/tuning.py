@@ -31,7 +31,7 @@ def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> Non
         UserError: PyTorch is older than what compiled networks were tried with, or there is no C++ compiler, which
             torch.compile needs on a CPU.
     """
-    if torch.__version__ < (2, 11):
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
         raise UserError(
             f"train.compile: PyTorch {torch.__version__} is too old: compiled networks had wrong gradients with 2.4; "
             "install 2.11 or newer, or leave train.compile off"
