@@ -143,7 +143,8 @@ def test_a_failing_report_is_a_warning_and_no_more(workplace, monkeypatch):
 def test_the_report_leaves_the_training_alone(workplace, monkeypatch):
     whole, without = build(workplace / "whole"), build(workplace / "without")
     fit(whole)
-    monkeypatch.setattr("qsattn_plugin.training.loop.refresh_report", lambda *_: None)
+    for name in ("refresh_maps", "refresh_report"):
+        monkeypatch.setattr(f"qsattn_plugin.training.loop.{name}", lambda *_: None)
     fit(without)
     assert whole.checkpoints.path(4).read_bytes() == without.checkpoints.path(4).read_bytes()
 

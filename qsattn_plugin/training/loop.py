@@ -24,7 +24,7 @@ from qsattn_plugin.training.interrupts import Interrupted, StopSignal
 from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.training.precision import choose_precision
 from qsattn_plugin.training.progress import Throughput, TrainingEvent, summarise_losses
-from qsattn_plugin.training.report import refresh_report
+from qsattn_plugin.training.report import refresh_maps, refresh_report
 from qsattn_plugin.training.resuming import check_architecture, rate_note
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
@@ -283,12 +283,13 @@ class _Loop:
         grid = self.run.grids / f"step-{step:09d}.png"
         with replacing(grid) as temporary:
             sheet.save(temporary, format="PNG")
-        # Before the log entry: a process that is killed in between does both again when resumed.
+        # Before the log entry: a process that is killed in between does all of it again when resumed.
         best = self.best.update(step, scores, session.state)
+        refresh_maps(self.run, session, self.evaluator.images)
         self.evaluated, self.scores = step, scores
         pictures = [self.evaluator.source, self.evaluator.target]
         self._emit("evaluate", scores=scores, grid=str(grid), best=best, pictures=pictures)
-        refresh_report(self.run, session, self.evaluator.images)
+        refresh_report(self.run)
 
     def _finish(self, seconds: float) -> dict[str, float]:
         step, steps, came = self.session.step, self.recipe.train.steps, self.stop_signal.signal

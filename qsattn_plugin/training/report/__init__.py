@@ -5,8 +5,9 @@ The page of a fork's log is drawn where torch, jinja2 and pillow are all there i
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,20 +27,28 @@ class ReportWarning(UserWarning):
     """The report, or a picture for it, could not be written. The training continues."""
 
 
-def refresh_report(run: Run, session: Session | None = None, images: Sequence[Tensor] = ()) -> None:
-    """Write the entropy maps of a few test images, if a session is given, and the report.
-
-    Any error becomes a :class:`ReportWarning`: a training never stops because of its report.
-    """
+@contextlib.contextmanager
+def _only_warned_of(run: Run, what: str) -> Iterator[None]:
+    """Make any error a :class:`ReportWarning`: a training never stops because of its report."""
     try:
-        if session is not None:
-            from qsattn_plugin.training.report.maps import write_maps
-
-            write_maps(session, images, run.maps)
-        write_report(run)
+        yield
     except Exception as error:  # noqa: BLE001 - a report must not end a training
-        text = f"the report of {run.folder} could not be written ({type(error).__name__}: {error}); training continues"
-        warnings.warn(text, ReportWarning, stacklevel=2)
+        text = f"the {what} of {run.folder} could not be written ({type(error).__name__}: {error}); training continues"
+        warnings.warn(text, ReportWarning, stacklevel=4)
+
+
+def refresh_maps(run: Run, session: Session, images: Sequence[Tensor]) -> None:
+    """Write the entropy maps of a few test images; any error becomes a :class:`ReportWarning`."""
+    from qsattn_plugin.training.report.maps import write_maps
+
+    with _only_warned_of(run, "entropy maps"):
+        write_maps(session, images, run.maps)
+
+
+def refresh_report(run: Run) -> None:
+    """Write the report; any error becomes a :class:`ReportWarning`."""
+    with _only_warned_of(run, "report"):
+        write_report(run)
 
 
 def write_report(run: Run, budget: int = BUDGET) -> Path:
