@@ -109,6 +109,56 @@ def translate(model: str, images: Tensor) -> Tensor:
     return ((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+class Judge:
+    """A split's pictures, and the networks that score translations of them.
+
+    Args:
+        root: the data set's folder.
+        split: train or test.
+        classifier: ImageNet weights of ``classifier_model`` under timm's names.
+        extractor: weights of the Inception, see :mod:`benchmarks.inception2015`.
+        direction: AtoB or BtoA.
+        count: pictures of each domain; None takes all.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        classifier: Path,
+        extractor: Path,
+        direction: str = "AtoB",
+        count: int | None = None,
+        classifier_model: str = "tf_efficientnet_lite2",
+    ):
+        self.classifier = timm.create_model(classifier_model).eval()
+        self.classifier.load_state_dict(load_file(classifier))
+        self.inception = Inception2015({name: tensor.float() for name, tensor in load_file(extractor).items()})
+        self.target = TARGET[direction[-1]]
+        self.source, self.real = (pictures(root / f"{split}{domain}", count) for domain in direction.split("to"))
+        self.there, wanted = (find_animals(images, self.classifier) for images in (self.source, self.real))
+        self.real_crops, self.real_whole = self.features(crops(self.real, wanted.squares)), self.features(self.real)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the Inception's 1280 features of uint8 images."""
+        return torch.cat([self.inception(chunk)[FEATURE] for chunk in images.split(16)])
+
+    def score(self, model: str) -> dict[str, float]:
+        """Return what the module's text names of a model: KIDs times 100, changes of 1."""
+        made = self.source if model == "none" else translate(model, self.source)
+        change = (made.float() - self.source.float()).abs().mean(1, keepdim=True) / 255
+        inside, size = self.there.masks, min(len(self.source), len(self.real))
+        on_animals, whole = crops(made, self.there.squares), self.features(made)
+        return {
+            "kid_animals": 100 * float(kernel_distances(self.features(on_animals), self.real_crops, 1, size)[0]),
+            "taken": taken_for(on_animals, self.classifier, self.target),
+            "outside": float((change * (1 - inside)).sum() / (1 - inside).sum()),
+            "inside": float((change * inside).sum() / inside.sum()),
+            "fid": frechet_distance(whole, self.real_whole),
+            "kid": 100 * float(kernel_distances(whole, self.real_whole, 1, size)[0]),
+        }
+
+
 def main() -> None:
     """Score what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -122,36 +172,12 @@ def main() -> None:
     parser.add_argument("--extractor-weights", type=Path, required=True)
     parser.add_argument("--json", type=Path, help="append a line a model")
     args = parser.parse_args()
-    source_domain, target_domain = args.direction[0], args.direction[-1]
-    classifier = timm.create_model(args.classifier_model).eval()
-    classifier.load_state_dict(load_file(args.classifier))
-    tensors = {name: tensor.float() for name, tensor in load_file(args.extractor_weights).items()}
-    inception = Inception2015(tensors)
-
-    def features(images: Tensor) -> Tensor:
-        return torch.cat([inception(chunk)[FEATURE] for chunk in images.split(16)])
-
-    source = pictures(args.root / f"{args.split}{source_domain}", args.count)
-    real = pictures(args.root / f"{args.split}{target_domain}", args.count)
-    there, wanted = find_animals(source, classifier), find_animals(real, classifier)
-    real_crops, real_whole = features(crops(real, wanted.squares)), features(real)
-    size = min(len(source), len(real))
-    print(f"{args.split}: {len(source)} and {len(real)} pictures, classifier {args.classifier_model}")
+    networks = (args.classifier, args.extractor_weights)
+    judge = Judge(args.root, args.split, *networks, args.direction, args.count, args.classifier_model)
+    print(f"{args.split}: {len(judge.source)} and {len(judge.real)} pictures, classifier {args.classifier_model}")
     print("animals: KID x 100, share taken for the target; change outside, inside; whole: FID, KID x 100")
     for model in args.models:
-        made = source if model == "none" else translate(model, source)
-        change = (made.float() - source.float()).abs().mean(1, keepdim=True) / 255
-        inside = there.masks
-        on_animals, whole = crops(made, there.squares), features(made)
-        row = {
-            "model": model,
-            "kid_animals": 100 * float(kernel_distances(features(on_animals), real_crops, 1, size)[0]),
-            "taken": taken_for(on_animals, classifier, TARGET[target_domain]),
-            "outside": float((change * (1 - inside)).sum() / (1 - inside).sum()),
-            "inside": float((change * inside).sum() / inside.sum()),
-            "fid": frechet_distance(whole, real_whole),
-            "kid": 100 * float(kernel_distances(whole, real_whole, 1, size)[0]),
-        }
+        row = {"model": model, **judge.score(model)}
         print(
             f"{row['kid_animals']:6.2f} {row['taken']:5.2f}   {row['outside']:.4f} {row['inside']:.4f}   "
             f"{row['fid']:6.2f} {row['kid']:5.2f}   {model}",

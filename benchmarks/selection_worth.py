@@ -17,20 +17,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import timm
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from benchmarks.animals import TARGET as TARGETS
-from benchmarks.animals import Found, crops, find_animals, pictures, taken_for, translate
+from benchmarks.animals import Judge
 from benchmarks.cells import Line, add, count, folder_name, machine, read, run_module, spread, table
-from benchmarks.inception2015 import Inception2015
 from benchmarks.selection_lift import on_the_map
 from qsattn_plugin.data.pixels import to_float
-from qsattn_plugin.distances import kernel_distances
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training.finite_guard import NonFiniteLossError
 from qsattn_plugin.training.loop import fit
@@ -53,70 +46,21 @@ WEIGHTS = (0.5, 1.0)
 ENCODERS = ("generator", "timm")
 
 
-class Scored(NamedTuple):
-    """What translations of a split are scored with."""
-
-    source: Tensor
-    animals: Found
-    real_whole: Tensor
-    real_crops: Tensor
-
-
-class Judge:
-    """The networks that score, and what they see in the real pictures."""
-
-    def __init__(self, root: Path, classifier: Path, extractor: Path, count: int):
-        self.classifier = timm.create_model("tf_efficientnet_lite2").eval()
-        self.classifier.load_state_dict(load_file(classifier))
-        self.inception = Inception2015({name: tensor.float() for name, tensor in load_file(extractor).items()})
-        self.splits = {split: self._real(root, split, count) for split in ("train", "test")}
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the Inception's 1280 features of uint8 images."""
-        return torch.cat([self.inception(chunk)["1280"] for chunk in images.split(16)])
-
-    def _real(self, root: Path, split: str, count: int) -> Scored:
-        source, real = (pictures(root / f"{split}{domain}", count) for domain in "AB")
-        wanted = find_animals(real, self.classifier)
-        whole, on_animals = self.features(real), self.features(crops(real, wanted.squares))
-        return Scored(source, find_animals(source, self.classifier), whole, on_animals)
-
-    def score(self, model: str) -> Line:
-        """Return a model's scores on both splits; KIDs times 100, changes of 1."""
-        line: Line = {}
-        for split, there in self.splits.items():
-            made, inside = translate(model, there.source), there.animals.masks
-            change = (made.float() - there.source.float()).abs().mean(1, keepdim=True) / 255
-            on_animals, size = crops(made, there.animals.squares), min(len(made), len(there.real_whole))
-            line |= {
-                f"{split}_kid": kid(self.features(made), there.real_whole, size),
-                f"{split}_kid_animals": kid(self.features(on_animals), there.real_crops, size),
-                f"{split}_taken": round(taken_for(on_animals, self.classifier, TARGETS["B"]), 4),
-                f"{split}_beside": round(float((change * (1 - inside)).sum() / (1 - inside).sum()), 5),
-                f"{split}_on": round(float((change * inside).sum() / inside.sum()), 5),
-            }
-        return line
-
-    @torch.no_grad()
-    def lift(self, run: Run) -> float:
-        """Return the share of a run's queries that lie on animals over the share of chance: of the deepest tap."""
-        session, there = Session(run.recipe), self.splits["test"]
-        session.restore(run.checkpoints.newest()[0])
-        method, chosen, chance = session.method, [], []
-        side = CROP // 2  # the middle of each picture, at the size of the training
-        for number, (image, mask) in enumerate(zip(there.source.split(8), there.animals.masks.split(8), strict=True)):
-            middle = slice(128 - side, 128 + side)
-            features = method.encoder.features(method.generator, to_float(image[..., middle, middle]))
-            routes = method.sampler.choose(features, method.encoder.taps, torch.Generator().manual_seed(number))
-            animal = on_the_map(mask[:, 0, middle, middle], features[-1].shape[-2:], method.encoder.strides[-1])
-            chosen.append(animal.gather(1, routes[-1].queries.expand(len(animal), -1)).mean(1))
-            chance.append(animal.mean(1))
-        return round(float(torch.cat(chosen).mean() / torch.cat(chance).mean()), 3)
-
-
-def kid(made: Tensor, real: Tensor, size: int) -> float:
-    """Return a kernel distance times 100."""
-    return round(100 * float(kernel_distances(made, real, 1, size)[0]), 4)
+@torch.no_grad()
+def lift(run: Run, judge: Judge) -> float:
+    """Return the share of a run's queries that lie on animals over the share of chance: of the deepest tap."""
+    session = Session(run.recipe)
+    session.restore(run.checkpoints.newest()[0])
+    method, chosen, chance = session.method, [], []
+    side = CROP // 2  # the middle of each picture, at the size of the training
+    middle = slice(128 - side, 128 + side)
+    for number, (image, mask) in enumerate(zip(judge.source.split(8), judge.there.masks.split(8), strict=True)):
+        features = method.encoder.features(method.generator, to_float(image[..., middle, middle]))
+        routes = method.sampler.choose(features, method.encoder.taps, torch.Generator().manual_seed(number))
+        animal = on_the_map(mask[:, 0, middle, middle], features[-1].shape[-2:], method.encoder.strides[-1])
+        chosen.append(animal.gather(1, routes[-1].queries.expand(len(animal), -1)).mean(1))
+        chance.append(animal.mean(1))
+    return float(torch.cat(chosen).mean() / torch.cat(chance).mean())
 
 
 def settings(args: argparse.Namespace, look: str, encoder: str, weight: float, seed: int) -> list[str]:
@@ -160,8 +104,8 @@ COLUMNS = {
     "KID, train": ("train_kid", 2),
     "KID, test": ("test_kid", 2),
     "taken, train": ("train_taken", 2),
-    "on the animals": ("train_on", 3),
-    "beside them": ("train_beside", 4),
+    "on the animals": ("train_inside", 3),
+    "beside them": ("train_outside", 4),
     "lift": ("lift", 2),
 }
 
@@ -226,19 +170,21 @@ def main() -> None:
         return
     wanted = [(c, e, w, n) for n in args.seeds for e in args.encoders for w in args.weights for c in args.looks]
     done = {(x["look"], x["encoder"], x["weight"], x["seed"], x["steps"]) for x in read(args.out)}
-    judge = Judge(args.root, args.classifier, args.extractor_weights, args.count)
+    networks = (args.classifier, args.extractor_weights)
+    judges = {split: Judge(args.root, split, *networks, count=args.count) for split in ("train", "test")}
     start = ("start", "-", 0.0, 0)
     for cell in (start, *wanted):
         if (*cell, args.steps) in done:
             continue
         line: Line = dict(zip(("look", "encoder", "weight", "seed", "steps"), (*cell, args.steps), strict=True))
-        if cell == start:
-            line |= judge.score("horse2zebra_mobile")
-        else:
+        model = "horse2zebra_mobile"
+        if cell != start:
             line |= json.loads(run_module("benchmarks.selection_worth", *sys.argv[1:], "--one", json.dumps(cell)))
-            if "failed" not in line:
-                folder = args.runs / folder_name(*cell, args.steps)
-                line |= judge.score(str(folder)) | {"lift": judge.lift(Run.open(folder))}
+            model = str(args.runs / folder_name(*cell, args.steps))
+        if "failed" not in line:
+            scores = {f"{s}_{name}": value for s, judge in judges.items() for name, value in judge.score(model).items()}
+            scores |= {} if cell == start else {"lift": lift(Run.open(Path(model)), judges["test"])}
+            line |= {name: round(value, 5) for name, value in scores.items()}
         add(args.out, line | machine())
         write_page(args)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -103,9 +104,8 @@ def test_a_file_that_cannot_be_read_is_named_once(tmp_path):
 
 @pytest.mark.parametrize("ending", [ending for ending in EXTENSIONS if ending not in ARRAYS])
 def test_every_ending_that_is_found_is_written_and_read(ending, tmp_path):
-    Image.init()
-    if Image.registered_extensions().get(ending) not in Image.SAVE:
-        pytest.skip(f"this Pillow has no {ending}")
+    if ending == ".avif" and PIL.__version__ == "10.1.0":
+        pytest.skip("Pillow 10.1, the oldest, has no AVIF")
     path = tmp_path / f"new/folder/picture{ending}"
     write_image(Image.merge("RGBA", [*PICTURE.split(), ALPHA]), path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]

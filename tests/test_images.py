@@ -4,6 +4,7 @@ import os
 from functools import partial
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -295,10 +296,9 @@ def test_floats_are_rounded_and_clipped():
 def test_the_transparent_value_of_deep_grey_is_kept(tmp_path):
     values = np.array([[0, 257, 514], [257, 65535, 257]], np.uint16)
     image = Image.frombytes("I;16", (3, 2), values.astype("<u2").tobytes())
-    try:
-        image.save(tmp_path / "a.png", transparency=257)
-    except OSError as error:
-        pytest.skip(f"Pillow: {error}")  # 10.1 writes none
+    if PIL.__version__ == "10.1.0":
+        pytest.skip("Pillow 10.1, the oldest, writes no transparent value of deep grey")
+    image.save(tmp_path / "a.png", transparency=257)
     found = read_image(tmp_path / "a.png")
     assert found.mode == "LA"
     assert np.asarray(found.getchannel("L")).tolist() == [[0, 1, 2], [1, 255, 1]]

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -167,10 +168,9 @@ def test_what_holds_itself_or_grows_without_end_is_refused(workplace):
 def test_numbers_that_are_no_weights_are_refused(workplace, dtype):
     weights = create("generator", "resnet_4blocks", width=2).state_dict()
     weights["model.1.weight"] = weights["model.1.weight"].to(dtype)
-    try:
-        save_tensors(Path("w"), weights, {"generators": {"forward": spec()}})
-    except KeyError:
-        pytest.skip(f"safetensors writes no {dtype}")  # 0.4.5
+    if dtype == torch.complex64 and safetensors.__version__ == "0.4.5":
+        pytest.skip("safetensors 0.4.5, the oldest, writes no complex numbers")
+    save_tensors(Path("w"), weights, {"generators": {"forward": spec()}})
     with pytest.raises(DamagedFile, match=r"model.1.weight: \w+ numbers, the generator has float32"):
         qsattn_plugin.load("w")
     half = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}

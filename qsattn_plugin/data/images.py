@@ -249,7 +249,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-#: LittleCMS' cmsFLAGS_NOCACHE. Pillow has no name for it before 10.3.
+#: LittleCMS' cmsFLAGS_NOCACHE. Pillow 10.1 has no name for it.
 _NOCACHE: Any = 0x0040
 
 

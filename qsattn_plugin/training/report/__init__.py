@@ -39,9 +39,9 @@ def _only_warned_of(run: Run, what: str) -> Iterator[None]:
 
 def refresh_maps(run: Run, session: Session, images: Sequence[Tensor]) -> None:
     """Write the entropy maps of a few test images; any error becomes a :class:`ReportWarning`."""
-    from qsattn_plugin.training.report.maps import write_maps
-
     with _only_warned_of(run, "entropy maps"):
+        from qsattn_plugin.training.report.maps import write_maps
+
         write_maps(session, images, run.maps)
 
 
