@@ -35,10 +35,12 @@ Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def tensor(picture: Image.Image) -> Tensor:
+    """Return a picture as (1, 3, H, W) in [-1, 1]."""
     return to_float(to_channels(picture, 3))[None]
 
 
 def bicubic(full: Tensor, seen: Tensor, made: Tensor) -> Tensor:
+    """The enlarged change by itself."""
     return F.interpolate(made - seen, full.shape[-2:], mode="bicubic", antialias=True)
 
 
@@ -56,6 +58,7 @@ def bilateral(full: Tensor, seen: Tensor, made: Tensor) -> Tensor:
 
 
 def chosen(full: Tensor, seen: Tensor, made: Tensor) -> Tensor:
+    """The package's own way, in 8 bits."""
     return tensor(carry_back(*(from_tensor(x[0]) for x in (full, seen, made)))) - full
 
 

@@ -150,6 +150,7 @@ def notices(mutant: Mutant, copy: Path) -> str:
 
 
 def main() -> None:
+    """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="mutants whose file has this in its name; the page is not written")
     only = parser.parse_args().only

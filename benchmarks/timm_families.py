@@ -93,6 +93,7 @@ def refusal(model: str, side: int, folder: Path) -> str | None:
 
 
 def main() -> None:
+    """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("family", nargs="*", help="only these")
     chosen = parser.parse_args().family

@@ -29,6 +29,8 @@ PICTURE = (640, 480)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server of files that prints no line a request."""
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -48,6 +50,7 @@ def in_page(page, path: Path) -> tuple[float, float]:
 @click.option("--model", default="horse2zebra")
 @click.option("--repeats", default=5)
 def main(runtime: Path, model: str, repeats: int) -> None:
+    """Time translations in a browser and in PyTorch, and print both."""
     from playwright.sync_api import sync_playwright
 
     torch.set_num_threads(1)
