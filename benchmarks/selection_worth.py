@@ -66,7 +66,9 @@ def lift(run: Run, judge: Judge) -> float:
 def settings(args: argparse.Namespace, look: str, encoder: str, weight: float, seed: int) -> list[str]:
     """Return what a cell says over the recipe ``horse2zebra_mobile``."""
     sampler = LOOKS[look] | {"queries": QUERIES} | ({} if look == "random" else {"positions": POSITIONS})
-    frozen = {"type": "timm", "model": "tf_efficientnet_lite0", "pretrained": False, "weights": str(args.encoder)}
+    # Strides 4 and 8: the deeper maps of such crops have fewer positions than there are queries.
+    frozen = {"type": "timm", "model": "tf_efficientnet_lite0", "taps": [1, 2], "pretrained": False}
+    frozen["weights"] = str(args.encoder)
     encoders = {"generator": {"type": "generator"}, "timm": frozen}
     given = {
         "sampler": sampler,
@@ -129,12 +131,12 @@ PAGE = """# What the selection is worth
 QS-Attn's selections against CUT's random places, from one common start, the published `horse2zebra_mobile`: {steps}
 steps of its recipe with a rate that falls to zero, on random crops of {crop} pixels of pictures of 286, {queries}
 queries a map of 256 positions, float32, one thread. `norm` is `qsattn_global` with the norm of the features for its
-entropy; features are the generator's own at its default taps, or those of a frozen EfficientNet-Lite0 that timm has.
-Means over the seeds, with their range. Scores are of whole pictures of 256 pixels: KID times 100 on the 1280 features
-of FID's Inception, between squares around the animals and between whole pictures, the share of the squares that a
-classifier takes for zebras, and the mean change of a pixel, of 1, on the animals and beside them, as its activation
-maps find them. Lift is the share of the deepest map's queries that lie on animals over the share that chance gives,
-at the end.
+entropy; features are the generator's own at its default taps, or a frozen EfficientNet-Lite0's, of timm, at strides 4
+and 8. Means over the seeds, with their range. Scores are of whole pictures of 256 pixels: KID times 100 on the 1280
+features of FID's Inception, between squares around the animals and between whole pictures, the share of the squares
+that a classifier takes for zebras, and the mean change of a pixel, of 1, on the animals and beside them, as its
+activation maps find them. Lift is the share of the deepest map's queries that lie on animals over the share that
+chance gives, at the end.
 
 {start}
 
