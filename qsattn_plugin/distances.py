@@ -1,12 +1,12 @@
 """Distances between two sets of vectors, for scoring images.
 
 The sliced Wasserstein distance, on patches, compares two textures regardless of positions; the kernel distance and the
-Frechet distance, on the features of a trained network, compare two sets of images. Only :func:`kernel_distances` needs
-more than torch: it uses NumPy's random numbers.
+Frechet distance, on the features of a trained network, compare two sets of images.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +38,13 @@ def patches(images: Tensor, masks: Tensor | None = None, size: int = 7, coverage
     # One image at a time: most patches are dropped, and should not be in memory together.
     cut = [F.unfold(image[None], size)[0].T[keep] for image, keep in zip(images, wanted, strict=True)]
     return torch.cat(cut) if cut else images.new_zeros(0, images.shape[1] * size * size)
+
+
+def _sorted(columns: Tensor) -> Tensor:
+    """Return each column (P, K) sorted. On the CPU by NumPy, in a tenth of torch's time, which sorts indices along."""
+    if columns.device.type != "cpu":
+        return columns.sort(dim=0).values
+    return torch.from_numpy(np.sort(columns.detach().T.contiguous().numpy(), axis=1)).T
 
 
 def _quantiles(ordered: Tensor, at: Tensor) -> Tensor:
@@ -88,7 +95,7 @@ def sliced_wasserstein(
     directions = (directions / directions.norm(dim=0)).to(a)
     total = 0.0
     for some in directions.split(chunk, dim=1):
-        x, y = (a @ some).sort(dim=0).values, (b @ some).sort(dim=0).values
+        x, y = _sorted(a @ some), _sorted(b @ some)
         if len(x) != len(y):
             at = torch.linspace(0, 1, max(len(x), len(y)), device=a.device, dtype=torch.float64)
             x, y = _quantiles(x, at), _quantiles(y, at)
@@ -137,8 +144,6 @@ def kernel_distances(a: Tensor, b: Tensor, subsets: int = 100, size: int = 1000,
     ``RandomState(seed)``, without replacement), so that the numbers are the same. A set that is no larger than a subset
     is used whole each time: then the deviation is only that of the other set, and 0 if both are.
     """
-    import numpy as np
-
     a, b = _checked_pair(a, b, subsets, size)
     size = min(size, len(a), len(b))
     draws = np.random.RandomState(seed)  # torch has no generator with the same draws
