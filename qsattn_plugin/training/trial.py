@@ -54,7 +54,7 @@ class Trial:
 
 
 def try_recipe(session: Session) -> Trial:
-    """Take two steps of a new session and evaluate once, on a few of the recipe's images.
+    """Take two steps of a new session and evaluate twice, on a few of the recipe's images.
 
     Raises:
         RecipeError: a part fails on the images, an evaluation is not possible, a loss is not finite.
@@ -70,7 +70,10 @@ def try_recipe(session: Session) -> Trial:
             raise recipe.error("train.lr", f"the loss {', '.join(bad)} is NaN or infinite at the first step")
         step = _seconds(lambda: session.advance(loader), device)
         evaluator = Evaluator(recipe, loader, EVALUATED)
-        evaluation = _seconds(lambda: evaluator(next(iter(session.translators().values()))), device)
+        # The first also draws, reads or computes what all share.
+        first, evaluation = (
+            _seconds(lambda: evaluator(next(iter(session.translators().values()))), device) for _ in range(2)
+        )
     except RecipeError:
         raise
     except Exception as error:
@@ -81,8 +84,9 @@ def try_recipe(session: Session) -> Trial:
         stores = zip(loader.domains, loader.stores.values(), strict=True)
         memory += sum(min(BUDGET, s.nbytes // len(s) * counts[f"train{domain}"]) for domain, s in stores)
     steps, images = recipe.train.steps, recipe.evaluate.images or math.inf
+    shared = max(0.0, first - evaluation)
     evaluation *= min(images, counts[evaluator.source]) / len(evaluator.images)
-    training = step * steps + evaluation * math.ceil(steps / recipe.evaluate.interval(steps))
+    training = step * steps + shared + evaluation * math.ceil(steps / recipe.evaluate.interval(steps))
     return Trial(step, evaluation, training, memory, tuple(loader.notes))
 
 
