@@ -140,7 +140,8 @@ chance gives, at the end.
 
 {start}
 
-Raw numbers, machine and dates: [{raw}]({raw}); made by `python -m benchmarks.selection_worth`.
+{there} of its 72 runs are done. Raw numbers, machine and dates: [{raw}]({raw}); made by
+`python -m benchmarks.selection_worth`.
 
 {table}"""
 
@@ -196,7 +197,7 @@ def write_page(args: argparse.Namespace) -> None:
     lines = [line for line in read(args.out) if line["steps"] == args.steps]
     scores = next(line for line in lines if line["look"] == "start")
     start = ", ".join(f"{title} {scores[n]:.{d}f}" for title, (n, d) in COLUMNS.items() if n in scores)
-    told = {"steps": args.steps, "crop": CROP, "queries": QUERIES, "raw": args.out.name}
+    told = {"steps": args.steps, "crop": CROP, "queries": QUERIES, "raw": args.out.name, "there": len(lines) - 1}
     shown = table(("looks", "features", "weight", "runs", *COLUMNS), rows(lines))
     args.out.with_suffix(".md").write_text(PAGE.format(**told, start=f"The start: {start}.", table=shown))
 
