@@ -25,6 +25,7 @@ TINY = (
     "sampler.queries=16",
     "objective.head_width=8",
     "train.steps=4",
+    "train.decay_from=0.5",
     "train.batch_size=2",
     "train.log_every=1",
     "train.device=cpu",
