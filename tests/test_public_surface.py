@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def _names(module: Any):
     for name in names:
         value = getattr(module, name)
         if name.startswith("_") or not (inspect.isclass(value) or inspect.isroutine(value)):
+            continue
+        if typing.get_origin(value):  # Python 3.10 takes Callable[...] for a class
             continue
         yield name, _described(value)
 

@@ -47,6 +47,10 @@ def test_weights_that_leave_nothing_to_train_are_refused():
 
 def test_without_a_compiler_compiling_is_refused_in_words(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(torch, "__version__", "2.4.1")
+    with pytest.raises(UserError, match=r"^train\.compile: PyTorch 2\.4\.1 is too old"):
+        build("train.compile=true")
+    monkeypatch.setattr(torch, "__version__", "2.11.0")
     with pytest.raises(UserError, match=r"^train\.compile: .* there is no no-such-compiler here; install one"):
         build("train.compile=true")
     # An accelerator's kernels are not C++.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any, cast
@@ -229,6 +230,10 @@ def world() -> Iterator[World]:
         here.leave()
         # Destroying NCCL waits for the other ranks, which may still be inside an operation that this rank has left.
         if made and dist.is_initialized() and (ended_well or not here.on_device):
+            # Before PyTorch 2.8 the group's end waits for gloo's threads and keeps the interpreter's lock meanwhile,
+            # which such a thread may want for the tensors of its last operation: it gets it first (PyTorch #154976).
+            if torch.__version__ < "2.8":
+                time.sleep(0.2)
             dist.destroy_process_group()
 
 
