@@ -103,6 +103,7 @@ def train(folder: Path, told: list[str]) -> Line:
 #: A column's title -> the score, and its digits.
 COLUMNS = {
     "KID animals, train": ("train_kid_animals", 2),
+    "less random's": ("gain", 2),
     "KID, train": ("train_kid", 2),
     "KID, test": ("test_kid", 2),
     "taken, train": ("train_taken", 2),
@@ -114,7 +115,12 @@ COLUMNS = {
 
 def rows(lines: list[Line]) -> list[tuple[str, ...]]:
     """Return the table's rows: means over the seeds, and their range."""
-    made = []
+    made, name = [], "train_kid_animals"
+    chance = {(x["encoder"], x["weight"], x["seed"]): x[name] for x in lines if x["look"] == "random" and name in x}
+    for line in lines:
+        other = chance.get((line["encoder"], line["weight"], line["seed"]))
+        if other is not None and line["look"] != "random" and name in line:
+            line["gain"] = line[name] - other
     for encoder in ENCODERS:
         for weight in WEIGHTS:
             for look in LOOKS:
@@ -133,9 +139,10 @@ steps of its recipe with a rate that falls to zero, on random crops of {crop} pi
 queries a map of 256 positions, float32, one thread. `norm` is `qsattn_global` with the norm of the features for its
 entropy; features are the generator's own at its default taps, or a frozen EfficientNet-Lite0's, of timm, at strides 4
 and 8. Means over the seeds, with their range. Scores are of whole pictures of 256 pixels: KID times 100 on the 1280
-features of FID's Inception, between squares around the animals and between whole pictures, the share of the squares
-that a classifier takes for zebras, and the mean change of a pixel, of 1, on the animals and beside them, as its
-activation maps find them. Lift is the share of the deepest map's queries that lie on animals over the share that
+features of FID's Inception, between squares around the animals and between whole pictures (`less random's`: less that
+of `random` with the same seed, which gives both the same pictures in the same order), the share of the squares that a
+classifier takes for zebras, and the mean change of a pixel, of 1, on the animals and beside them, as its activation
+maps find them. Lift is the share of the deepest map's queries that lie on animals over the share that
 chance gives, at the end.
 
 {start}
