@@ -10,7 +10,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create, list_parts
 from qsattn_plugin.registry.cut_weights import load_cut_weights, recognise
 from qsattn_plugin.registry.describe import describe
-from qsattn_plugin.registry.layers import Downsample
+from qsattn_plugin.registry.layers import Downsample, bound
 
 SIDE = {"unet_256": 256, "unet_128": 128}
 NAMES = [part.name for part in list_parts("generators")]
@@ -138,6 +138,25 @@ def test_residual_generators_begin_with_a_small_change_of_the_picture(name, more
         create("generator", "swift_resnet_6blocks", residual=False, mask=True)
     with pytest.raises(ValueError, match="residual: images of 1 input and 3 output channels"):
         create("generator", name, residual=True, in_channels=1)
+
+
+def test_the_bound_of_a_residual_generator_lets_pixels_come_back():
+    x = torch.tensor([-1.5, -1.5, -0.5, 0.5, 1.5, 1.5], requires_grad=True)
+    grad = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])  # descent moves a value against its sign
+    bound(x).backward(grad)
+    assert x.grad.tolist() == [0, -1, 1, -1, 1, 0]
+    assert bound(x).tolist() == x.clamp(-1, 1).tolist()
+
+    torch.manual_seed(0)
+    painter = create("generator", "resnet_4blocks", width=8, residual=True)
+    paint = painter.model[-1]
+    with torch.no_grad():
+        paint.bias.fill_(-3.0)
+    image = torch.rand(1, 3, 32, 32)
+    dark = painter(image)
+    assert (dark == -1).all()
+    (dark - image).square().mean().backward()
+    assert (paint.bias.grad < 0).all(), "descent brightens what is too dark"
 
 
 def test_a_patchgan_that_shrinks_what_it_sees_judges_larger_patches():

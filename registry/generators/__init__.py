@@ -13,12 +13,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import register
-from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, initialise, normalisation
+from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, bound, initialise, normalisation
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
 from qsattn_plugin.registry.layers.primitives import Primitive, Skip, blend
 
@@ -153,7 +152,7 @@ class TappedGenerator(nn.Module):
         if self.mask:
             return blend(x, out)
         # A residual through tanh would have to invert it wherever the image is to stay unchanged.
-        return F.hardtanh(x + out) if self.residual else out
+        return bound(x + out) if self.residual else out
 
     def _layers(
         self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None

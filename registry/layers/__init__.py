@@ -102,6 +102,29 @@ def _laid_out(x: Tensor) -> Tensor:
     return _LayOutGradient.apply(x) if torch.is_grad_enabled() and not is_compiling() else x
 
 
+class _Bound(torch.autograd.Function):
+    """Values clamped to [-1, 1], whose gradient is kept where descent leads back into the range."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.hardtanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad.masked_fill((x.abs() > 1) & (x * grad < 0), 0)
+
+
+def bound(x: Tensor) -> Tensor:
+    """Clamp to [-1, 1]; the gradient is 0 only outside it, and only where descent would lead further out.
+
+    With the clamp's own gradient, 0 everywhere outside, a pixel that was painted too dark or too bright would never
+    learn to come back.
+    """
+    return _Bound.apply(x) if torch.is_grad_enabled() else F.hardtanh(x)
+
+
 def normalisation(name: Norm) -> Callable[[int], nn.Module]:
     """Return the constructor of a normalisation layer; it takes the number of channels."""
     return {
