@@ -140,7 +140,7 @@ def test_what_takes_longer_than_an_hour_is_compared_with_what_does_not(monkeypat
     # The toy's generator is this one on two images instead of one: a second for each of its 1500 steps.
     assert said == (
         "It takes about 10 h here: 0.5 s a step, 4 steps (fp32 on cpu, 2.0 GB of memory). Recipes that fit an hour "
-        "here, by their generators' multiply-adds: toy (25 min 0 s)."
+        "here, by their generators' multiply-adds: toy (25 min)."
     )
     session.recipe.train.__dict__["steps"] = 70_000
     assert " 70000 steps " in (said := describe_trial(session, Trial(0.5, 10, 36_000, 10**9)))

@@ -275,7 +275,7 @@ def test_an_epoch_has_the_images_of_the_larger_domain(tmp_path):
 
 
 def test_variants_are_recipes_like_others(tmp_path):
-    train = ["train.steps=600", "train.decay_from=0.5", "train.batch_size=4"]
+    train = ["train.steps=600", "train.decay_from=0.5", "train.batch_size=4", "train.lr=4e-4"]
     own = ["method=cyclegan", "generator.residual=false", *train, "name=toy_cyclegan"]
     spelled = load_recipe("toy", own)
     assert load_recipe("toy_cyclegan") == spelled
