@@ -52,10 +52,10 @@ SAMPLERS = {
 }
 
 
-def settings(case: str, sampler: str, seed: int, steps: int | None) -> list[str]:
-    """Return what a run says over the recipe ``toy``."""
+def settings(case: str, sampler: str, seed: int, steps: int) -> list[str]:
+    """Return what a run says over the recipe ``toy``: it is scored at its end alone."""
     method, nce = CASES[case]
-    length = [] if steps is None else [f"train.steps={steps}", f"evaluate.every={steps}"]
+    length = [f"train.steps={steps}", f"evaluate.every={steps}"]
     # As the toy recipe has it with its own method: no identity term, and half of the weight.
     weight = {"cut": ("identity=false", "nce_weight=0.5"), "dclgan": ("identity_l1=0", "nce_weight=1.0")}
     weight["simdcl"] = ("identity_l1=0", "nce_weight=0.5")
@@ -64,7 +64,7 @@ def settings(case: str, sampler: str, seed: int, steps: int | None) -> list[str]
     return [f"method={method}", *losses, *looks, f"train.seed={seed}", "train.device=cpu", *length]
 
 
-def one(case: str, sampler: str, seed: int, steps: int | None, threads: int, folder: Path) -> Line:
+def one(case: str, sampler: str, seed: int, steps: int, threads: int, folder: Path) -> Line:
     """Train one run, or carry on with it, and return its line."""
     torch.set_num_threads(threads)
     recipe = load_recipe("toy", settings(case, sampler, seed, steps))
@@ -137,18 +137,18 @@ def main() -> None:
     if args.one:
         print(json.dumps(one(**json.loads(args.one), threads=args.threads, folder=args.runs)))
         return
-    length = load_recipe("toy").train.steps if args.steps is None else args.steps
+    steps = load_recipe("toy").train.steps if args.steps is None else args.steps
     wanted = [(c, s, n) for n in args.seeds for c in args.cases for s in args.samplers]
     done = {(line["case"], line["sampler"], line["seed"], line["steps"]) for line in read(args.out)}
     for case, sampler, seed in wanted:
-        if (case, sampler, seed, length) in done:
+        if (case, sampler, seed, steps) in done:
             continue
-        what = json.dumps({"case": case, "sampler": sampler, "seed": seed, "steps": args.steps})
-        folder = args.runs / folder_name(case, sampler, seed, length)
+        what = json.dumps({"case": case, "sampler": sampler, "seed": seed, "steps": steps})
+        folder = args.runs / folder_name(case, sampler, seed, steps)
         command = ("benchmarks.family", "--one", what, "--threads", str(args.threads), "--runs", str(folder))
         add(args.out, json.loads(run_module(*command)))
-        lines = [each for each in read(args.out) if each["steps"] == length]
-        page = PAGE.format(steps=length, threads=args.threads, raw=args.out.name, table=table(HEAD, rows(lines)))
+        lines = [each for each in read(args.out) if each["steps"] == steps]
+        page = PAGE.format(steps=steps, threads=args.threads, raw=args.out.name, table=table(HEAD, rows(lines)))
         args.out.with_suffix(".md").write_text(page)
 
 

@@ -131,7 +131,7 @@ def main() -> None:
     """Unpaired image-to-image translation with query-selected attention.
 
     \b
-    qsattn build toy && qsattn fit                 train the toy model in about five minutes
+    qsattn build toy && qsattn fit                 train the toy model in about four minutes
     qsattn translate photos/ -m runs/toy -o out/   translate with it
 
     \b

@@ -137,7 +137,7 @@ def test_what_takes_longer_than_an_hour_is_compared_with_what_does_not(monkeypat
     like_it = ("data.size=64", "data.crop=64", "generator.width=24")
     session = Session(load_recipe("toy", [*TINY, *like_it, "name=mine", "train.batch_size=1"]))
     said = describe_trial(session, Trial(step=0.5, evaluation=10, training=36_000, memory=2 * 10**9))
-    # The toy's generator is this one on two images instead of one: a second for each of its 1500 steps.
+    # The toy's generator is this one on two images instead of one: a second for each of its steps.
     assert said == (
         "It takes about 10 h here: 0.5 s a step, 4 steps (fp32 on cpu, 2.0 GB of memory). Recipes that fit an hour "
         "here, by their generators' multiply-adds: toy (25 min)."
