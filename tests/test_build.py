@@ -16,6 +16,7 @@ from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.registry import timm_features
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.registry.timm_features import TimmFeatures
+from qsattn_plugin.text import duration
 from qsattn_plugin.training import precision, trial
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
@@ -138,9 +139,10 @@ def test_what_takes_longer_than_an_hour_is_compared_with_what_does_not(monkeypat
     session = Session(load_recipe("toy", [*TINY, *like_it, "name=mine", "train.batch_size=1"]))
     said = describe_trial(session, Trial(step=0.5, evaluation=10, training=36_000, memory=2 * 10**9))
     # The toy's generator is this one on two images instead of one: a second for each of its steps.
+    time = duration(load_recipe("toy").train.steps)
     assert said == (
         "It takes about 10 h here: 0.5 s a step, 4 steps (fp32 on cpu, 2.0 GB of memory). Recipes that fit an hour "
-        "here, by their generators' multiply-adds: toy (25 min)."
+        f"here, by their generators' multiply-adds: toy ({time})."
     )
     session.recipe.train.__dict__["steps"] = 70_000
     assert " 70000 steps " in (said := describe_trial(session, Trial(0.5, 10, 36_000, 10**9)))
