@@ -384,7 +384,7 @@ def test_satellites_of_thirteen_bands(satellites, tmp_path, monkeypatch):
     ("method", "objective"),
     [
         ("cyclegan", "objective={identity_weight: 0}"),
-        ("dclgan", "objective={identity_l1: 0, head_width: 8}"),
+        ("dclgan", "objective={identity_l1: 0, nce: [{type: lsesim, learned: true}, {type: srunit, start: 0}]}"),
         ("simdcl", "objective={identity_l1: 0, head_width: 8}"),
     ],
 )

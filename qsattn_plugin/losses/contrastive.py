@@ -35,6 +35,7 @@ class Pair:
         target: real images of the other domain; None for an image and its translation into its own domain.
         generator: the network that made ``image``.
         encode: returns the features of an image at the taps, as of translations.
+        encode_source: the same, as of sources.
         heads: projects routed features of the source.
         translation_heads: projects routed features of the translation.
         choose: returns routes for feature maps of the source and the names of their layers. The third argument says
@@ -54,6 +55,7 @@ class Pair:
     target: Tensor | None
     generator: nn.Module
     encode: Callable[[Tensor], list[Tensor]]
+    encode_source: Callable[[Tensor], list[Tensor]]
     heads: Any
     translation_heads: Any
     choose: Callable[[Sequence[Tensor], Sequence[int | str], bool], list[Route]]
@@ -109,6 +111,8 @@ class ContrastiveObjective(nn.Module):
     layers: Sequence[int] = ()
     #: Names of the layers that it has routes chosen for; None for the encoder's taps.
     routed: Sequence[int | str] | None = None
+    #: The channels of the translation's features at the taps; set before :meth:`build`.
+    translated: Sequence[int] = ()
     #: The share of the training's steps that are done, 0 to 1; the method sets it.
     progress: float = 0.0
 

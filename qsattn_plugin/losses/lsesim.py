@@ -66,28 +66,40 @@ class LSeSim(ContrastiveObjective):
                 _ = self.augment and self.augment(torch.zeros(1, channels, 32, 32), torch.Generator())
             except ValueError as error:
                 raise ValueError(f"augment: {error}") from error
-        self.select = nn.ModuleList()
-        for channels in encoder.channels if self.learned else ():
-            width = max(32, channels // 4)
-            first, second = nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 1)
-            for layer in (first, second):
-                nn.init.normal_(layer.weight, 0.0, self.init_gain)
-                nn.init.zeros_(cast(Tensor, layer.bias))
-            self.select.append(nn.Sequential(first, nn.ReLU(), second))
+        taps = list(zip(encoder.channels, self.translated, strict=True)) if self.learned else []
+        self.select = nn.ModuleList(self._layers(channels) for channels, _ in taps)
+        # For translations at taps where another encoder gives them other channels: at the image itself.
+        others = {str(i): self._layers(theirs) for i, (channels, theirs) in enumerate(taps) if theirs != channels}
+        self.select_translated = nn.ModuleDict(others)
+
+    def _layers(self, channels: int) -> nn.Module:
+        width = max(32, channels // 4)
+        first, second = nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 1)
+        for layer in (first, second):
+            nn.init.normal_(layer.weight, 0.0, self.init_gain)
+            nn.init.zeros_(cast(Tensor, layer.bias))
+        return nn.Sequential(first, nn.ReLU(), second)
+
+    def _selectors(self, translated: bool) -> list[nn.Module]:
+        """Return the learned layers of all taps, for features of the source or of translations."""
+        others = dict(self.select_translated.items()) if translated else {}
+        return [others.get(str(i), layers) for i, layers in enumerate(self.select)]
 
     def compare(self, pair: Pair) -> Tensor:
         source = [f.detach() for f in pair.source]
         if self.learned:
             pair.own["similarity"] = self._contrast(pair, source)
-        maps = [self.maps(self._fixed(f), pair.routes) for f in (source, pair.features)]
+        fixed = self._fixed(source, False), self._fixed(pair.features, True)
+        maps = [self.maps(features, pair.routes) for features in fixed]
         return torch.stack([self.compare_maps(a, b) for a, b in zip(*maps, strict=True)]).mean()
 
-    def _fixed(self, features: Sequence[Tensor]) -> list[Tensor]:
+    def _fixed(self, features: Sequence[Tensor], translated: bool) -> list[Tensor]:
         """Return the features through the learned layers, which get no gradient; themselves if none are learned."""
         if not self.learned:
             return list(features)
-        weights = [{name: p.detach() for name, p in layers.named_parameters()} for layers in self.select]
-        return [functional_call(s, w, (f,)) for s, w, f in zip(self.select, weights, features, strict=True)]
+        select = self._selectors(translated)
+        weights = [{name: p.detach() for name, p in layers.named_parameters()} for layers in select]
+        return [functional_call(s, w, (f,)) for s, w, f in zip(select, weights, features, strict=True)]
 
     def maps(self, features: Sequence[Tensor], routes: Sequence[Route]) -> list[Tensor]:
         """Return the maps of the routes' queries, (B, N, K) for windows of K positions, in features (B, C, H, W)."""
@@ -132,16 +144,17 @@ class LSeSim(ContrastiveObjective):
         assert pair.target is not None
         routes = [route.detach() for route in pair.routes]
         with torch.no_grad():
-            cases = [([f.detach() for f in pair.features], pair.target)]
+            here, there = self._selectors(False), self._selectors(True)
+            cases = [(there, [f.detach() for f in pair.features], pair.target)]
             if self.augment is not None:
                 same, other = (self.augment(images, pair.draws) for images in (pair.input, pair.target))
-                cases.append((pair.encode(same), other))
-            encoded = [(same, pair.encode(other.flip(2, 3))) for same, other in cases]
+                cases.append((here, pair.encode_source(same), other))
+            encoded = [(select, same, pair.encode(other.flip(2, 3))) for select, same, other in cases]
         losses = []
-        for index, layers in enumerate(self.select):
+        for index, layers in enumerate(here):
             anchors = layers(source[index])
-            for same, other in encoded:
-                seen = [anchors, layers(same[index]), layers(other[index])]
+            for select, same, other in encoded:
+                seen = [anchors, select[index](same[index]), there[index](other[index])]
                 a, b, c = self.maps(seen, [routes[index]] * 3)
                 losses.append(contrast_maps(a, b, c, self.temperature))
         return torch.stack(losses).mean()

@@ -71,13 +71,23 @@ class Objectives(nn.ModuleList):
         """The generator's layers that objectives ask for."""
         return sorted({index for objective in self for index in objective.layers})
 
-    def build(self, generator: nn.Module, encoder: Any, heads: nn.Module, parts: Parts) -> None:
+    def build(
+        self, generator: nn.Module, encoder: Any, heads: nn.Module, parts: Parts, encoder_back: Any = None
+    ) -> None:
         """Make the networks that the objectives own, and check that the sampler knows the layers that they look at.
+
+        Args:
+            generator: translates the source.
+            encoder: encodes the source.
+            heads: project the source's features.
+            parts: makes the sampler.
+            encoder_back: encodes translations; ``encoder`` does without it.
 
         Raises:
             PartError: an objective cannot be computed with these.
         """
         for kind, objective, where in zip(self.kinds, self, self.places, strict=True):
+            objective.translated = (encoder_back or encoder).channels
             try:
                 objective.build(generator, encoder, heads)
             except (UserError, ValueError) as error:
@@ -209,6 +219,7 @@ class Contrast:
             target=target,
             generator=self.generator,
             encode=lambda image: encoder.features(generator, image),
+            encode_source=lambda image: self.encoder.features(self.generator, image),
             heads=self.heads,
             translation_heads=heads,
             choose=choose,

@@ -104,8 +104,8 @@ class DCLGAN(Method):
         encoded = [self.encoder.channels, self.encoder_back.channels]
         encoded = encoded if similarity_weight else [self.nce.heads(channels) for channels in encoded]
         self.heads, self.heads_back = (ProjectionHeads(channels, head_width, head_gain) for channels in encoded)
-        self.nce.build(self.generator, self.encoder, self.heads, parts)
-        self.nce_back.build(self.generator_back, self.encoder_back, self.heads_back, parts)
+        self.nce.build(self.generator, self.encoder, self.heads, parts, self.encoder_back)
+        self.nce_back.build(self.generator_back, self.encoder_back, self.heads_back, parts, self.encoder)
         self.sampler = parts.sampler(self.encoder.taps)
         self.signatures = nn.ModuleList(Signature(self.heads.count) for _ in range(4 if similarity_weight else 0))
         loss, augment = adversarial_loss(gan), parts.augmentation()
