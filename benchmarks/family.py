@@ -56,10 +56,12 @@ def settings(case: str, sampler: str, seed: int, steps: int) -> list[str]:
     """Return what a run says over the recipe ``toy``: it is scored at its end alone."""
     method, nce = CASES[case]
     length = [f"train.steps={steps}", f"evaluate.every={steps}"]
-    # As the toy recipe has it with its own method: no identity term, and half of the weight.
+    # As the toy recipe has it, which loses its objective with its method: no identity term, and half of the weight.
+    own = load_recipe("toy").objective
+    shared = [f"objective.{key}={own[key]}" for key in ("gan", "head_width")]
     weight = {"cut": ("identity=false", "nce_weight=0.5"), "dclgan": ("identity_l1=0", "nce_weight=1.0")}
     weight["simdcl"] = ("identity_l1=0", "nce_weight=0.5")
-    losses = [f"objective.{key}" for key in (f"nce={nce}", *weight[method])]
+    losses = [*shared, *(f"objective.{key}" for key in (f"nce={nce}", *weight[method]))]
     looks = [f"sampler={SAMPLERS[sampler]}"]
     return [f"method={method}", *losses, *looks, f"train.seed={seed}", "train.device=cpu", *length]
 
