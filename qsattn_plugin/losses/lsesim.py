@@ -128,8 +128,8 @@ class LSeSim(ContrastiveObjective):
     def compare_maps(self, source: Tensor, translation: Tensor) -> Tensor:
         """Return the distance of maps (B, N, K), 0-dim, where the translation's are largest."""
         count = max(1, translation.shape[-1] // 4)
-        least = translation.sort(dim=-1, descending=True).values[..., min(count, translation.shape[-1] - 1)]
-        outside = translation < least.unsqueeze(-1)
+        largest = translation.detach().topk(min(count + 1, translation.shape[-1]), sorted=False).values
+        outside = translation < largest.amin(-1, keepdim=True)
         source, translation = source.masked_fill(outside, 0.0), translation.masked_fill(outside, 0.0)
         if self.distance == "cosine":
             got = F.cosine_similarity(source, translation, dim=-1)
@@ -152,10 +152,10 @@ class LSeSim(ContrastiveObjective):
             encoded = [(select, same, pair.encode(other.flip(2, 3))) for select, same, other in cases]
         losses = []
         for index, layers in enumerate(here):
-            anchors = layers(source[index])
+            (a,) = self.maps([layers(source[index])], [routes[index]])
             for select, same, other in encoded:
-                seen = [anchors, select[index](same[index]), there[index](other[index])]
-                a, b, c = self.maps(seen, [routes[index]] * 3)
+                seen = [select[index](same[index]), there[index](other[index])]
+                b, c = self.maps(seen, [routes[index]] * 2)
                 losses.append(contrast_maps(a, b, c, self.temperature))
         return torch.stack(losses).mean()
 
