@@ -108,10 +108,10 @@ class LSeSim(ContrastiveObjective):
             with no_autocast(f.device.type):
                 f = at_least_float32(f)
                 f = f - f.mean((2, 3), keepdim=True)
-                f = F.normalize(f, dim=1) if self.similarity == "cosine" else f / math.sqrt(f.shape[1])
-                scores = torch.bmm(route(f), f.flatten(2))
-                scores = self._in_window(scores, route.queries, f.shape[2], f.shape[3])
-                found.append(scores if self.similarity == "cosine" else torch.tanh(scores / 10))
+                cosine = self.similarity == "cosine"
+                f = F.normalize(f, dim=1) if cosine else f / math.sqrt(10 * f.shape[1])
+                scores = self._in_window(torch.bmm(route(f), f.flatten(2)), route.queries, f.shape[2], f.shape[3])
+                found.append(scores if cosine else torch.tanh(scores))
         return found
 
     def _in_window(self, scores: Tensor, queries: Tensor, height: int, width: int) -> Tensor:
@@ -166,9 +166,9 @@ def contrast_maps(source: Tensor, same: Tensor, other: Tensor, temperature: floa
     The maps of ``other`` are negatives of both.
     """
     with no_autocast(source.device.type):
-        source, same, other = (F.normalize(maps, dim=-1) for maps in (source, same, other))
-        logits = torch.cat(
-            [source @ same.transpose(1, 2), source @ other.transpose(1, 2), same @ other.transpose(1, 2)], 2
-        )
+        lengths = [maps.norm(dim=-1, keepdim=True).clamp_min(1e-12) for maps in (source, same, other)]
+        # Maps have more numbers than the products of all of them: dividing these costs less, gradients most of all.
+        a, b, c = zip((source, same, other), lengths, strict=True)
+        logits = torch.cat([x @ y.mT / (long * wide.mT) for (x, long), (y, wide) in ((a, b), (a, c), (b, c))], 2)
         places = torch.arange(source.shape[1], device=source.device).repeat(len(source))
         return F.cross_entropy(logits.flatten(0, 1) / temperature, places)
