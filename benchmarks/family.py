@@ -7,8 +7,8 @@ other. Every run adds a JSON line to docs/measured/family.jsonl, and docs/measur
 What has its line already is not trained again, and a run that was stopped is carried on with: start the same command
 again. The 66 runs take some ten hours of a quiet core; ``--cases``, ``--samplers`` and ``--seeds`` take part of them.
 
-Each run has a process of its own. Seconds are those of the CPU, medians of ten steps after the training; memory is the
-process's resident peak over these steps beyond what it held before them.
+Each run has a process of its own. Seconds are those of the CPU, medians of ten steps; memory is the process's resident
+peak over these steps beyond what it held before them, the networks and their imports.
 """
 
 from __future__ import annotations
@@ -71,12 +71,13 @@ def one(case: str, sampler: str, seed: int, steps: int, threads: int, folder: Pa
     torch.set_num_threads(threads)
     recipe = load_recipe("toy", settings(case, sampler, seed, steps))
     line: Line = {"case": case, "sampler": sampler, "seed": seed, "steps": recipe.train.steps}
+    needed = cost(recipe, threads)  # first: what a training has freed stays with the process, and would hide the peak
     run = Run.open(folder) if (folder / "recipe.yaml").exists() else Run.create(recipe, folder)
     try:
         line |= fit(run)
     except NonFiniteLossError as error:
         line["failed"] = str(error).partition(". ")[0]
-    return line | cost(recipe, threads) | machine()
+    return line | needed | machine()
 
 
 def cost(recipe: Any, threads: int) -> Line:
@@ -85,9 +86,9 @@ def cost(recipe: Any, threads: int) -> Line:
     size = recipe.data.crop
     batch = {letter: torch.rand(recipe.train.batch_size, 3, size, size) * 2 - 1 for letter in "AB"}
     session.method.progress = 0.5  # objectives that wait for their time are at work
-    session.method.step(batch, torch.Generator().manual_seed(0))
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
     before, seconds = resident("VmRSS"), []
+    session.method.step(batch, torch.Generator().manual_seed(0))
     for number in range(10):
         began = time.process_time()
         session.method.step(batch, torch.Generator().manual_seed(number))
