@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qsattn_plugin.attention.routes import PointRoute
+from qsattn_plugin.attention.routes import AttentionRoute, PointRoute
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.losses.enco import EnCo, mirrored_layers
 from qsattn_plugin.losses.lsesim import LSeSim, contrast_maps
@@ -131,6 +131,21 @@ def test_lsesim_s_maps_are_the_equation(similarity, window):
                 else:
                     expected.append(float(query @ key / query.norm() / key.norm()))
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), **CLOSE)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_lsesim_with_attention_learns_through_the_translation_s_maps_alone(similarity):
+    objective = LSeSim(similarity=similarity)
+    source, features = normal(1, 6, 5, 5, seed=0).requires_grad_(), normal(1, 6, 5, 5, seed=1)
+    cross, own = (create("sampler", "qsattn_global", queries=4, routing=r) for r in ("cross", "own"))
+    pair = SimpleNamespace(source=[source], features=[features], routes=cross.choose([source]))
+    (got,) = torch.autograd.grad(objective.compare(pair), source, retain_graph=True)
+    wanted, maps = (objective.maps([f], pair.routes)[0] for f in (source, features))
+    (expected,) = torch.autograd.grad(objective.compare_maps(wanted.detach(), maps), source)
+    assert expected.any()
+    torch.testing.assert_close(got, expected, **CLOSE)
+    # The source's own rows are those that route it.
+    torch.testing.assert_close(objective.maps([source], own.choose([source]))[0], wanted, **CLOSE)
 
 
 def test_lsesim_s_contrast_is_the_equation():
@@ -286,6 +301,13 @@ def test_srunit_of_three_patches(monkeypatch):
     assert float(objective.compare(pair)) == pytest.approx(1.0, rel=1e-9)
     pair.generator = lambda x, change: x + 3 * change[0]
     assert float(objective.compare(pair)) == pytest.approx(3.0, rel=1e-9)
+    # Rows of attention learn from the distance, not from what it is divided by.
+    rows = torch.tensor([[[0.5, 0.3, 0.2]]], dtype=torch.float64, requires_grad=True)
+    pair.routes = [AttentionRoute(rows, torch.tensor([[0]]), (1, 3))]
+    (got,) = torch.autograd.grad(objective.compare(pair), rows)
+    distance = (rows @ (3 * direction * length).flatten(2).mT).norm()
+    (expected,) = torch.autograd.grad(distance / (rows.detach() @ length.flatten()), rows)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
 
 
 def test_enco_of_three_patches():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
@@ -89,9 +88,9 @@ class LSeSim(ContrastiveObjective):
         source = [f.detach() for f in pair.source]
         if self.learned:
             pair.own["similarity"] = self._contrast(pair, source)
-        fixed = self._fixed(source, False), self._fixed(pair.features, True)
-        maps = [self.maps(features, pair.routes) for features in fixed]
-        return torch.stack([self.compare_maps(a, b) for a, b in zip(*maps, strict=True)]).mean()
+        wanted = self.maps(self._fixed(source, False), [route.detach() for route in pair.routes])
+        maps = self.maps(self._fixed(pair.features, True), pair.routes)
+        return torch.stack([self.compare_maps(a, b) for a, b in zip(wanted, maps, strict=True)]).mean()
 
     def _fixed(self, features: Sequence[Tensor], translated: bool) -> list[Tensor]:
         """Return the features through the learned layers, which get no gradient; themselves if none are learned."""
@@ -107,10 +106,15 @@ class LSeSim(ContrastiveObjective):
         for f, route in zip(features, routes, strict=True):
             with no_autocast(f.device.type):
                 f = at_least_float32(f)
-                f = f - f.mean((2, 3), keepdim=True)
+                mean = f.mean((2, 3), keepdim=True)
                 cosine = self.similarity == "cosine"
-                f = F.normalize(f, dim=1) if cosine else f / math.sqrt(10 * f.shape[1])
-                scores = self._in_window(torch.bmm(route(f), f.flatten(2)), route.queries, f.shape[2], f.shape[3])
+                # Routed first: a route may look at the features themselves.
+                queries, keys = route(f) - mean.flatten(1).unsqueeze(1), (f - mean).flatten(2)
+                if cosine:
+                    queries, keys = F.normalize(queries, dim=2), F.normalize(keys, dim=1)
+                else:
+                    queries = queries / (10 * f.shape[1])
+                scores = self._in_window(torch.bmm(queries, keys), route.queries, f.shape[2], f.shape[3])
                 found.append(scores if cosine else torch.tanh(scores))
         return found
 

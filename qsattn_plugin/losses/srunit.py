@@ -53,7 +53,7 @@ class SRUNIT(ContrastiveObjective):
             anchors = pair.translation_heads.project(tap, route(pair.encode(moved)[tap]))
             positives = pair.heads.project(tap, route(source))
             distance = ((anchors - positives).square().sum(-1) + 1e-12).sqrt()
-            return (distance / route(length).squeeze(-1)).mean()
+            return (distance / route.detach()(length).squeeze(-1)).mean()
 
     def draw(self, features: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return a unit vector and a length for every position of features (B, C, H, W), in float32 at least."""
