@@ -18,11 +18,16 @@ from qsattn_plugin.data.toy.drawing import draw
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
 from qsattn_plugin.registry.pretrained import entries
+from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.run import Run
+from qsattn_plugin.training.session import Session
 from qsattn_plugin.translation.grid import picture_grid
 from qsattn_plugin.translation.job import translate_files
 from qsattn_plugin.translation.sizes import carry_back, parse_sizes, resize_picture, working_size
 from qsattn_plugin.translation.translator import Translator
+from tests.conftest import TINY
 from tests.test_cli import qsattn, refused
 
 
@@ -175,13 +180,12 @@ def test_a_large_picture_is_translated_small_and_one_that_stays_large_in_tiles()
         ({"preprocess": "resize_and_crop", "resize": 286, "crop": 256, "random_crop": "always"}, 256),
         ({"preprocess": "resize_and_crop", "resize": 1024, "crop": 256, "random_crop": "always"}, 1024),
         ({"preprocess": "resize_and_crop", "resize": 1024, "crop": 256, "random_crop": "until_decay"}, 256),
-        ({"preprocess": "crop", "resize": 286, "crop": 64}, 64),
-        ({"preprocess": "scale_shortside_and_crop", "resize": 512, "crop": 256}, 512),
-        ({"preprocess": "none", "resize": 286, "crop": 256}, None),
+        ({"preprocess": "crop", "resize": 286, "crop": 64}, None),
+        ({"preprocess": "scale_shortside_and_crop", "resize": 512, "crop": 256}, None),
         (None, None),
     ],
 )
-def test_the_trained_size_is_the_recipe_s(workplace, data, expected):
+def test_the_trained_size_of_an_older_file_is_the_recipe_s_where_that_does_not_depend_on_pictures(workplace, data, expected):
     generator = create("generator", "resnet_4blocks", width=2)
     spec = {"type": "resnet_4blocks", "arguments": {"width": 2}, "channels": 3, "prefix": ""}
     document = {"generators": {"forward": spec}, **({"recipe": {"data": data}} if data else {})}
@@ -189,6 +193,32 @@ def test_the_trained_size_is_the_recipe_s(workplace, data, expected):
     model = qsattn_plugin.load("m.safetensors")
     assert model.trained == expected and f"trained={expected}" in repr(model)
     assert f"trained at {expected} px" in model.origin or "its file does not say" in model.origin
+
+
+@pytest.mark.parametrize(
+    ("mode", "resize", "expected"),
+    [
+        ("crop", 40, (60, 80)),
+        ("scale_shortside_and_crop", 40, (60, 80)),  # larger pictures stay as they are
+        ("scale_width_and_crop", 64, (32, 56)),  # 64 x 38: crops of 32 show most of it
+        ("resize_and_crop", 64, (64, 64)),
+        ("resize_and_crop", 40, (32, 32)),
+        ("none", 40, (60, 80)),
+    ],
+)
+def test_a_training_tells_the_size_of_its_pictures(workplace, mode, resize, expected):
+    for folder, size in (("trainA", (100, 60)), ("trainB", (90, 80))):
+        (workplace / "data" / folder).mkdir(parents=True)
+        for name in "ab":
+            noise("RGB", size).save(workplace / "data" / folder / f"{name}.png")
+    data = f"data={{type: folders, root: data, preprocess: {mode}, resize: {resize}, crop: 32, random_crop: always}}"
+    settings = [setting for setting in TINY if not setting.startswith("data")]
+    run = Run.create(load_recipe("toy", (*settings, "method=cyclegan", data)), workplace / "run")
+    fit(run, max_steps=1)
+    assert tuple(qsattn_plugin.load("run", name=name).trained for name in ("forward", "backward")) == expected
+    session = Session(run.recipe)
+    session.restore(run.checkpoints.path(1))
+    assert tuple(spec["trained"] for spec in session.state()[1]["generators"].values()) == expected
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in entries().values() if entry.has_weights])

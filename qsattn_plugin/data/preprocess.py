@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from statistics import median_low
 from typing import get_args
 
 import torch
@@ -13,10 +15,22 @@ from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.pixels import as_pil, memory_of, to_channels
 from qsattn_plugin.registry.interfaces import PreprocessMode
 
-__all__ = ["Preprocess", "resize_bands"]
+__all__ = ["FACTOR", "Preprocess", "known_side", "resize_bands"]
+
+#: Shorter sides that differ by no more than this factor are of one size, to a generator.
+FACTOR = 1.5
 
 #: The most pixels of a resized picture; only extreme aspect ratios come near it.
 MAX_PIXELS = 1 << 27
+
+
+def known_side(sides: Iterable[int], crop: int | None) -> int:
+    """Return the shorter side of the pictures that a generator knows, given those of the resized training pictures.
+
+    It is their median. Where crops show most of a picture it is ``crop``, as in tests.
+    """
+    side = median_low(sides)
+    return crop if crop and side <= FACTOR * crop else side
 
 
 def resize_bands(image: Tensor, size: tuple[int, int]) -> Tensor:

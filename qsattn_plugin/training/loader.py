@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qsattn_plugin.data.batches import UnpairedBatches
 from qsattn_plugin.data.pixels import to_float
-from qsattn_plugin.data.preprocess import Preprocess
+from qsattn_plugin.data.preprocess import Preprocess, known_side
 from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.devices import send
@@ -69,6 +69,8 @@ class TrainingLoader:
         self._progress, self._limit = progress, limit
         self._prepared: Preprocess | None = None
         self.stores: dict[str, Store] = {}
+        #: The shorter side of each domain's pictures that a generator gets to know.
+        self.sides: dict[str, int] = {}
         self.prepare(first)
         self.augment = augmentations(recipe, "augmentations")
 
@@ -95,6 +97,7 @@ class TrainingLoader:
                 raise self._recipe.error("data.channels", what)
             self.stores[letter] = store
         stores, crop = self.stores, prepare.crop_size
+        self.sides = {letter: known_side(map(min, store.sizes), crop) for letter, store in stores.items()}
         self.batches = UnpairedBatches(stores["A"], stores["B"], self._count, crop, self.seed, self.rank, self.world)
         self._prepared = prepare
 

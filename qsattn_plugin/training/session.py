@@ -67,6 +67,8 @@ class Session:
         self.averages = {name: EMA(network, recipe.train.ema) for name, network in averaged}
         #: Steps done so far.
         self.step = 0
+        #: The shorter side of the pictures of each domain in the last step, "A" and "B"; empty before the first one.
+        self.sides: dict[str, int] = {}
 
     def translators(self) -> dict[str, nn.Module]:
         """Return the generators to evaluate, by name, averaged if the recipe has ``train.ema``; the main one first."""
@@ -100,6 +102,7 @@ class Session:
         self.method.end_step()
         for average in self.averages.values():
             average.update(self.step)
+        self.sides = loader.sides
         self.step += 1
         return losses
 
@@ -124,9 +127,11 @@ class Session:
                 name: {
                     **describe_generator(self.recipe, back=name == "backward"),
                     "prefix": f"ema/{name}/" if self.averages else f"model/{prefixes[id(network)]}.",
+                    "trained": self.sides.get("B" if name == "backward" else "A"),
                 }
                 for name, network in self.method.published().items()
             },
+            "sides": self.sides,
             "tensors": dict(Counter(name.partition("/")[0] for name in tensors)),
             "torch": torch.__version__,
         }
@@ -161,6 +166,7 @@ class Session:
             mine = {k.removeprefix(f"{name}/"): t for k, t in by_section["ema"].items() if k.startswith(f"{name}/")}
             _load(ema.average, mine, path)
         self.step = document["step"]
+        self.sides = document.get("sides") or {}
 
     def warm_start(self, path: Path) -> None:
         """Load the weights of another training's checkpoint, or of a published file; optimizers start fresh.

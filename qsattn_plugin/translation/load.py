@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qsattn_plugin.data.preprocess import known_side
 from qsattn_plugin.data.raster import MOST_BANDS
 from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError, nearest
@@ -20,7 +21,6 @@ from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.storage.content import pretence
 from qsattn_plugin.storage.hub import PREFIX, hub_file
 from qsattn_plugin.storage.weights import in_a_line, misfits
-from qsattn_plugin.translation.sizes import FACTOR
 from qsattn_plugin.translation.translator import Translator, Weights
 
 #: Suffixes of other projects' checkpoints.
@@ -110,17 +110,16 @@ def _out(spec: dict[str, Any]) -> Any:
 
 
 def _trained(spec: dict[str, Any], document: dict[str, Any]) -> int | None:
-    """Return the shorter side that pictures had in training; None: unknown.
+    """Return the shorter side of the pictures that a generator knows; None: its file does not say.
 
-    It is that of pictures in tests: ``crop`` where pictures are seen whole, up to a margin for random crops; ``resize``
-    where crops show a part of them.
+    Older files have it only as what ``resize_and_crop`` makes of all pictures; the other modes depend on the pictures.
     """
     data = (document.get("recipe") or {}).get("data") or {}
-    mode, crop, resize = data.get("preprocess") or "none", data.get("crop") or 0, data.get("resize") or 0
-    if spec.get("trained") or mode == "none":
+    if spec.get("trained") or data.get("preprocess") != "resize_and_crop":
         return spec.get("trained")
-    parts = mode == "resize_and_crop" and data.get("random_crop") == "always" and resize > FACTOR * crop
-    return resize if parts or mode.startswith("scale") else crop
+    crop = data.get("crop") or 0
+    resize = data.get("resize") or 0
+    return known_side([resize if data.get("random_crop") == "always" else crop], crop) or None
 
 
 def main_generator(generators: Iterable[str]) -> str:

@@ -27,15 +27,13 @@ from torch import Tensor
 
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.pixels import as_pil, to_channels
-from qsattn_plugin.data.preprocess import MAX_PIXELS, resize_bands
+from qsattn_plugin.data.preprocess import FACTOR, MAX_PIXELS, resize_bands
 from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.errors import UserError, nearest
 
 #: A working size: pixels of the shorter side; the trained size; the picture's own.
 At = int | Literal["trained", "full"]
 
-#: By default, pictures whose shorter side differs by more than this factor from the trained one are brought to it.
-FACTOR = 1.5
 #: Small pictures are not enlarged by default where that makes more pixels than these.
 ENLARGED = 1 << 20
 #: The guided filter's regularisation: 0.01 on [-1, 1].
@@ -111,7 +109,7 @@ def working_size(size: tuple[int, int], at: At | None, trained: int | None) -> t
     Args:
         size: the picture's (width, height).
         at: pixels of the shorter side, "trained", or "full", the picture's own size. None: "trained" where the shorter
-            side differs from it by more than :data:`FACTOR`, unless that would enlarge the picture to more than a
+            side differs from it by more than :data:`~qsattn_plugin.data.preprocess.FACTOR`, unless that would enlarge the picture to more than a
             megapixel; otherwise "full".
         trained: the shorter side that the model knows; None: unknown, which by default means "full".
 

@@ -33,7 +33,7 @@ from qsattn_plugin.samplers.qsattn import POSITIONS
 from qsattn_plugin.storage import WriteFailed, replacing
 from qsattn_plugin.translation.export import export, subject_of
 from qsattn_plugin.translation.export.formats import Subject, onnx_program
-from qsattn_plugin.translation.sizes import ENLARGED, EPS, FACTOR
+from qsattn_plugin.translation.sizes import ENLARGED, EPS
 from qsattn_plugin.translation.translator import Translator
 from qsattn_plugin.web.runtime import copied, file_facts, linked
 
@@ -156,7 +156,7 @@ def _attention(translator: Translator, site: Path) -> dict[str, Any] | None:
     return {
         "file": _entropy_file(selector.scale, site),
         "taps": [{"index": t, "name": taps[t].name, "stride": taps[t].stride} for t in fit],
-        "tap": next((t for t in fit if t in source.taps), fit[-1]),
+        "tap": next((t for t in reversed(fit) if t in source.taps), fit[-1]),
         "window": selector.window if isinstance(selector, LocalAttention) else None,
         "queries": sampler.queries,
     }
