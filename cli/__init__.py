@@ -45,6 +45,12 @@ COMMANDS = {
     "schema": ("qsattn_plugin.cli.schema", "Print the JSON Schema of recipes, for editors."),
 }
 
+#: Packages that this one is installed with, module -> name on PyPI.
+NEEDED = {
+    **{name: name for name in ("torch", "torchvision", "numpy", "timm", "kornia", "safetensors", "tqdm", "jinja2")},
+    **{"PIL": "pillow", "yaml": "pyyaml", "pydantic": "pydantic"},
+}
+
 
 class LazyGroup(click.Group):
     """A group that imports a command when it is called, and prints a user's mistake without a traceback."""
@@ -76,6 +82,11 @@ class LazyGroup(click.Group):
                 return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(printable(str(error))) from error
+        except ModuleNotFoundError as error:  # `pip install --no-deps`, as for `qsattn fork`, leaves packages out
+            if error.name not in NEEDED:
+                raise
+            text = f"this needs {error.name}, which is not installed: `pip install {NEEDED[error.name]}`"
+            raise click.ClickException(text) from error
         except OSError as error:
             if error.strerror is None or isinstance(error, BrokenPipeError):  # not an error of the system about a file
                 raise
@@ -101,10 +112,12 @@ _default_showwarning = warnings.showwarning
 def _show_warning(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
     """Print this package's own warnings in one line, without the place in the code."""
     if category.__module__.partition(".")[0] == "qsattn_plugin":
-        from tqdm import tqdm
-
-        tqdm.write(printable(f"Warning: {message}"), file=sys.stderr)  # above a progress bar, if there is one
-        sys.stderr.flush()
+        text, tqdm = printable(f"Warning: {message}"), sys.modules.get("tqdm")
+        if tqdm is None:
+            click.echo(text, err=True)
+        else:
+            tqdm.tqdm.write(text, file=sys.stderr)  # above a progress bar, if there is one
+            sys.stderr.flush()
     else:
         _default_showwarning(message, category, *where, **more)
 

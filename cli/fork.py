@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -70,6 +71,8 @@ def command(
 
     if report and log is None:
         raise UserError("--report draws a log: name its file, --log sampler.jsonl")
+    if report:  # packages that it needs and a fork's environment lacks are named now, not after the training
+        importlib.import_module("qsattn_plugin.training.report")
     if log is not None and check:
         raise UserError("--check leaves the fork as it is, so there is nothing to log: leave --check or --log out")
     guessed = guess_sampler(_values(arguments)) if check and sampler is None else None

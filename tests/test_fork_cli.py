@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from qsattn_plugin.cli import main
+from qsattn_plugin.cli import NEEDED, main
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.forks import take_over
 from qsattn_plugin.forks.check import Check, CheckFinished, guess_sampler
@@ -438,3 +438,19 @@ def test_help_of_the_command_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.endswith("False\n"), done.stderr
+
+
+def test_a_fork_s_environment_needs_three_small_packages_and_more_for_the_report_alone(fork):
+    program = "import sys; sys.modules.update(dict.fromkeys({}))\nfrom qsattn_plugin.cli import main; main()"
+    program = program.format(sorted(set(NEEDED) - {"torch", "numpy", "yaml", "pydantic"}))
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", program, "fork", *arguments]
+        return subprocess.run(command, cwd=fork, capture_output=True, text=True)
+
+    warned = run("--log", "some.jsonl", "--", "train.py", "--steps", "0", "--train", "30")
+    assert "trained 29" in warned.stdout and "Warning: models.networks.PatchSampleF was not called" in warned.stderr
+    assert run("--", "train.py").returncode == 0
+    drawn = run("--log", "some.jsonl", "--report", "--", "train.py")
+    assert drawn.returncode == 1 and not drawn.stdout
+    assert re.fullmatch(r"Error: this needs (\w+), which is not installed: `pip install (\w+)`\n", drawn.stderr)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import qsattn_plugin
+from qsattn_plugin.cli import NEEDED
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,7 +130,9 @@ def test_requirements_have_lower_bounds_only():
     pinned = {
         line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
     }
-    assert {n.split(">=")[0].lower() for n in needed} <= pinned
+    names = {n.split(">=")[0].lower() for n in needed}
+    assert names <= pinned
+    assert names == {*NEEDED.values(), "click"}
 
 
 #: Ground first. A module may import what lies on a lower floor, or before it on its own: ``room`` is the room's own
