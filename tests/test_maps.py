@@ -16,8 +16,13 @@ from qsattn_plugin.attention import GlobalAttention
 from qsattn_plugin.cli import main
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import to_channels, to_float
+from qsattn_plugin.evaluation.mapping import entropy_maps
 from qsattn_plugin.evaluation.maps import EntropyMap
 from qsattn_plugin.registry.encoders import TimmEncoder
+from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.run import Run
+from tests.conftest import TINY
 
 
 def seen(height: int, width: int, padded: tuple[int, int], cells: tuple[int, int], stride: int) -> EntropyMap:
@@ -59,6 +64,19 @@ def test_positions_lie_where_the_encoder_saw_them(size, padded, cells, first):
     blue = [middle.getpixel((10, y))[2] - middle.getpixel((10, y))[0] for y in range(sheet.height)]
     crossing = next(y for y in range(sheet.height) if blue[y] < 0)  # cold above, warm below
     assert abs(crossing / factor - (half * 8 - around[0])) < 8 / 2
+
+
+def test_without_taps_a_model_s_maps_are_those_that_its_sampler_attended_to_in_training(workplace):
+    picture = Image.effect_noise((40, 40), 60).convert("RGB")
+    for settings, expected in (
+        (("sampler.positions=256",), ["8", "12"]),  # 38 x 38, 32 x 32, 16 x 16 and 8 x 8 at 32 pixels
+        (("sampler.positions=9",), ["12"]),  # it attended nowhere
+        (("sampler={type: qsattn_global, taps: [4, 12]}",), ["4", "12"]),
+        (("sampler={type: random}",), ["12"]),
+    ):
+        run = Run.create(load_recipe("toy", (*TINY, *settings)), workplace / "run", overwrite=True)
+        fit(run, max_steps=1)
+        assert list(entropy_maps(picture, "run")) == expected
 
 
 def test_a_picture_that_has_to_be_padded(workplace):

@@ -16,7 +16,7 @@ from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.data.preprocess import resize_bands
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import EntropyMap, Scale, entropy_map
-from qsattn_plugin.evaluation.sources import FeatureSource, feature_source
+from qsattn_plugin.evaluation.sources import FeatureSource, attends, feature_source
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.storage import WriteFailed, write_text
 from qsattn_plugin.translation.apply import pad_for
@@ -146,19 +146,14 @@ def choose_sampler(source: FeatureSource, name: str | None, options: dict[str, A
     spec = dict(source.sampler)
     own = spec.pop("type", "random")
     if name is None:
-        name = own if _attends(own) else "qsattn_global"
+        name = own if attends(own) else "qsattn_global"
     if name != own:
         spec = {}
     spec |= options
-    if _attends(name):
+    if attends(name):
         spec["taps"] = "all"  # each map is looked at by itself
     find("sampler", name).check_values(spec)
     try:
         return create("sampler", name, **spec)
     except ValueError as error:
         raise UserError(f"sampler {name!r}: {error}") from error
-
-
-def _attends(sampler: str) -> bool:
-    """Tell whether a sampler can be told where to attend."""
-    return "taps" in find("sampler", sampler).signature.parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create, find
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.samplers import AttendsNowhere
 from qsattn_plugin.storage import DamagedFile, load_tensors
+from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.load import load
 from qsattn_plugin.translation.translator import Translator
 
@@ -87,10 +90,35 @@ def feature_source(
             if tap not in known:
                 raise UserError(f"the model was trained without tap {tap}{nearest(tap, known)} ({', '.join(known)})")
     encoder = encoder.to(device).eval()
-    attentive = sampler.get("taps") if isinstance(sampler.get("taps"), (list, tuple)) else None
-    default = tuple(t for t in attentive or () if t in encoder.taps) or (encoder.taps[-1],)
-    shown = tuple(t for t in encoder.taps) if taps and spec["type"] == "generator" else tuple(taps) or default
-    return FeatureSource(generator, encoder, translator.channels, sampler, shown, translator.trained, translator)
+    source = FeatureSource(generator, encoder, translator.channels, sampler, (), translator.trained, translator)
+    if taps:
+        source.taps = tuple(encoder.taps) if spec["type"] == "generator" else tuple(taps)
+    else:
+        data = recipe.get("data") or {}
+        crop = data.get("crop") if str(data.get("preprocess")).endswith("crop") else None
+        source.taps = _attentive(source, crop or translator.trained or 256, device)
+    return source
+
+
+def attends(sampler: str) -> bool:
+    """Tell whether a sampler can be told where to attend."""
+    return "taps" in find("sampler", sampler).signature.parameters
+
+
+def _attentive(source: FeatureSource, side: int, device: torch.device | str) -> tuple[Any, ...]:
+    """Return the taps that the recipe's sampler attends to on images of the training's size, or else the deepest."""
+    deepest, spec = (source.encoder.taps[-1],), dict(source.sampler)
+    try:
+        if not attends(kind := spec.pop("type", "random")):
+            return deepest
+        sampler = create("sampler", kind, **spec)
+    except (PartError, ValueError):  # of a part that is not at hand, say; which one is shown is chosen later
+        return deepest
+    features = source.features(pad_for(source.generator, torch.zeros(1, source.channels, side, side, device=device)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AttendsNowhere)
+        flags = sampler.attentive([f for f, _ in features.values()], list(features))
+    return tuple(tap for tap, flag in zip(source.encoder.taps, flags, strict=True) if flag) or deepest
 
 
 def _take_weights(encoder: nn.Module, path: Path) -> None:
