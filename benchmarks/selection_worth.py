@@ -5,7 +5,7 @@
 
 trains every cell from one common start, the published `horse2zebra_mobile`: each of :data:`LOOKS`, on taps of the
 generator and on a frozen timm encoder's, with both weights of the contrastive loss, three seeds. Training sees random
-crops of 128 pixels at the scale of 256: a quarter of the arithmetic. Whole pictures are scored, with the classifier's
+crops of 128 pixels of pictures of 286: a quarter of the arithmetic. Whole pictures are scored, with the classifier's
 activation maps for the animals (benchmarks.animals). Every cell adds a JSON line to
 docs/measured/selection-worth.jsonl, and the page is written anew. What has its line is not trained again, and a run
 that was stopped is carried on with: start the same command again.
