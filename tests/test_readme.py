@@ -6,27 +6,32 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from qsattn_plugin.cli import main
 from qsattn_plugin.registry.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 
 
 def indented(text: str) -> list[str]:
-    """The lines of indented code blocks, comments cut off."""
-    return [line[4:].split(" #")[0].rstrip() for line in text.splitlines() if line.startswith("    ")]
+    """The lines of indented code blocks, comments cut off and continued lines in one."""
+    lines = text.replace("\\\n", "").splitlines()
+    return [line[4:].split(" #")[0].rstrip() for line in lines if line.startswith("    ")]
 
 
-@pytest.mark.parametrize("line", [line for line in indented(README) if line.startswith("qsattn ")])
-def test_commands_are_understood(line):
-    words = shlex.split(line.split(" > ")[0])[1:]
-    command = main.get_command(None, words[0])
-    assert command is not None
-    command.make_context(words[0], words[1:])  # raises on an unknown option or a missing argument
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_understood(page, monkeypatch):
+    monkeypatch.setattr(click.Path, "convert", lambda self, value, *_: Path(value))  # whether there is such a file
+    for line in indented(page.read_text(encoding="utf-8")):
+        if line.startswith("qsattn "):
+            words = shlex.split(re.split(" > | && ", line)[0])[1:]
+            command = main.get_command(None, words[0])
+            assert command is not None, line
+            command.make_context(words[0], words[1:])  # raises on an unknown option or a missing argument
 
 
 def test_the_recipe_loads(tmp_path):
@@ -73,3 +78,9 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith(("http", "#")):
             assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_of_the_code_are_where_they_are_said_to_be(page):
+    for path in re.findall(r"`((?:[\w.-]+/)+[\w-]+\.(?:py|yaml|json|jsonl|md))\b", page.read_text(encoding="utf-8")):
+        assert any((root / path).is_file() for root in (ROOT, ROOT / "qsattn_plugin")), f"{page.name} names {path}"
