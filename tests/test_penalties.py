@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qsattn_plugin.registry import create
 from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.training.methods.adversary import _squared_gradient
 from qsattn_plugin.training.session import Session
 from tests.conftest import TINY
 from tests.test_gradients import draws, pictures
@@ -40,3 +42,19 @@ def test_a_penalty_is_finite_and_teaches(penalty, name, discriminator, precision
     expected, _ = step(penalty, DISCRIMINATORS[discriminator])
     # bfloat16 rounds at 4e-3 in every layer, and slopes are sums over all of them.
     assert log[name].item() == pytest.approx(expected[name].item(), rel=0.2)
+
+
+def test_r1_in_float16_is_float32_s():
+    """Slopes of a network without norms are squares of small weights, which float16 does not hold."""
+    network = create("discriminator", "patchgan", width=16, layers=2, norm="none", init_gain=0.02)
+    real = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)).mul_(2).sub_(1).requires_grad_()
+    found = []
+    for dtype in (None, torch.float16):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            penalty = _squared_gradient(network, real, network(real))
+        found.append((penalty, *torch.autograd.grad(penalty, list(network.parameters()), allow_unused=True)))
+    for got, expected in zip(*reversed(found), strict=True):
+        assert (got is None) == (expected is None)
+        if got is not None:
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
+    assert found[0][0] > 0

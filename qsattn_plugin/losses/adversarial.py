@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qsattn_plugin.devices import send
+from qsattn_plugin.devices import no_autocast, send
 from qsattn_plugin.registry import register
 
 
@@ -133,7 +133,7 @@ class WGANGP(AdversarialLoss):
         share = send(torch.rand(len(real), 1, 1, 1, generator=generator, device=device), real.device)
         # In float32, also under autocast: squares of small gradients underflow in half precision. Without fused
         # attention kernels: they have no second derivative.
-        with torch.autocast(real.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        with no_autocast(real.device.type), sdpa_kernel(SDPBackend.MATH):
             mixed = torch.lerp(fake.detach().float(), real.detach().float(), share).requires_grad_()
             maps = self._maps(discriminator(mixed))
             total = torch.zeros((), device=real.device)

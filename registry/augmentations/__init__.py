@@ -15,6 +15,7 @@ import kornia.augmentation as K
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.devices import no_autocast
 from qsattn_plugin.registry import register
 
 
@@ -43,7 +44,7 @@ class Augmentation(nn.Module):
             # Not torch.manual_seed, which would also seed accelerators, whose state is not restored.
             torch.random.default_generator.manual_seed(seed)
             # Half precision would round coordinates and colours; float64 stays as it is.
-            with torch.autocast(x.device.type, enabled=False):
+            with no_autocast(x.device.type):
                 full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
                 return self._apply_kornia(full).to(x.dtype)
 

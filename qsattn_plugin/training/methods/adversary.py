@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from qsattn_plugin.devices import no_autocast
 from qsattn_plugin.losses import AdversarialLoss
 from qsattn_plugin.registry import PartError, create_nested
 from qsattn_plugin.registry.discriminators.ensemble import Ensemble
@@ -112,9 +113,9 @@ def _squared_gradient(discriminator: nn.Module, real: Tensor, scores: Tensor | S
     """Return the squared gradient of the scores at the real images, averaged over the images; recomputed for fp16."""
     device = real.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
-        # Norms' second derivatives leave float16's range; bfloat16 has float32's.
-        with torch.autocast(device, enabled=False), sdpa_kernel(SDPBackend.MATH):
-            scores = discriminator(real.float())
+        # Slopes, and norms' second derivatives, leave float16's range; bfloat16 has float32's.
+        with no_autocast(device), sdpa_kernel(SDPBackend.MATH):
+            return _squared_gradient(discriminator, real, discriminator(real.float()))
     maps = [scores] if isinstance(scores, Tensor) else scores
     total = cast(Tensor, sum(m.float().sum() for m in maps))
     (slope,) = torch.autograd.grad(total, real, create_graph=True)

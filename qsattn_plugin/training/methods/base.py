@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.devices import no_autocast
 from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.training.distributed import World
 from qsattn_plugin.training.precision import PRECISIONS
@@ -156,9 +158,10 @@ class Method(nn.Module, abc.ABC):
             for group in optimizer.param_groups:
                 group["lr"] = self.base_lr * factor
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager:
         """Return the autocast context for forward passes."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
+        device = self.device.type
+        return no_autocast(device) if self.dtype is None else torch.autocast(device, dtype=self.dtype)
 
     def update(self, role: str | Sequence[str], terms: list[Callable[[], Tensor]], parts: int = 1) -> None:
         """Take one step of an optimizer, or of several, on the sum of the losses that ``terms`` compute.
