@@ -115,12 +115,12 @@ HEAD = ("objective", "sampler", "runs", "coat distance", "background change", "C
 PAGE = """# The CUT line's objectives on the toy data
 
 Every contrastive objective and two-sided method, with CUT's random places and with query-selected attention on the maps
-of 16 x 16, at the length of {steps} steps: {done} of the 66 runs. As in the toy recipe the generator paints on its input, there is no identity
-term, and all contrastive losses have half of their authors' weight for photos of horses; none was tuned here. Coat
-distance is 0 for the true stripes and 1 for no change, background change the mean difference beside the animal: smaller
-is better for both. Means over the seeds, with their range; medians of the CPU seconds of a step and of the memory it
-needs beyond networks and imports, {threads} thread, fp32. What did not train is
-counted as failed. Raw numbers, machine and dates: [{raw}]({raw}); made by `python -m benchmarks.family`.
+of 16 x 16, at the length of {steps} steps: {done} of the 66 runs. As in the toy recipe the generator paints on its
+input, there is no identity term, and all contrastive losses have half of their authors' weight for photos of horses;
+none was tuned here. Coat distance is 0 for the true stripes and 1 for no change, background change the mean difference
+beside the animal: smaller is better for both. Means over the seeds, with their range; medians of the CPU seconds of a
+step and of the memory it needs beyond networks and imports, {threads} thread, fp32. What did not train is counted as
+failed. Raw numbers, machine and dates: [{raw}]({raw}); made by `python -m benchmarks.family`.
 
 {table}"""
 
@@ -151,7 +151,8 @@ def main() -> None:
         command = ("benchmarks.family", "--one", what, "--threads", str(args.threads), "--runs", str(folder))
         add(args.out, json.loads(run_module(*command)))
         lines = [each for each in read(args.out) if each["steps"] == steps]
-        page = PAGE.format(steps=steps, done=len(lines), threads=args.threads, raw=args.out.name, table=table(HEAD, rows(lines)))
+        told = {"steps": steps, "done": len(lines), "threads": args.threads, "raw": args.out.name}
+        page = PAGE.format(**told, table=table(HEAD, rows(lines)))
         args.out.with_suffix(".md").write_text(page)
 
 

@@ -48,7 +48,9 @@ COMMANDS = {
 #: Packages that this one is installed with, module -> name on PyPI.
 NEEDED = {
     **{name: name for name in ("torch", "torchvision", "numpy", "timm", "kornia", "safetensors", "tqdm", "jinja2")},
-    **{"PIL": "pillow", "yaml": "pyyaml", "pydantic": "pydantic"},
+    "pydantic": "pydantic",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
 }
 
 

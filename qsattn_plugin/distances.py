@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qsattn_plugin.errors import at_least
+
 
 def patches(images: Tensor, masks: Tensor | None = None, size: int = 7, coverage: float = 0.75) -> Tensor:
     """Return all patches of some images, or those inside masks.
@@ -86,9 +88,7 @@ def sliced_wasserstein(
     _same_length(a, b)
     if not len(a) or not len(b):
         raise ValueError(f"{'b' if len(a) else 'a'}: must hold at least one vector")
-    for name, value in (("projections", projections), ("power", power)):
-        if value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
+    at_least(1, projections=projections, power=power)
     # Drawn on the CPU, so that every device has the same directions.
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(a.shape[1], projections, generator=generator)
@@ -198,9 +198,8 @@ def _checked_pair(a: Tensor, b: Tensor, subsets: int = 1, size: int = 2) -> tupl
     for name, vectors in (("a", a), ("b", b)):
         if len(vectors) < 2:
             raise ValueError(f"{name}: must hold at least two vectors, got {len(vectors)}")
-    for name, value, least in (("subsets", subsets, 1), ("size", size, 2)):
-        if value < least:
-            raise ValueError(f"{name}: must be at least {least}, got {value}")
+    at_least(1, subsets=subsets)
+    at_least(2, size=size)
     return a.detach().cpu().double(), b.detach().cpu().double()
 
 

@@ -1,4 +1,4 @@
-"""The exception for mistakes of the user."""
+"""Mistakes of the user: the exception for them, checks of numbers, and words that help."""
 
 from __future__ import annotations
 
@@ -14,6 +14,20 @@ class UserError(Exception):
     The message says what is wrong, where (file, line, key) and what to do; the command line prints it without a
     traceback. Any other exception is a defect of this package, and its traceback is shown.
     """
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise ValueError if one of the named arguments is smaller."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name}: must be at least {least}, got {value}")
+
+
+def above(limit: float, **values: float) -> None:
+    """Raise ValueError if one of the named arguments is not larger."""
+    for name, value in values.items():
+        if not value > limit:
+            raise ValueError(f"{name}: must be above {limit}, got {value}")
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

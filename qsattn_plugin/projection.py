@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import no_autocast
+from qsattn_plugin.errors import at_least
 
 
 class ProjectionHeads(nn.Module):
@@ -24,9 +25,8 @@ class ProjectionHeads(nn.Module):
 
     def __init__(self, channels: Sequence[int], width: int = 256, init_gain: float = 0.02):
         super().__init__()
-        for name, value, least in (("width", width, 1), ("init_gain", init_gain, 0)):
-            if value < least:
-                raise ValueError(f"{name}: must be at least {least}, got {value}")
+        at_least(1, width=width)
+        at_least(0, init_gain=init_gain)
         self.count, self.width = len(channels), width
         for index, c in enumerate(channels):
             first, second = nn.Linear(c, width), nn.Linear(width, width)

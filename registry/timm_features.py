@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.devices import out_of_memory
-from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.errors import UserError, at_least, nearest
 from qsattn_plugin.storage.weights import read_weights
 
 #: Without named taps, levels whose positions span more pixels are left out: they have too few positions.
@@ -58,8 +58,7 @@ class TimmFeatures(nn.Module):
         target_channels: int | None = None,
     ):
         super().__init__()
-        if in_channels < 1:
-            raise ValueError(f"in_channels: must be at least 1, got {in_channels}")
+        at_least(1, in_channels=in_channels, deepest=1 if deepest is None else deepest)
         grey = in_channels in (1, 3) and target_channels in (None, 1, 3)
         if not grey and target_channels not in (None, in_channels):
             what = f"images of {in_channels} channels and translations of {target_channels}"

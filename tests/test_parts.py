@@ -17,6 +17,11 @@ from qsattn_plugin.attention import GlobalAttention
 from qsattn_plugin.losses import WGANGP, AdversarialLoss, ContrastiveObjective
 from qsattn_plugin.registry import KINDS, create, list_parts
 from qsattn_plugin.registry.parts import argument_docs
+from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.registry.recipe.schema import INJECTED
+from qsattn_plugin.registry.yaml_lines import RecipeError
+from qsattn_plugin.training.session import Session
+from tests.conftest import TINY
 
 #: Arguments without a default.
 NEEDED: dict[tuple[str, str], dict[str, Any]] = {
@@ -69,6 +74,27 @@ def test_is_documented(part):
 @of("generator", "discriminator", "encoder", "sampler", "objective", "augmentation")
 def test_builds_with_its_defaults(part):
     create(part.kind, part.name, **arguments(part, small=False))
+
+
+def numbers(part) -> list[str]:
+    """The names of a part's arguments that are numbers, but for those that other parts give it."""
+    named = part.signature.parameters.items()
+    numeric = [n for n, p in named if type(p.default) in (int, float) or str(p.annotation).startswith(("int", "float"))]
+    return [name for name in numeric if name not in INJECTED.get(part.kind, ())]
+
+
+@of("generator", "discriminator", "encoder", "sampler", "objective", "augmentation")
+def test_numbers_below_zero_are_refused_by_name(part):
+    for name in numbers(part):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            create(part.kind, part.name, **(arguments(part, small=False) | {name: -1}))
+
+
+@of("method")
+def test_a_method_s_numbers_below_zero_are_refused_by_name(part):
+    for name in numbers(part):
+        with pytest.raises(RecipeError, match=rf"^-s objective\.{name}=-1: objective.*{name}: must be "):
+            Session(load_recipe("toy", (*TINY, f"method={part.name}", f"objective.{name}=-1")))
 
 
 @of("generator", "discriminator")

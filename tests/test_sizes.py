@@ -185,7 +185,7 @@ def test_a_large_picture_is_translated_small_and_one_that_stays_large_in_tiles()
         (None, None),
     ],
 )
-def test_the_trained_size_of_an_older_file_is_the_recipe_s_where_that_does_not_depend_on_pictures(workplace, data, expected):
+def test_the_trained_size_of_an_older_file_is_the_recipe_s_where_it_depends_on_no_picture(workplace, data, expected):
     generator = create("generator", "resnet_4blocks", width=2)
     spec = {"type": "resnet_4blocks", "arguments": {"width": 2}, "channels": 3, "prefix": ""}
     document = {"generators": {"forward": spec}, **({"recipe": {"data": data}} if data else {})}

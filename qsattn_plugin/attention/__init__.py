@@ -23,6 +23,7 @@ from qsattn_plugin.attention.routes import (
     gather_windows,
     global_rows,
 )
+from qsattn_plugin.errors import at_least
 
 __all__ = ["GlobalAttention", "LocalAttention", "local_scores", "row_entropy", "select_queries"]
 
@@ -69,8 +70,7 @@ def select_queries(significance: Tensor, n: int) -> Tensor:
     Raises:
         ValueError: n is less than 1, or the significance is not (B, HW).
     """
-    if n < 1:
-        raise ValueError(f"n: must be at least 1, got {n}")
+    at_least(1, n=n)
     if significance.ndim != 2:
         raise ValueError(f"significance: must be (B, HW), got {tuple(significance.shape)}")
     if significance.is_floating_point():

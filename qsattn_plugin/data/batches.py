@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.data.store import Store
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import UserError, at_least
 
 __all__ = ["UnpairedBatches"]
 
@@ -49,8 +49,7 @@ class UnpairedBatches:
         rank: int = 0,
         world: int = 1,
     ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size: must be at least 1, got {batch_size}")
+        at_least(1, batch_size=batch_size)
         if not 0 <= rank < world:
             raise ValueError(f"rank: must be at least 0 and below world ({world}), got {rank}")
         self._domains = (_Domain(store_a, 0, seed), _Domain(store_b, 1, seed))
@@ -68,8 +67,7 @@ class UnpairedBatches:
         Raises:
             ValueError: ``step`` is negative.
         """
-        if step < 0:
-            raise ValueError(f"step: must be at least 0, got {step}")
+        at_least(0, step=step)
         first = (step * self.world + self.rank) * self.batch_size
         drawn = {}
         for domain, letter in zip(self._domains, "AB", strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qsattn_plugin.devices import no_autocast, send
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import register
 
 
@@ -116,8 +117,7 @@ class WGANGP(AdversarialLoss):
 
     def __init__(self, weight: float = 10.0):
         super().__init__()
-        if weight < 0:
-            raise ValueError(f"weight: must be at least 0, got {weight}")
+        at_least(0, weight=weight)
         self.weight = weight
 
     def real(self, scores: Tensor) -> Tensor:

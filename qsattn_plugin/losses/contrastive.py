@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.devices import no_autocast
+from qsattn_plugin.errors import above
 from qsattn_plugin.registry import register
 
 __all__ = ["ContrastiveObjective", "Pair", "PatchNCE", "PatchObjective"]
@@ -160,8 +161,7 @@ class PatchObjective(ContrastiveObjective):
         detach_positives: bool = True,
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: must be above 0, got {temperature}")
+        above(0, temperature=temperature)
         if negatives not in ("internal", "batch"):
             raise ValueError(f"negatives: must be internal or batch, got {negatives!r}")
         self.temperature = temperature

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import no_autocast
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import UserError, at_least
 from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
 from qsattn_plugin.registry import register
 
@@ -40,8 +40,8 @@ class EnCo(ContrastiveObjective):
         init_gain: float = 0.02,
     ):
         super().__init__()
-        if width < 2:
-            raise ValueError(f"width: must be at least 2, got {width}")
+        at_least(2, width=width)
+        at_least(0, init_gain=init_gain)
         self.pairs, self.width, self.init_gain = pairs, width, init_gain
 
     def build(self, generator: Any, encoder: object, heads: nn.Module) -> None:

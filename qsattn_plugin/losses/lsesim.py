@@ -13,6 +13,7 @@ from torch.func import functional_call
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.devices import no_autocast
+from qsattn_plugin.errors import above, at_least
 from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
 from qsattn_plugin.registry import Nested, create_nested, register
 
@@ -51,10 +52,9 @@ class LSeSim(ContrastiveObjective):
         init_gain: float = 0.02,
     ):
         super().__init__()
-        if window < 2:
-            raise ValueError(f"window: must be at least 2, got {window}")
-        if temperature <= 0:
-            raise ValueError(f"temperature: must be above 0, got {temperature}")
+        at_least(2, window=window)
+        at_least(0, init_gain=init_gain)
+        above(0, temperature=temperature)
         self.similarity, self.distance, self.window, self.learned = similarity, distance, window, learned
         self.temperature, self.init_gain = temperature, init_gain
         self.augment = create_nested("augmentation", augment, "augment") if learned and augment is not None else None

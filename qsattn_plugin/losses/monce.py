@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qsattn_plugin.errors import above
 from qsattn_plugin.losses.contrastive import PatchObjective, without_diagonal
 from qsattn_plugin.registry import register
 
@@ -47,8 +48,7 @@ class MoNCE(PatchObjective):
             raise ValueError(f"mix: must lie between 0 and 1, got {mix}")
         if eps < 0.03:  # exp(-2 / eps) must stay above float32's smallest number
             raise ValueError(f"eps: must be at least 0.03, got {eps}")
-        if strength <= 0:
-            raise ValueError(f"strength: must be above 0, got {strength}")
+        above(0, strength=strength)
         self.easy = {"hard": 0.0, "easy": 1.0, "mixed": mix}[cost]
         self.eps, self.strength = eps, strength
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import no_autocast, send
+from qsattn_plugin.errors import above, at_least
 from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import register
@@ -39,10 +40,9 @@ class NEGCUT(ContrastiveObjective):
         init_gain: float = 0.02,
     ):
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature: must be above 0, got {temperature}")
-        if noise < 1:
-            raise ValueError(f"noise: must be at least 1, got {noise}")
+        above(0, temperature=temperature)
+        at_least(1, noise=noise)
+        at_least(0, diversity=diversity, init_gain=init_gain)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: must be at least 0 and below 1, got {momentum}")
         self.temperature, self.diversity, self.noise, self.momentum = temperature, diversity, noise, momentum

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qsattn_plugin.errors import above
 from qsattn_plugin.losses.contrastive import PatchObjective, without_diagonal
 from qsattn_plugin.registry import register
 
@@ -41,9 +42,9 @@ class HDCE(PatchObjective):
         weighting: Literal["similarity", "density"] = "similarity",
     ):
         super().__init__(temperature, negatives, detach_positives)
-        for name, value in (("gamma", gamma), ("gamma_end", gamma_end)):
-            if value <= 0:
-                raise ValueError(f"{name}: must be above 0, got {value}")
+        above(0, gamma=gamma, gamma_end=gamma_end)
+        if release is not None and not 0 <= release <= 1:
+            raise ValueError(f"release: must lie between 0 and 1, got {release}")
         self.gamma, self.gamma_end, self.release, self.weighting = gamma, gamma_end, release, weighting
 
     def each(self, anchors: Tensor, positives: Tensor) -> Tensor:

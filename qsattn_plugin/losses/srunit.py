@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import no_autocast, send
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import UserError, above
 from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
 from qsattn_plugin.registry import register
 
@@ -32,8 +32,7 @@ class SRUNIT(ContrastiveObjective):
 
     def __init__(self, noise: float = 1e-3, start: float = 0.25):
         super().__init__()
-        if noise <= 0:
-            raise ValueError(f"noise: must be above 0, got {noise}")
+        above(0, noise=noise)
         if not 0 <= start <= 1:
             raise ValueError(f"start: must lie between 0 and 1, got {start}")
         self.noise, self.start = noise, start

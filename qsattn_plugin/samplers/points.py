@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qsattn_plugin.attention import select_queries
 from qsattn_plugin.attention.routes import PointRoute, Route
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import UserError, at_least
 from qsattn_plugin.registry import register
 from qsattn_plugin.samplers.significance import uniform
 
@@ -30,8 +30,7 @@ class Sampler:
     guided: bool = False
 
     def __init__(self, queries: int = 256):
-        if queries < 1:
-            raise ValueError(f"queries: must be at least 1, got {queries}")
+        at_least(1, queries=queries)
         self.queries = queries
 
     def choose(
@@ -143,8 +142,7 @@ class GuidedSampler(Sampler):
 
     def __init__(self, queries: int = 256, oversample: int = 4, random: float = 0.5):
         super().__init__(queries)
-        if oversample < 1:
-            raise ValueError(f"oversample: must be at least 1, got {oversample}")
+        at_least(1, oversample=oversample)
         if not 0 <= random <= 1:
             raise ValueError(f"random: must lie between 0 and 1, got {random}")
         self.oversample, self.random = oversample, random

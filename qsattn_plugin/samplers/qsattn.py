@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qsattn_plugin.attention import GlobalAttention, LocalAttention, select_queries
 from qsattn_plugin.attention.routes import OwnRoute, PointRoute, Route
-from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.errors import UserError, at_least, nearest
 from qsattn_plugin.registry import PartError, find, register
 from qsattn_plugin.samplers.points import Sampler, first_these
 from qsattn_plugin.samplers.significance import uniform
@@ -73,8 +73,7 @@ class QSAttnSampler(Sampler):
         tile: int | None = None,
     ):
         super().__init__(queries)
-        if positions < 1:
-            raise ValueError(f"positions: must be at least 1, got {positions}")
+        at_least(1, positions=positions)
         for name, value, known in (
             ("attention", attention, ("global", "local", "local_global")),
             ("routing", routing, ("cross", "own", "select")),

@@ -109,7 +109,7 @@ def working_size(size: tuple[int, int], at: At | None, trained: int | None) -> t
     Args:
         size: the picture's (width, height).
         at: pixels of the shorter side, "trained", or "full", the picture's own size. None: "trained" where the shorter
-            side differs from it by more than :data:`~qsattn_plugin.data.preprocess.FACTOR`, unless that would enlarge the picture to more than a
+            side differs from it by more than ``FACTOR``, unless that would enlarge the picture to more than a
             megapixel; otherwise "full".
         trained: the shorter side that the model knows; None: unknown, which by default means "full".
 

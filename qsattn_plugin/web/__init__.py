@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from qsattn_plugin.attention import LocalAttention
 from qsattn_plugin.attention.entropy import tile_entropy
 from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.preprocess import FACTOR
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.mapping import choose_sampler
 from qsattn_plugin.evaluation.maps import COLOURS, GREY_SHARE

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.devices import no_autocast
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import register
 
 
@@ -107,8 +108,7 @@ class Resize(Augmentation):
     """
 
     def __init__(self, size: int = 286, filter: Literal["bilinear", "bicubic"] = "bicubic"):
-        if size < 1:
-            raise ValueError(f"size: must be at least 1, got {size}")
+        at_least(1, size=size)
         super().__init__(K.Resize((size, size), resample=filter, align_corners=False, antialias=True))
 
     def _apply_kornia(self, x: Tensor) -> Tensor:
@@ -125,8 +125,7 @@ class Crop(Augmentation):
     """
 
     def __init__(self, size: int = 256):
-        if size < 1:
-            raise ValueError(f"size: must be at least 1, got {size}")
+        at_least(1, size=size)
         self.size = size
         super().__init__(K.RandomCrop((size, size), cropping_mode="slice"))
 

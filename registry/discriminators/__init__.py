@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, initialise, normalisation
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential
@@ -48,9 +49,7 @@ class PatchGAN(Discriminator):
         shrink: int = 1,
     ):
         super().__init__()
-        for name, value in (("layers", layers), ("width", width), ("shrink", shrink)):
-            if value < 1:
-                raise ValueError(f"{name}: must be at least 1, got {value}")
+        at_least(1, layers=layers, width=width, shrink=shrink)
         self.shrink = shrink
         # The last two convolutions remove a pixel each, and the score map needs at least one.
         self.smallest = 3 * 2**layers * shrink
@@ -101,8 +100,7 @@ class PixelGAN(Discriminator):
         in_channels: int = 3,
     ):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
+        at_least(1, width=width)
         bias = norm == "instance"
         self.net = nn.Sequential(
             nn.Conv2d(in_channels, width, 1),
@@ -142,8 +140,7 @@ class MultiScale(Discriminator):
         in_channels: int = 3,
     ):
         super().__init__()
-        if scales < 1:
-            raise ValueError(f"scales: must be at least 1, got {scales}")
+        at_least(1, scales=scales)
         self.scales = nn.ModuleList(
             PatchGAN(layers, width, norm, antialias, init, init_gain, in_channels) for _ in range(scales)
         )

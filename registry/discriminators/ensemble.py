@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import Nested, create_nested, register
 from qsattn_plugin.registry.discriminators import Discriminator
 
@@ -38,8 +39,7 @@ class Ensemble(Discriminator):
                 raise ValueError(f"{name}: needs a number for each of the {len(of)} discriminators, got {len(values)}")
         if weights is not None and min(weights) <= 0:
             raise ValueError(f"weights: must be above 0, got {min(weights)}; leave out a discriminator without weight")
-        if r1 is not None and min(r1) < 0:
-            raise ValueError(f"r1: must be at least 0, got {min(r1)}")
+        at_least(0, r1=min(r1 or (0,)))
         types = [spec if isinstance(spec, str) else str(spec.get("type")) for spec in of]
         #: The discriminators by their types, which are numbered where several have the same.
         self.judges = nn.ModuleDict()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.discriminators import Discriminator
 from qsattn_plugin.registry.layers import initialise
@@ -39,8 +40,7 @@ class OnTimmFeatures(Discriminator):
         deepest: int | None = None,
     ):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
+        at_least(1, width=width)
         self.features = TimmFeatures(
             model, taps, pretrained, weights, size=size, in_channels=in_channels, deepest=deepest
         )

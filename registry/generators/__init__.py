@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.errors import UserError, at_least, nearest
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, bound, initialise, normalisation
 from qsattn_plugin.registry.layers.memory_saving import FusedSequential, ReflectionPad
@@ -248,8 +248,7 @@ class ResnetGenerator(TappedGenerator):
         out_channels: int = 3,
     ):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
+        at_least(1, width=width)
         self.residual = adds(residual, in_channels, out_channels)
         make_norm = normalisation(norm)
         bias = norm != "batch"  # batch norm has a bias of its own

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, adds, chained
 from qsattn_plugin.registry.layers import Downsample, Init, Norm, Upsample, normalisation
@@ -64,8 +65,7 @@ class MobileResnet9Blocks(TappedGenerator):
         out_channels: int = 3,
     ):
         super().__init__()
-        if width < 4:
-            raise ValueError(f"width: must be at least 4, got {width}")
+        at_least(4, width=width)
         self.residual = adds(residual, in_channels, out_channels)
         make_norm = normalisation(norm)
         bias = norm == "none"

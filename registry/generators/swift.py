@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import ResidualBlock, TappedGenerator, adds, chained
 from qsattn_plugin.registry.layers import Init, Norm, Upsample, normalisation
@@ -53,8 +54,7 @@ class SwiftResnet6Blocks(TappedGenerator):
         out_channels: int = 3,
     ):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
+        at_least(1, width=width)
         if mask and residual is False:
             raise ValueError("mask: mixes the output with the image, so residual cannot be false")
         self.mask = mask

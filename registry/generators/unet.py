@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.generators import Tap, TappedGenerator
 from qsattn_plugin.registry.layers import Init, Norm, initialise, normalisation
@@ -80,8 +81,7 @@ class UnetGenerator(TappedGenerator):
         out_channels: int = 3,
     ):
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, got {width}")
+        at_least(1, width=width)
         make_norm = normalisation(norm)
         bias = norm == "instance"
         channels = [width * min(2**level, 8) for level in range(self.levels)]

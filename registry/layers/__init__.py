@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.devices import is_compiling
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry.layers.memory_saving import blur_down
 
 Norm = Literal["instance", "batch", "none"]
@@ -142,6 +143,7 @@ def initialise(network: nn.Module, init: Init = "xavier", gain: float = 0.02) ->
         init: "xavier" is CUT's default, "normal" CycleGAN's (with ``gain`` as the standard deviation).
         gain: the scale of the draw.
     """
+    at_least(0, init_gain=gain)
     if any(weight.is_meta for weight in network.parameters()):
         return  # shapes only: there is nothing to draw, and torch would import its compiler to find that out
     draw = {

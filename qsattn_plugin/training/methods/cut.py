@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
@@ -67,10 +68,10 @@ class CUT(Method):
         flip_equivariance: bool = False,
     ):
         super().__init__()
+        at_least(0, gan_weight=gan_weight, nce_weight=nce_weight, identity_l1=identity_l1, r1=r1, head_gain=head_gain)
+        at_least(1, head_width=head_width)
         if not gan_weight and not nce_weight:
             raise ValueError("gan_weight: 0, and nce_weight too: the generator has no loss")
-        if head_gain < 0:
-            raise ValueError(f"head_gain: must be at least 0, got {head_gain}")
         self.generator = parts.generator()
         self.discriminator = parts.discriminator()
         self.encoder = parts.encoder(self.generator)

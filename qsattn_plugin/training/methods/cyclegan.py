@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.methods.base import Method, Parts, check_identity
@@ -77,8 +78,7 @@ class CycleGAN(Method):
         pool: int = 50,
     ):
         super().__init__()
-        if pool < 0:
-            raise ValueError(f"pool: must be at least 0, got {pool}")
+        at_least(0, gan_weight=gan_weight, cycle_weight=cycle_weight, identity_weight=identity_weight, pool=pool)
         if identity_weight:
             check_identity(parts, "identity_weight", 0)
         self.generator = parts.generator()

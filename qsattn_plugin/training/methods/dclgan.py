@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import UserError, at_least
 from qsattn_plugin.losses import Pair
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import Nested, register
@@ -92,6 +92,11 @@ class DCLGAN(Method):
         head_gain: float = 0.02,
     ):
         super().__init__()
+        at_least(0, gan_weight=gan_weight, nce_weight=nce_weight, identity_l1=identity_l1, head_gain=head_gain)
+        at_least(0, similarity_weight=similarity_weight)
+        at_least(1, head_width=head_width)
+        if not gan_weight and not nce_weight:
+            raise ValueError("gan_weight: 0, and nce_weight too: the generators have no loss")
         if identity_l1:
             check_identity(parts, "identity_l1", 0)
         self.generator, self.generator_back = parts.generator(), parts.generator(back=True)

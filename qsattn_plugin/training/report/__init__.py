@@ -1,6 +1,7 @@
 """A run's report: one HTML file that shows the whole training, written from disk, without a server or a network.
 
-The page of a fork's log is drawn where torch, jinja2, pillow and safetensors are all there is; therefore the late imports.
+The page of a fork's log is drawn where torch, jinja2, pillow and safetensors are all there is; therefore the late
+imports.
 """
 
 from __future__ import annotations

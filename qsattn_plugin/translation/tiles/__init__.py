@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.data.pixels import NaNImageError, to_float
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import UserError, at_least
 from qsattn_plugin.translation.tiles.chain import Chain, Join, UnknownLayer, chain_of
 from qsattn_plugin.translation.tiles.moments import Moments
 from qsattn_plugin.translation.tiles.spill import DiskFull, Spill, format_bytes
@@ -70,8 +70,7 @@ class TiledTranslation:
         folder: str | os.PathLike | None = None,
         progress: Callable[[float], None] = lambda share: None,
     ):
-        if tile < 1:
-            raise ValueError(f"tile: must be at least 1, got {tile}")
+        at_least(1, tile=tile)
         weights = next(generator.parameters())
         self.device, self.dtype = weights.device, weights.dtype
         self.picture, self.progress = picture, progress
