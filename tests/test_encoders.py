@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -13,7 +15,11 @@ from timm.models.swin_transformer import SwinTransformer
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
+from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.registry.timm_features import TimmFeatures
+from qsattn_plugin.storage import save_tensors
+from qsattn_plugin.training.session import Session
+from tests.conftest import TINY
 
 #: Convolutional, a vision transformer (one stride, sizes bound to its patches) and a window transformer (NHWC).
 FAMILIES = {
@@ -112,6 +118,22 @@ def test_finding_the_default_taps_draws_nothing():
     encoder = build()
     again = build(taps=tuple(encoder.taps))(images(32))
     assert all(torch.equal(a, b) for a, b in zip(encoder(images(32)), again, strict=True))
+
+
+def test_a_training_goes_on_with_the_frozen_weights_that_it_had_alone(file, tmp_path):
+    def session(weights: Path) -> Session:
+        encoder = f"encoder={{type: timm, model: test_convnext, weights: {weights}}}"
+        return Session(load_recipe("toy", (*TINY, "method=cut", encoder)))
+
+    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(file, moved)
+    torch.manual_seed(8)
+    save_file(timm.create_model("test_convnext").state_dict(), other)
+    tensors, document = session(Path(file)).state()
+    save_tensors(tmp_path / "one.safetensors", tensors, {**document, "step": 1})
+    session(moved).restore(tmp_path / "one.safetensors")
+    with pytest.raises(UserError, match="the frozen weights of encoder are not those that .*one.safetensors was"):
+        session(other).restore(tmp_path / "one.safetensors")
 
 
 def test_a_frozen_encoder_of_random_weights_is_saved_with_them():

@@ -44,7 +44,7 @@ _DOCUMENT = {
     "scores": {"*": float},
     "best": {"score": str, "value": float, "step": int, "evaluations": int},
     "tensors": {"*": int},
-    "sides": {"*": int},
+    **dict.fromkeys(("sides", "frozen"), {"*": int}),
 }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import warnings
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.data.pixels import memory_of
 from qsattn_plugin.data.seeding import derive_seed
 from qsattn_plugin.devices import out_of_memory, pick_device
 from qsattn_plugin.errors import UserError
@@ -132,18 +135,37 @@ class Session:
                 for name, network in self.method.published().items()
             },
             "sides": self.sides,
+            "frozen": self.frozen,
             "tensors": dict(Counter(name.partition("/")[0] for name in tensors)),
             "torch": torch.__version__,
         }
         return tensors, document
 
+    @functools.cached_property
+    def frozen(self) -> dict[str, int]:
+        """The CRC-32 of the weights of every frozen network that checkpoints do not hold, by name."""
+        found = {}
+        for name, module in self.method.named_modules():
+            if not getattr(module, "saved", True):
+                found[name] = 0
+                for tensor in nn.Module.state_dict(module).values():
+                    found[name] = zlib.crc32(memory_of(tensor.cpu().reshape(-1).view(torch.uint8)), found[name])
+        return found
+
     def restore(self, path: Path, rank: int = 0) -> None:
         """Load a checkpoint of this recipe, and of the method's memory that of ``rank`` (empty if there was none).
 
         Raises:
-            UserError: its networks are not the recipe's.
+            UserError: its networks are not the recipe's, or a frozen one has other weights than it was trained with.
         """
         tensors, document = load_tensors(path)
+        before = document.get("frozen") or {}
+        for name in self.frozen.keys() & before.keys():
+            if self.frozen[name] != before[name]:
+                raise UserError(
+                    f"the frozen weights of {name} are not those that {path} was trained with: set `pretrained` or "
+                    "`weights` back, or build a new run, which can begin with these weights (train.init_from)"
+                )
         by_section: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
             section, _, key = name.partition("/")
