@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -14,6 +14,25 @@ class UserError(Exception):
     The message says what is wrong, where (file, line, key) and what to do; the command line prints it without a
     traceback. Any other exception is a defect of this package, and its traceback is shown.
     """
+
+
+class Misfit(UserError, ValueError):
+    """A part cannot work on what it is given; ``key`` names the setting of a recipe that decides on that."""
+
+    def __init__(self, message: str, key: str = "data"):
+        super().__init__(message)
+        self.key = key
+
+
+def check_sizes(what: str, *images: Sequence[int]) -> None:
+    """Raise :class:`Misfit` if images of these shapes (..., H, W) do not have one size."""
+    sizes = dict.fromkeys(f"{shape[-1]} x {shape[-2]}" for shape in images)
+    if len(sizes) > 1:
+        raise Misfit(
+            f"{what} needs images of one size in both domains, got {' and '.join(sizes)} pixels: use a mode that "
+            "crops, such as resize_and_crop",
+            "data.preprocess",
+        )
 
 
 def at_least(least: float, **values: float) -> None:

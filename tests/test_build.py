@@ -149,6 +149,16 @@ def test_what_takes_longer_than_an_hour_is_compared_with_what_does_not(monkeypat
     assert "An hour is 7000 of them (-s train.steps=7000)." in said
 
 
+@pytest.mark.parametrize("method", ["cut", "simdcl"])
+@pytest.mark.parametrize("nce", ["patchnce", "negcut", "enco"])
+def test_a_loss_that_needs_more_positions_says_so_before_the_training(workplace, nce, method):
+    done = build("extends: toy\n", f"method={method}", f"objective.nce={nce}", "sampler.queries=1")
+    assert done.exit_code == 1
+    assert re.search(
+        r"^Error: -s sampler\.queries=1: sampler\.queries: .*needs at least [23] positions", done.output, re.M
+    )
+
+
 @pytest.fixture
 def pretend(monkeypatch):
     """Pretend a CPU with bf16 in hardware or without."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qsattn_plugin.attention.routes import AttentionRoute, PointRoute
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import Misfit, UserError
 from qsattn_plugin.losses.enco import EnCo, mirrored_layers
 from qsattn_plugin.losses.lsesim import LSeSim, contrast_maps
 from qsattn_plugin.losses.monce import MoNCE
@@ -527,8 +527,8 @@ def test_another_objective_drops_the_arguments_of_the_one_below(tmp_path):
 
 
 def test_one_position_has_no_negatives():
-    for name in ("hdce", "monce"):
-        with pytest.raises(ValueError, match="negatives: one position has none"):
+    for name in ("patchnce", "hdce", "monce", "src"):
+        with pytest.raises(Misfit, match="negatives: internal needs at least 2 positions at every tap, got 1"):
             create("objective", name)(unit(2, 1, 4, seed=0), unit(2, 1, 4, seed=1))
         assert (
             create("objective", name, negatives="batch")(unit(2, 1, 4, seed=0), unit(2, 1, 4, seed=1)).isfinite().all()
@@ -558,3 +558,12 @@ def test_qsattn_build_shows_the_objectives():
     assert [row[1] for row in rows if row[0] == "objective"] == ["negcut", "src"]
     assert "heads" in [row[0] for row in rows]
     assert "heads" not in [row[0] for row in part_table(Session(small("method=cut", "objective.nce=enco")))]
+
+
+@pytest.mark.parametrize("objective", ["gan=wgan-gp", "nce={type: lsesim, learned: true}"])
+def test_losses_that_need_images_of_one_size_say_so(objective):
+    method = Session(small("method=cut", f"objective.{objective}")).method
+    batch = {"A": pictures()["A"], "B": torch.nn.functional.pad(pictures()["B"], (0, 8))}
+    with pytest.raises(Misfit, match=r"needs images of one size in both domains, got \S+ x \S+ and ") as error:
+        method.step(batch, torch.Generator().manual_seed(0))
+    assert error.value.key == "data.preprocess"

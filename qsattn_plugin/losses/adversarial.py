@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qsattn_plugin.devices import no_autocast, send
-from qsattn_plugin.errors import at_least
+from qsattn_plugin.errors import at_least, check_sizes
 from qsattn_plugin.registry import register
 
 
@@ -129,6 +129,7 @@ class WGANGP(AdversarialLoss):
     def gradient_penalty(
         self, discriminator: nn.Module, real: Tensor, fake: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
+        check_sizes("wgan-gp", real.shape, fake.shape)
         device = generator.device if generator is not None else real.device
         share = send(torch.rand(len(real), 1, 1, 1, generator=generator, device=device), real.device)
         # In float32, also under autocast: squares of small gradients underflow in half precision. Without fused

@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.devices import no_autocast
-from qsattn_plugin.errors import above
+from qsattn_plugin.errors import Misfit, above
 from qsattn_plugin.registry import register
 
 __all__ = ["ContrastiveObjective", "Pair", "PatchNCE", "PatchObjective"]
+
+
+def check_positions(count: int, least: int, what: str) -> None:
+    """Raise :class:`Misfit` if fewer positions were chosen at a tap than the loss needs."""
+    if count < least:
+        raise Misfit(
+            f"{what} needs at least {least} positions at every tap, got {count}: set more queries, or leave out taps "
+            "whose maps are smaller",
+            "sampler.queries",
+        )
 
 
 @dataclass
@@ -176,6 +186,7 @@ class PatchObjective(ContrastiveObjective):
 
         Raises:
             ValueError: anchors and positives differ in shape.
+            Misfit: there are no negatives.
         """
         if anchors.shape != positives.shape or anchors.ndim != 3:
             raise ValueError(
@@ -189,6 +200,7 @@ class PatchObjective(ContrastiveObjective):
             anchors, positives = at_least_float32(anchors), at_least_float32(positives)
             if self.negatives == "batch":
                 anchors, positives = anchors.flatten(0, 1)[None], positives.flatten(0, 1)[None]
+            check_positions(anchors.shape[1], 2, f"{type(self).__name__} with negatives: {self.negatives}")
             return self.each(anchors, positives).view(shape)
 
     def each(self, anchors: Tensor, positives: Tensor) -> Tensor:
@@ -197,13 +209,7 @@ class PatchObjective(ContrastiveObjective):
 
 
 def without_diagonal(values: Tensor) -> Tensor:
-    """Return (b, n, n) with -inf on the diagonal, where an anchor meets its own positive.
-
-    Raises:
-        ValueError: n is 1, so that nothing is left.
-    """
-    if values.shape[-1] < 2:
-        raise ValueError("negatives: one position has none; raise sampler.queries, or set negatives to batch")
+    """Return (b, n, n) with -inf on the diagonal, where an anchor meets its own positive."""
     return values.masked_fill(torch.eye(values.shape[-1], dtype=torch.bool, device=values.device), -torch.inf)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import no_autocast
 from qsattn_plugin.errors import UserError, at_least
-from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
+from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair, check_positions
 from qsattn_plugin.registry import register
 
 
@@ -20,8 +20,8 @@ class EnCo(ContrastiveObjective):
     """Cosine distance of mirrored layers of the generator's encoder and decoder (EnCo, Cai et al. 2024).
 
     There are no negatives. Both layers of a pair are projected by one MLP, the decoder's further by a predictor; 2 - 2
-    cos is averaged over positions and pairs. No gradient flows through the encoder's side. All features come from the
-    pass that translates.
+    cos is averaged over positions and pairs. No gradient flows through the encoder's features, but one does through the
+    rows of attention that are made of them. All features come from the pass that translates.
 
     Args:
         pairs: layers of the generator, by index or name: one of the encoder and one of the decoder, of equal size and
@@ -90,6 +90,7 @@ class EnCo(ContrastiveObjective):
         losses = []
         for index, route in enumerate(routes):
             project, predict = self.projectors[index], self.predictors[index]
+            check_positions(route.queries.shape[1], 2, "enco")
             predicted = predict(project(route(decoder[index]).transpose(1, 2)))
             with torch.no_grad():
                 wanted = project(route(encoder[index]).transpose(1, 2))

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.devices import no_autocast
-from qsattn_plugin.errors import above, at_least
+from qsattn_plugin.errors import above, at_least, check_sizes
 from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
 from qsattn_plugin.registry import Nested, create_nested, register
 
@@ -146,6 +146,7 @@ class LSeSim(ContrastiveObjective):
     def _contrast(self, pair: Pair, source: Sequence[Tensor]) -> Tensor:
         """Return the loss of the learned layers: the maps' cross-entropy, with those of another image as negatives."""
         assert pair.target is not None
+        check_sizes("lsesim with learned maps", pair.input.shape, pair.target.shape)
         routes = [route.detach() for route in pair.routes]
         with torch.no_grad():
             here, there = self._selectors(False), self._selectors(True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.devices import no_autocast, send
 from qsattn_plugin.errors import above, at_least
-from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
+from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair, check_positions
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import register
 
@@ -59,6 +59,7 @@ class NEGCUT(ContrastiveObjective):
         for anchors, positives, negatives in zip(pair.anchors, pair.positives, self.negatives(pair), strict=True):
             losses.append(self.cross_entropy(anchors, positives, negatives.detach()))
             against.append(self.cross_entropy(anchors.detach(), positives, negatives))
+            check_positions(negatives.shape[1], 2, "negcut")
             half = negatives.shape[1] // 2
             spread.append((negatives[:, :half] - negatives[:, half : 2 * half]).abs().mean())
         pair.own["negatives"] = -torch.stack(against).mean() - self.diversity * torch.stack(spread).mean()

@@ -43,8 +43,7 @@ _DOCUMENT = {
     "scaler": {},
     "scores": {"*": float},
     "best": {"score": str, "value": float, "step": int, "evaluations": int},
-    "tensors": {"*": int},
-    **dict.fromkeys(("sides", "frozen"), {"*": int}),
+    **{key: {"*": int} for key in ("tensors", "sides", "frozen")},
 }
 
 

@@ -15,7 +15,7 @@ from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.recipe.schema import PARTS, Train
 from qsattn_plugin.registry.recipe.sections import plain
 
-#: Arguments that matter only before the first step, or say where frozen weights come from, which are compared themselves.
+#: Arguments that matter only before the first step, or say where frozen weights lie: those are compared themselves.
 _FIRST = ("init", "init_gain", "pretrained", "weights")
 
 

@@ -141,7 +141,7 @@ def _explained(error: Exception, session: Session) -> Exception:
     section, shape = _failed_part(error, session.method)
     if section is not None:
         return part_error(session.recipe, section, error, shape, "data")
-    return session.recipe.error("data", str(error)) if isinstance(error, UserError) else error
+    return session.recipe.error(getattr(error, "key", "data"), str(error)) if isinstance(error, UserError) else error
 
 
 def _failed_part(error: Exception, method: Method) -> tuple[str | None, Sequence[int]]:

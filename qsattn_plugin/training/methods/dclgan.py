@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.errors import UserError, at_least
+from qsattn_plugin.errors import at_least
 from qsattn_plugin.losses import Pair
+from qsattn_plugin.losses.contrastive import check_positions
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import Nested, register
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
@@ -43,8 +44,7 @@ class Signature(nn.Module):
     def forward(self, projected: list[Tensor]) -> Tensor:
         """Return (B, width) for projections (B, N, C), one tensor a tap; of the N, as many as every tap has count."""
         count = min(p.shape[1] for p in projected)
-        if count < 3:
-            raise UserError(f"signatures need at least 3 positions at every tap, got {count}; raise sampler.queries")
+        check_positions(count, 3, "similarity_weight")
         out = self.model(torch.stack([p[:, :count] for p in projected], 1)).float()
         return out / (out.norm(dim=1, keepdim=True) + 1e-7)
 
