@@ -71,7 +71,7 @@ def test_entropy_and_largest_probability_of_an_attention(attention):
     expected = torch.stack([equations.entropy(a) for a in rows])
     torch.testing.assert_close(attention.log_entropy(features).double().exp(), expected, rtol=1e-5, atol=0)
     largest = torch.stack([a.amax(1) for a in rows])
-    torch.testing.assert_close(attention.largest_probability(features).double(), largest, rtol=1e-5, atol=0)
+    torch.testing.assert_close(attention.log_odds(features).double().sigmoid(), largest, rtol=1e-5, atol=0)
     torch.testing.assert_close(attention.log_odds(features.double()), largest.logit(), rtol=1e-9, atol=1e-9)
 
 
@@ -142,7 +142,7 @@ def test_edge_cases_of_the_entropy(columns, monkeypatch):
     alone = torch.ones(2, 1, 4)
     assert row_entropy(alone).tolist() == [[0.0], [0.0]]
     assert row_entropy(alone, log=True).tolist() == [[-math.inf], [-math.inf]]
-    assert GlobalAttention().largest_probability(torch.ones(1, 4, 1, 1)).item() == 1
+    assert GlobalAttention().log_odds(torch.ones(1, 4, 1, 1)).item() == math.inf
     assert LocalAttention(1).log_entropy(normal(1, 4, 3, 3)).isneginf().all()
     pair = torch.tensor([[[1.0], [1.0]]])  # two equal keys: both are the largest
     torch.testing.assert_close(row_entropy(pair), torch.full((1, 2), math.log(2)))

@@ -105,10 +105,6 @@ class GlobalAttention:
         """
         return global_entropy(features.flatten(2), self.scale, self.tile)[1]
 
-    def largest_probability(self, features: Tensor) -> Tensor:
-        """Return every row's largest probability, (B, HW), in [1/HW, 1]."""
-        return self.log_odds(features).sigmoid()
-
     def rows(self, features: Tensor, queries: Tensor) -> Tensor:
         """Return the attention rows (B, N, HW) of the queries (B, N), with gradient."""
         return global_rows(at_least_float32(features).flatten(2), queries, self.scale)
@@ -143,10 +139,6 @@ class LocalAttention:
     def log_odds(self, features: Tensor) -> Tensor:
         """Return log(p / (1 - p)) of every window's largest probability p, (B, HW). No gradient flows through it."""
         return local_entropy(features, self.window, self.scale)[1]
-
-    def largest_probability(self, features: Tensor) -> Tensor:
-        """Return every window's largest probability, (B, HW), in [1/window^2, 1]."""
-        return self.log_odds(features).sigmoid()
 
     def rows(self, features: Tensor, queries: Tensor) -> Tensor:
         """Return the attention rows (B, N, window^2) of the windows around the queries (B, N), with gradient."""

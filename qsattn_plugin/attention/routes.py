@@ -61,17 +61,6 @@ class Route:
         """Return the route without its gradient to the source features."""
         return self
 
-    def to(self, device: torch.device | str) -> Route:
-        """Return the route on another device."""
-        tensors = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
-        return self._with(**tensors, stats={name: v.to(device) for name, v in self.stats.items()})
-
-    def flip(self) -> Route:
-        """Return the route mirrored along the width: ``route.flip()(f.flip(-1))`` is ``route(f)``."""
-        width = self.shape[-1]
-        column = self.queries % width
-        return self._with(queries=self.queries + (width - 1 - 2 * column))
-
     def _with(self, **changes: Any) -> Route:
         other = copy.copy(self)
         vars(other).update(changes)
@@ -90,19 +79,15 @@ class PointRoute(Route):
 
 
 class _RowsRoute(Route):
-    """Multiplies ``rows`` of the source's attention with features; their keys lie in lines of ``width``."""
+    """Multiplies ``rows`` of the source's attention with features."""
 
     rows: Tensor
-    width: int
 
     def _rows_dtype(self) -> torch.dtype:
         return self.rows.dtype
 
     def detach(self) -> Route:
         return self._with(rows=self.rows.detach())
-
-    def flip(self) -> Route:
-        return super().flip()._with(rows=self.rows.unflatten(-1, (-1, self.width)).flip(-1).flatten(-2))
 
 
 class AttentionRoute(_RowsRoute):
@@ -117,7 +102,7 @@ class AttentionRoute(_RowsRoute):
 
     def __init__(self, rows: Tensor, queries: Tensor, shape: Sequence[int], stats: dict[str, Tensor] | None = None):
         super().__init__(queries, shape, stats)
-        self.rows, self.width = rows, self.shape[-1]
+        self.rows = rows
 
     def _gather(self, features: Tensor) -> Tensor:
         # In this order the gradient has the memory layout of the features. Transposed, its channels would lie side by
@@ -140,8 +125,7 @@ class WindowRoute(_RowsRoute):
         self, rows: Tensor, queries: Tensor, shape: Sequence[int], window: int, stats: dict[str, Tensor] | None = None
     ):
         super().__init__(queries, shape, stats)
-        self.rows, self.width = rows, window
-        self.window = window
+        self.rows, self.window = rows, window
 
     def _gather(self, features: Tensor) -> Tensor:
         values, _ = gather_windows(features, self.queries, self.window)
