@@ -59,7 +59,6 @@ MUTANTS = [
     Mutant("samplers/qsattn.py", "ordered[(last * q + 50) // 100]", "ordered[last * q // 100]", "samplers"),
     Mutant("attention/__init__.py", "descending=True, stable=True", "descending=True, stable=False", "attention"),
     Mutant("attention/__init__.py", ".masked_fill(~inside, -torch.inf)", "", "attention routes"),
-    Mutant("attention/routes.py", "(width - 1 - 2 * column)", "(width - 2 * column)", "routes"),
     Mutant("attention/routes.py", "return self._with(rows=self.rows.detach())", "return self", "routes losses"),
     # batches
     Mutant("data/batches.py", "_ORDER, _TOP, _LEFT = 0, 1, 2", "_ORDER, _TOP, _LEFT = 0, 1, 1", "batches"),
@@ -82,6 +81,7 @@ MUTANTS = [
         "derive_seed(self.seed, _AUGMENT, step, self.rank)",
         "loader",
     ),
+    Mutant("data/preprocess.py", "crop and side <= FACTOR * crop", "crop", "sizes"),
     # losses
     Mutant("losses/contrastive.py", "positives = positives.detach()", "pass", "losses objectives"),
     Mutant(
@@ -97,7 +97,8 @@ MUTANTS = [
         "sum(map(self.fool, fake))",
         "losses discriminators",
     ),
-    Mutant("losses/lsesim.py", "f = f - f.mean((2, 3), keepdim=True)", "pass", "objectives"),
+    Mutant("losses/lsesim.py", "(f - mean).flatten(2)", "f.flatten(2)", "objectives"),
+    Mutant("losses/lsesim.py", "[route.detach() for route in pair.routes])", "pair.routes)", "objectives"),
     # averages and sessions
     Mutant("training/ema.py", "(1 + step) / (10 + step)", "1.0", "fit never_lose train_settings"),
     Mutant("training/ema.py", "a.copy_(n)", "pass", "fit never_lose train_settings generators"),
