@@ -84,7 +84,7 @@ class LazyGroup(click.Group):
                 return super().invoke(ctx)
         except UserError as error:
             raise click.ClickException(printable(str(error))) from error
-        except ModuleNotFoundError as error:  # `pip install --no-deps`, as for `qsattn fork`, leaves packages out
+        except ModuleNotFoundError as error:  # installed without what it needs, as for a fork
             if error.name not in NEEDED:
                 raise
             text = f"this needs {error.name}, which is not installed: `pip install {NEEDED[error.name]}`"

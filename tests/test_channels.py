@@ -322,7 +322,7 @@ def test_scans_become_colours(scans, tmp_path, monkeypatch):
     assert np.asarray(made[0]).std() < 128 and np.asarray(translator.preview(small)).shape == (SIDES, SIDES, 3)
     scores = Evaluation(str(run.folder), real=scans / "testB", source=scans / "testA", metrics=("swd",), size=16).run()
     assert np.isfinite(scores.figures[0].value)
-    ((drawn, numbers),) = draw_maps([scans / "testA" / "0.tif"], str(run.folder), tmp_path / "maps")
+    (drawn, numbers), *_ = draw_maps([scans / "testA" / "0.tif"], str(run.folder), tmp_path / "maps")
     assert read_image(drawn).mode == "RGB" and json.loads(numbers.read_text())["image_size"] == [SIDES, SIDES]
     assert run.report.is_file() and list(run.maps.iterdir()) and list(run.grids.iterdir())
     exported = export(subject_of(translator), "torchscript", tmp_path / "model.pt")
@@ -371,7 +371,7 @@ def test_satellites_of_thirteen_bands(satellites, tmp_path, monkeypatch):
         str(run.folder), real=satellites / "testB", source=satellites / "testA", metrics=metrics, size=16
     )
     assert np.isfinite(scores.run().figures[0].value)
-    ((drawn, _),) = draw_maps([source], str(run.folder), tmp_path / "maps")
+    (drawn, _), *_ = draw_maps([source], str(run.folder), tmp_path / "maps")
     # Dark, as 3000 of 65535 is; the picture is the first of three panels.
     assert np.asarray(read_image(drawn))[:64, :64].max() < 40
     assert export(subject_of(translator), "torchscript", tmp_path / "model.pt").shapes[0][1] == 13

@@ -20,14 +20,11 @@ from qsattn_plugin.registry import register
 __all__ = ["ContrastiveObjective", "Pair", "PatchNCE", "PatchObjective"]
 
 
-def check_positions(count: int, least: int, what: str) -> None:
-    """Raise :class:`Misfit` if fewer positions were chosen at a tap than the loss needs."""
+def check_positions(count: int, least: int) -> None:
+    """Raise :class:`Misfit` if fewer positions were chosen at a tap than a loss needs."""
     if count < least:
-        raise Misfit(
-            f"{what} needs at least {least} positions at every tap, got {count}: set more queries, or leave out taps "
-            "whose maps are smaller",
-            "sampler.queries",
-        )
+        text = f"the loss needs at least {least} positions at a tap, got {count}: set more queries, or leave out"
+        raise Misfit(f"{text} taps whose maps are smaller", "sampler.queries")
 
 
 @dataclass
@@ -186,7 +183,7 @@ class PatchObjective(ContrastiveObjective):
 
         Raises:
             ValueError: anchors and positives differ in shape.
-            Misfit: there are no negatives.
+            Misfit: there are no negatives, and no loss without them.
         """
         if anchors.shape != positives.shape or anchors.ndim != 3:
             raise ValueError(
@@ -200,8 +197,13 @@ class PatchObjective(ContrastiveObjective):
             anchors, positives = at_least_float32(anchors), at_least_float32(positives)
             if self.negatives == "batch":
                 anchors, positives = anchors.flatten(0, 1)[None], positives.flatten(0, 1)[None]
-            check_positions(anchors.shape[1], 2, f"{type(self).__name__} with negatives: {self.negatives}")
             return self.each(anchors, positives).view(shape)
+
+    def compare(self, pair: Pair) -> Tensor:
+        # A map of one position teaches nothing; all of them would be a training without this loss.
+        images = len(pair.image) if self.negatives == "batch" else 1
+        check_positions(max(images * route.queries.shape[1] for route in pair.routes), 2)
+        return super().compare(pair)
 
     def each(self, anchors: Tensor, positives: Tensor) -> Tensor:
         """Return the loss of each anchor, (b, n): anchors and positives (b, n, C) of one entry are compared."""
@@ -209,7 +211,12 @@ class PatchObjective(ContrastiveObjective):
 
 
 def without_diagonal(values: Tensor) -> Tensor:
-    """Return (b, n, n) with -inf on the diagonal, where an anchor meets its own positive."""
+    """Return (b, n, n) with -inf on the diagonal, where an anchor meets its own positive.
+
+    Raises:
+        Misfit: n is 1, so that nothing is left.
+    """
+    check_positions(values.shape[-1], 2)
     return values.masked_fill(torch.eye(values.shape[-1], dtype=torch.bool, device=values.device), -torch.inf)
 
 

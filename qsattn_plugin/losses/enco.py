@@ -90,7 +90,7 @@ class EnCo(ContrastiveObjective):
         losses = []
         for index, route in enumerate(routes):
             project, predict = self.projectors[index], self.predictors[index]
-            check_positions(route.queries.shape[1], 2, "enco")
+            check_positions(route.queries.shape[1], 2)
             predicted = predict(project(route(decoder[index]).transpose(1, 2)))
             with torch.no_grad():
                 wanted = project(route(encoder[index]).transpose(1, 2))

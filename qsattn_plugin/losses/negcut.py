@@ -59,7 +59,7 @@ class NEGCUT(ContrastiveObjective):
         for anchors, positives, negatives in zip(pair.anchors, pair.positives, self.negatives(pair), strict=True):
             losses.append(self.cross_entropy(anchors, positives, negatives.detach()))
             against.append(self.cross_entropy(anchors.detach(), positives, negatives))
-            check_positions(negatives.shape[1], 2, "negcut")
+            check_positions(negatives.shape[1], 2)
             half = negatives.shape[1] // 2
             spread.append((negatives[:, :half] - negatives[:, half : 2 * half]).abs().mean())
         pair.own["negatives"] = -torch.stack(against).mean() - self.diversity * torch.stack(spread).mean()

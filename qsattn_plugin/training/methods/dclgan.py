@@ -44,7 +44,7 @@ class Signature(nn.Module):
     def forward(self, projected: list[Tensor]) -> Tensor:
         """Return (B, width) for projections (B, N, C), one tensor a tap; of the N, as many as every tap has count."""
         count = min(p.shape[1] for p in projected)
-        check_positions(count, 3, "similarity_weight")
+        check_positions(count, 3)
         out = self.model(torch.stack([p[:, :count] for p in projected], 1)).float()
         return out / (out.norm(dim=1, keepdim=True) + 1e-7)
 
