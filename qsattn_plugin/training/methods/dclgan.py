@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from qsattn_plugin.losses import Pair
 from qsattn_plugin.losses.contrastive import check_positions
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import Nested, register
+from qsattn_plugin.registry.layers import initialise
 from qsattn_plugin.training.methods.adversary import Adversary, adversarial_loss
 from qsattn_plugin.training.methods.base import Method, Parts, check_identity
 from qsattn_plugin.training.methods.contrast import Contrast, Objectives, Translated
@@ -36,10 +37,7 @@ class Signature(nn.Module):
             *(nn.Conv2d(taps, width, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
             *(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)),
         )
-        for layer in self.model:
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.normal_(layer.weight, 0.0, 0.02)
-                nn.init.zeros_(cast(Tensor, layer.bias))
+        initialise(self.model, "normal", 0.02)
 
     def forward(self, projected: list[Tensor]) -> Tensor:
         """Return (B, width) for projections (B, N, C), one tensor a tap; of the N, as many as every tap has count."""
