@@ -158,4 +158,4 @@ def test_every_generator_and_every_method_trains(generator, method, pictures, mo
         f"generator={{type: {generator}, width: 4}}",
         "sampler.queries=8",
     )
-    train(load_recipe("toy", (*settings, *size, "train.batch_size=1", f"method={method}")), tmp_path / "run")
+    train(load_recipe("toy", (*settings, f"method={method}", *size, "train.batch_size=1")), tmp_path / "run")

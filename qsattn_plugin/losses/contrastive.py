@@ -23,8 +23,9 @@ __all__ = ["ContrastiveObjective", "Pair", "PatchNCE", "PatchObjective"]
 def check_positions(count: int, least: int) -> None:
     """Raise :class:`Misfit` if fewer positions were chosen at a tap than a loss needs."""
     if count < least:
-        text = f"the loss needs at least {least} positions at a tap, got {count}: set more queries, or leave out"
-        raise Misfit(f"{text} taps whose maps are smaller", "sampler.queries")
+        text = f"the loss needs at least {least} positions at a tap, got {count}: set more queries (or, with negatives:"
+        text += " batch, a larger train.batch_size), or leave out taps whose maps are smaller"
+        raise Misfit(text, "sampler.queries")
 
 
 @dataclass
