@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -64,6 +66,17 @@ def test_detach_keeps_the_values_and_drops_the_gradient_through_the_rows(kind):
         else:
             assert route(target).requires_grad
             assert not without(target).requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_route_moves_to_another_device_with_all_it_holds(kind):
+    route = make(kind, normal(2, 4, 9, 7))
+    route.stats["nonfinite"] = torch.tensor(False)
+    moved = route.to("meta")
+    assert moved.queries.device.type == moved.stats["nonfinite"].device.type == "meta"
+    assert moved(torch.empty(2, 3, 9, 7, device="meta")).shape == (2, 5, 3)
+    assert route.queries.device.type == "cpu"
+    copy.deepcopy(route)
 
 
 @pytest.mark.parametrize(

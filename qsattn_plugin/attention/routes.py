@@ -61,6 +61,11 @@ class Route:
         """Return the route without its gradient to the source features."""
         return self
 
+    def to(self, device: torch.device | str) -> Route:
+        """Return the route on another device."""
+        tensors = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return self._with(**tensors, stats={name: v.to(device) for name, v in self.stats.items()})
+
     def _with(self, **changes: Any) -> Route:
         other = copy.copy(self)
         vars(other).update(changes)
