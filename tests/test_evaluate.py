@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsattn_plugin.cli import main
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import as_pil
 from qsattn_plugin.data.toy import ToyHorses
@@ -299,12 +298,6 @@ def test_weights_are_downloaded_once(workplace, monkeypatch, site):
 
 
 PAGE = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("line", [line for line in indented(PAGE) if line.startswith("qsattn ")])
-def test_the_pages_commands_are_understood(line):
-    words = shlex.split(line)[1:]
-    main.get_command(None, words[0]).make_context(words[0], words[1:])
 
 
 def test_the_pages_extractor_works(workplace, sets):
