@@ -23,7 +23,6 @@ TINY = (
     "generator.width=4",
     "discriminator={type: patchgan, width: 4, layers: 1}",
     "sampler.queries=16",
-    "objective.head_width=8",
     "train.steps=4",
     "train.decay_from=0.5",
     "train.batch_size=2",

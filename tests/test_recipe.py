@@ -104,6 +104,10 @@ STACKS = [
     ("train: {seed: 2}", "train: {seed: 3}", ("train.seed=4", "train.seed=5"), "train.seed", 5),
     ("", "sampler: {type: attention, rows: high}", ("sampler=random",), "sampler", {"type": "random"}),
     ("", "", ("train={seed: 8, betas: [0, 0.5]}",), "train.betas", [0.0, 0.5]),
+    # what stands before the name of its part or method is said of it; what another name is given goes with that one
+    ("", "", ("sampler.queries=8", "sampler=points"), "sampler", {"type": "points", "queries": 8}),
+    ("", "", ("objective.cycle=3", "method=cycle"), "objective", {"cycle": 3.0}),
+    ("", "", ("sampler={type: points, queries: 8}", "sampler=random"), "sampler", {"type": "random"}),
     ("", "augmentations: [flip]", ("augmentations.0.p=.25",), "augmentations", [{"type": "flip", "p": 0.25}]),
     ("", "augmentations: [{type: flip, p: 1}]", ("augmentations.0=loose",), "augmentations", [{"type": "loose"}]),
     (

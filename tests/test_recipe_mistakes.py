@@ -166,7 +166,8 @@ SMALL = [setting for setting in TINY if not setting.startswith("data.")]
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [(text, (), message) for text, message in FILES]
-    + [(GOOD, (text,), f"-s {text}: {message}") for text, message in OVERRIDES],
+    + [(GOOD, (text,), f"-s {text}: {message}") for text, message in OVERRIDES]
+    + [(GOOD, ("objective.weight=7", "method=cycle"), "-s objective.weight=7: objective.weight: there is no such key")],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_mistakes(load, text, overrides, message):

@@ -32,7 +32,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = (), imports: Sequ
 
     Args:
         source: a path to a YAML file, or a shipped name.
-        overrides: ``key=value`` with dotted keys, above everything else; later ones win.
+        overrides: ``key=value`` with dotted keys, above everything else; later ones win. A part's arguments may stand
+            before its name.
         imports: files or modules with parts, beside those that the recipe itself imports.
 
     Raises:

@@ -36,16 +36,14 @@ def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
         tree = replace(layer.tree, value=own)
         explicit = tree if explicit is None else _over(explicit, tree)
     assert explicit is not None, "there is at least one layer"
-    late = []
-    for text, path, value in options:
-        if any(key.isdecimal() for key in path):
-            late.append((text, path, value))  # an item of a list: the list may come from the method's defaults
-            continue
+    items = [option for option in options if any(key.isdecimal() for key in option[1])]
+    settings = [option for option in options if option not in items]
+    for _, path, value in settings * 2:  # again: what stands before the name of its part or method is not lost
         for key in reversed(path):
             value = Node({key: value}, value.place)
         explicit = _over(explicit, replace(write_out(value), place=explicit.place))
     tree = _with_defaults(explicit)
-    for text, path, value in late:
+    for text, path, value in items:  # at the end: their list may come from the method's defaults
         tree = write_out(_put(tree, path, value, Problem(Place(f"-s {text}"), ".".join(path), "")))
     return tree
 
