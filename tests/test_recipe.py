@@ -108,6 +108,10 @@ STACKS = [
     ("", "", ("sampler.queries=8", "sampler=points"), "sampler", {"type": "points", "queries": 8}),
     ("", "", ("objective.cycle=3", "method=cycle"), "objective", {"cycle": 3.0}),
     ("", "", ("sampler={type: points, queries: 8}", "sampler=random"), "sampler", {"type": "random"}),
+    ("", "sampler: {queries: 8}", ("method=cycle", "sampler=points"), "sampler.queries", 8),  # one layer together
+    ("", "", ("train.images=30", "data.root=y", "train.epochs=2"), "train.steps", 60),  # images: of the data named
+    ("", "augmentations: [loose]", ("augmentations.0.p=1", "augmentations.0=flip"), "augmentations.0.p", 1.0),
+    ("", "", ("augmentations.0.p=1", "augmentations=[loose]"), "augmentations", [{"type": "loose"}]),
     ("", "augmentations: [flip]", ("augmentations.0.p=.25",), "augmentations", [{"type": "flip", "p": 0.25}]),
     ("", "augmentations: [{type: flip, p: 1}]", ("augmentations.0=loose",), "augmentations", [{"type": "loose"}]),
     (
@@ -119,6 +123,7 @@ STACKS = [
     ),
     ("", "method: cycle", ("augmentations.0.p=1",), "augmentations.0.p", 1.0),  # the method's own list
     ("", "generator: {taps: [1, 2]}", ("generator.taps.1=stem",), "generator.taps", [1, "stem"]),
+    ("augmentations: [flip]", "augmentations: {0: {p: 1}}", (), "augmentations", [{"type": "flip", "p": 1.0}]),
     ("", "", ("method=cycle", "name=007"), "name", "007"),
     ("", "train: {init_from: a}", ("train.init_from=",), "train.init_from", None),
     ("", "data: {note: a}", ("data.note=a=b:c",), "data.note", "a=b:c"),
@@ -134,6 +139,23 @@ def test_layers(load, parent, child, overrides, key, value):
         found = found[int(step)] if isinstance(found, list) else found[step]
     assert found == value
     assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nce"),
+    [
+        (("objective.nce.eps=0.2", "objective.nce=monce"), {"type": "monce", "eps": 0.2}),
+        (("objective.nce=monce", "objective.nce.eps=0.2"), {"type": "monce", "eps": 0.2}),
+        (("objective.nce={type: monce, eps: 0.2}", "objective.nce=negcut"), {"type": "negcut"}),
+        (("objective.nce.weight=2",), {"type": "patchnce", "weight": 2.0}),  # the method's own
+        (
+            ("objective.nce=[patchnce, monce]", "objective.nce.1.eps=0.2"),
+            ["patchnce", {"type": "monce", "eps": 0.2}],
+        ),
+    ],
+)
+def test_parts_inside_of_parts_by_their_names_or_as_mappings(overrides, nce):
+    assert load_recipe("toy", overrides).objective["nce"] == nce
 
 
 PARTS_FILE = """

@@ -116,7 +116,7 @@ OVERRIDES = [
     ("train.steps=[", "this is not YAML"),
     ("train={steps: 1, steps: 2}", "steps: this key is given twice"),
     ("extends=toy", "extends: this key is only allowed in a recipe's file"),
-    ("augmentations.0.p=1", "augmentations.0.p: the list has 0 items, numbered from 0; there is no '0'"),
+    ("augmentations.0.p=1", "augmentations.0: the list has 0 items, numbered from 0; there is no '0'"),
     ("train=5", "train: must be a mapping, got 5"),
     # types
     ("train.steps=abc", "train.steps: must be an integer, got 'abc'"),

@@ -109,6 +109,8 @@ def check_arguments(
     values = {}
     for name, value in node.value.items():
         inner = nested(named[name].annotation) if name in named else None
+        if inner and isinstance(value.value, dict) and isinstance(named[name].default, str):
+            value = replace(value, value={"type": Node(named[name].default, value.place), **value.value})
         if inner and inner.several and isinstance(value.value, list):
             items = enumerate(value.value)
             values[name] = [_check_nested(inner, item, f"{key}.{name}.{i}", problems) for i, item in items]

@@ -1,24 +1,29 @@
 """Merge the layers of a recipe, the command line's overrides and the defaults into one mapping.
 
 From the lowest: the schema's defaults, the method's defaults, the recipes that are extended, the recipe itself, the
-overrides. Mappings merge key by key, lists are replaced. Arguments of a part do not apply to another part that replaces
-it: in a part's section a different ``type`` drops the arguments of lower layers (``data`` keeps the keys of its
-pipeline), and a different ``method`` drops their ``objective``. The length of the training is one value, in steps or in
-epochs, and the number of images goes with the data that it counts.
+overrides, which are one layer together. Mappings merge key by key; lists are replaced, or changed by a mapping of their
+items' numbers. Arguments of a part do not apply to another part that replaces it: a different ``type`` drops the
+arguments of lower layers (``data`` keeps the keys of its pipeline), and a different ``method`` drops their
+``objective``. The length of the training is one value, in steps or in epochs, and the number of images goes with the
+data that it counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qsattn_plugin import registry
 from qsattn_plugin.registry.recipe.checking import check, unknown_key
-from qsattn_plugin.registry.recipe.reading import Layer, write_out
+from qsattn_plugin.registry.recipe.reading import Layer, numbered, write_out
 from qsattn_plugin.registry.recipe.schema import DEFAULTS, KEYS, PARTS, PIPELINE
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, from_plain, parse_assignment
 
 __all__ = ["stack"]
+
+#: Section -> the key that a text below it stands for: parts inside of parts may be given by their names alone.
+_SHORT = {**dict.fromkeys(("objective", *PARTS), "type"), "evaluate": "model"}
+del _SHORT["data"]  # its texts that may be mappings are no parts
 
 
 def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
@@ -27,7 +32,7 @@ def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
     Raises:
         RecipeError: the method is unknown, or an override is not valid.
     """
-    options = [(text, *_read_override(text)) for text in overrides]
+    options = [_read_override(text) for text in overrides]
     explicit: Node | None = None
     for layer in layers:
         own = {key: node for key, node in layer.tree.value.items() if key not in ("extends", "import")}
@@ -36,16 +41,12 @@ def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
         tree = replace(layer.tree, value=own)
         explicit = tree if explicit is None else _over(explicit, tree)
     assert explicit is not None, "there is at least one layer"
-    items = [option for option in options if any(key.isdecimal() for key in option[1])]
-    settings = [option for option in options if option not in items]
-    for _, path, value in settings * 2:  # again: what stands before the name of its part or method is not lost
+    above = Node({}, explicit.place)
+    for path, value in sorted(options, key=lambda option: option[0][0] != "data"):  # images: of the data that are named
         for key in reversed(path):
             value = Node({key: value}, value.place)
-        explicit = _over(explicit, replace(write_out(value), place=explicit.place))
-    tree = _with_defaults(explicit)
-    for text, path, value in items:  # at the end: their list may come from the method's defaults
-        tree = write_out(_put(tree, path, value, Problem(Place(f"-s {text}"), ".".join(path), "")))
-    return tree
+        above = _over(above, replace(write_out(value), place=explicit.place), complete=lambda layer: layer)
+    return _with_defaults(_over(explicit, above))
 
 
 def _text_at(tree: Node, *path: str) -> str | None:
@@ -58,26 +59,45 @@ def _text_at(tree: Node, *path: str) -> str | None:
     return str(node.value) if node.text is None else node.text
 
 
-def _overlay(lower: Node, upper: Node, depth: int = 0) -> Node:
-    """Return ``upper`` over ``lower``, key by key; below the sections, a part of another type replaces the whole."""
+def _exchanged(lower: Node | None, upper: Node | None, name: str) -> bool:
+    """Return whether both say ``name``, and not the same."""
+    if lower is None or upper is None:
+        return False
+    before, after = _text_at(lower, name), _text_at(upper, name)
+    return None not in (before, after) and before != after
+
+
+def _overlay(lower: Node, upper: Node, path: tuple[str, ...] = ()) -> Node:
+    """Return ``upper`` over ``lower``, key by key; below the sections, a part of another name replaces the whole."""
+    if isinstance(lower.value, list) and numbered(upper):
+        items = list(lower.value)
+        for key, node in upper.value.items():
+            if not lower.get(key):
+                count = f"{len(items)} item" + "s" * (len(items) != 1)
+                text = f"the list has {count}, numbered from 0; there is no {key!r}"
+                raise RecipeError(Problem(node.place, ".".join((*path, key)), text))
+            items[int(key)] = _overlay(items[int(key)], node, (*path, key))
+        return replace(lower, value=items)
+    short = _SHORT.get(path[0]) if len(path) > 1 else None
+    if short and isinstance(lower.value, dict) != isinstance(upper.value, dict):
+        lower, upper = (Node({short: n}, n.place) if isinstance(n.value, str) else n for n in (lower, upper))
     if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
         return upper
-    if depth > 1 and "type" in upper.value and _text_at(lower, "type") != _text_at(upper, "type"):
+    if short and _exchanged(lower, upper, short):
         return upper
-    both = {k: _overlay(lower.value[k], n, depth + 1) if k in lower.value else n for k, n in upper.value.items()}
+    both = {k: _overlay(lower.value[k], n, (*path, k)) if k in lower.value else n for k, n in upper.value.items()}
     return replace(upper, value={**lower.value, **both})
 
 
 def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
-    """Return ``lower`` without the arguments of parts whose type differs between two states of the recipe."""
+    """Return ``lower`` without the arguments of parts whose name, where it has one, differs between two states."""
     kept = dict(lower.value)
     for key, kind in PARTS.items():
         section = kept.get(key)
-        exchanged = _text_at(before, key, "type") != _text_at(after, key, "type")
-        if exchanged and section and isinstance(section.value, dict):
+        if _exchanged(before.get(key), after.get(key), "type") and section and isinstance(section.value, dict):
             stays = PIPELINE if kind == "dataset" else ()
             kept[key] = replace(section, value={k: n for k, n in section.value.items() if k in stays})
-    if _text_at(before, "method") != _text_at(after, "method"):
+    if _exchanged(before, after, "method"):
         kept["objective"] = Node({}, lower.place)
     return replace(lower, value=kept)
 
@@ -96,9 +116,10 @@ def _without_length(lower: Node, upper: Node) -> Node:
     return replace(lower, value={**lower.value, "train": replace(train, value=kept)})
 
 
-def _over(lower: Node, upper: Node) -> Node:
+def _over(lower: Node, upper: Node, complete: Callable[[Node], Node] | None = None) -> Node:
     """Return an explicit layer over the lower ones; both may leave a part's type to the method's defaults."""
-    before, after = _with_defaults(lower), _with_defaults(_overlay(lower, upper))
+    complete = complete or _with_defaults
+    before, after = complete(lower), complete(_overlay(lower, upper))
     return _overlay(_without_length(_without_exchanged(lower, before, after), upper), upper)
 
 
@@ -132,21 +153,3 @@ def _read_override(text: str) -> tuple[list[str], Node]:
     if path[0] not in KEYS:
         raise RecipeError(unknown_key(value, path[0], list(KEYS)[2:], "a recipe takes"))
     return path, value
-
-
-def _put(node: Node, path: Sequence[str], new: Node, at: Problem) -> Node:
-    """Return ``node`` with ``new`` at a path through mappings and lists."""
-    if not path:
-        return new
-    key, rest = path[0], path[1:]
-    if isinstance(node.value, list):
-        if not node.get(key):
-            count = f"{len(node.value)} item" + "s" * (len(node.value) != 1)
-            raise RecipeError(at._replace(text=f"the list has {count}, numbered from 0; there is no {key!r}"))
-        items = list(node.value)
-        items[int(key)] = _put(items[int(key)], rest, new, at)
-        return replace(node, value=items)
-    children: Mapping[str, Node] = node.value if isinstance(node.value, dict) else {}
-    if key == "type" and not rest and _text_at(node, key) != _text_at(new):
-        children = {}
-    return replace(node, value={**children, key: _put(children.get(key, Node({}, new.place)), rest, new, at)})

@@ -11,7 +11,7 @@ from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.recipe.schema import DEFAULTS, LISTS, PARTS
 from qsattn_plugin.registry.yaml_lines import Node, Place, Problem, RecipeError, parse, write
 
-__all__ = ["Layer", "follow", "read_recipe", "read_text", "shipped_recipes", "shown", "write_out"]
+__all__ = ["Layer", "follow", "numbered", "read_recipe", "read_text", "shipped_recipes", "shown", "write_out"]
 
 #: Size limit of recipe files; weights and images are larger.
 MOST_BYTES = 1_000_000
@@ -144,6 +144,11 @@ def follow(layer: Layer) -> list[Layer]:
     return chain
 
 
+def numbered(node: Node) -> bool:
+    """Return whether a node has items of a list by their numbers: ``{0: ...}``."""
+    return isinstance(node.value, dict) and bool(node.value) and all(key.isdecimal() for key in node.value)
+
+
 def write_out(tree: Node) -> Node:
     """Return the tree with ``generator: x`` written as ``generator: {type: x}``; sections must be mappings."""
     problems: list[Problem] = []
@@ -162,6 +167,8 @@ def write_out(tree: Node) -> Node:
             if isinstance(node.value, list):
                 items = [part(item, f"{key}.{i}") for i, item in enumerate(node.value)]
                 own[key] = replace(node, value=items)
+            elif numbered(node):
+                own[key] = replace(node, value={i: part(item, f"{key}.{i}") for i, item in node.value.items()})
             else:
                 problems.append(Problem(node.place, key, f"must be a list of parts, got {node}"))
         elif key in PARTS:
