@@ -347,6 +347,12 @@ def test_watch_names_the_first_step_and_the_losses():
         guard.check()
 
 
+def test_translations_that_are_not_finite_end_the_run_in_words(workplace):
+    run = build(workplace / "run", "train.lr=2e4", "evaluate.every=1", "train.steps=10")
+    with pytest.raises(NonFiniteLossError, match=r"^the translations are NaN .* a smaller train\.lr"):
+        fit(run)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before(workplace):
     run = build(workplace / "run", "train.lr=1e30", "train.steps=40", "checkpoint={every: 1, keep: 50}")
     with pytest.raises(NonFiniteLossError, match="became NaN or infinite at step"):

@@ -251,6 +251,18 @@ def test_the_best_weights_follow_the_first_score(workplace, monkeypatch):
     assert any(not best[k].equal(newest[k]) for k in best)
 
 
+def test_the_best_weights_of_a_training_that_was_given_up_are_replaced(workplace, monkeypatch):
+    run = build(workplace / "run", "evaluate.every=1", "checkpoint={every: 1, keep: 9}")
+    scores = iter([3.0, 2.0, 1.0, 4.0, 2.5, 2.8])
+    monkeypatch.setattr("qsattn_plugin.data.toy.ToyHorses.score", lambda *_: {"first": next(scores)})
+    fit(run)
+    assert run.checkpoints.best_of()["step"] == 3
+    for step in (3, 4):
+        run.checkpoints.path(step).unlink()
+    fit(run)
+    assert run.checkpoints.best_of() == {"score": "first", "value": 2.5, "step": 3, "evaluations": 3}
+
+
 def test_best_weights_count_as_a_training_and_go_with_it(workplace):
     run = build(workplace / "run", "checkpoint.every=4")
     fit(run, max_steps=2)

@@ -394,6 +394,9 @@ def test_translate_names_frames_and_translates_each_page(tmp_path):
     assert each_page([(path, tmp_path / "out.png")], 2) == [(path, tmp_path / "out.png", 1)]
     with pytest.raises(UserError, match="is one of the inputs"):
         each_page([(path, tmp_path / "out.png"), (pairs[0][1], tmp_path / "x.png")], "all")
+    single = pairs[0][1].rename(tmp_path / "single.png"), tmp_path / "out-page-2.png"
+    names = [target.name for _, target, _ in each_page([(path, tmp_path / "out.png"), single], "all")]
+    assert names == ["out-page-1.png", "out-page-2-2.png", "out-page-3.png", "out-page-2.png"]  # none shares a file
     assert (parse_pages("all"), parse_pages("3")) == ("all", 3)
     with pytest.raises(ValueError, match="did you mean 'first'"):
         parse_pages("frist")

@@ -196,24 +196,28 @@ def test_the_trained_size_of_an_older_file_is_the_recipe_s_where_it_depends_on_n
 
 
 @pytest.mark.parametrize(
-    ("mode", "resize", "expected"),
+    ("mode", "resize", "then", "expected"),
     [
-        ("crop", 40, (60, 80)),
-        ("scale_shortside_and_crop", 40, (60, 80)),  # larger pictures stay as they are
-        ("scale_width_and_crop", 64, (32, 56)),  # 64 x 38: crops of 32 show most of it
-        ("resize_and_crop", 64, (64, 64)),
-        ("resize_and_crop", 40, (32, 32)),
-        ("none", 40, (60, 80)),
+        ("crop", 40, "", (60, 80)),
+        ("scale_shortside_and_crop", 40, "", (60, 80)),  # larger pictures stay as they are
+        ("scale_width_and_crop", 64, "", (32, 56)),  # 64 x 38: crops of 32 show most of it
+        ("resize_and_crop", 64, "", (64, 64)),
+        ("resize_and_crop", 40, "", (32, 32)),
+        ("none", 40, "", (60, 80)),
+        ("none", 40, "{type: resize, size: 48}, flip, {type: crop, size: 40}", (40, 40)),  # the networks see most
+        ("none", 40, "{type: resize, size: 48}, {type: crop, size: 24}", (48, 48)),
+        ("crop", 40, "{type: resize, size: 64}", (120, 160)),  # crops of 32, at twice the scale
     ],
 )
-def test_a_training_tells_the_size_of_its_pictures(workplace, mode, resize, expected):
+def test_a_training_tells_the_size_of_its_pictures(workplace, mode, resize, then, expected):
     for folder, size in (("trainA", (100, 60)), ("trainB", (90, 80))):
         (workplace / "data" / folder).mkdir(parents=True)
         for name in "ab":
             noise("RGB", size).save(workplace / "data" / folder / f"{name}.png")
     data = f"data={{type: folders, root: data, preprocess: {mode}, resize: {resize}, crop: 32, random_crop: always}}"
     settings = [setting for setting in TINY if not setting.startswith("data")]
-    run = Run.create(load_recipe("toy", (*settings, "method=cyclegan", data)), workplace / "run")
+    own = (*settings, "method=cyclegan", data, f"augmentations=[{then}]")
+    run = Run.create(load_recipe("toy", own), workplace / "run")
     fit(run, max_steps=1)
     assert tuple(qsattn_plugin.load("run", name=name).trained for name in ("forward", "backward")) == expected
     session = Session(run.recipe)

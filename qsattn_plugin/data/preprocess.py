@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from statistics import median_low
 from typing import get_args
 
 import torch
@@ -24,13 +22,12 @@ FACTOR = 1.5
 MAX_PIXELS = 1 << 27
 
 
-def known_side(sides: Iterable[int], crop: int | None) -> int:
-    """Return the shorter side of the pictures that a generator knows, given those of the resized training pictures.
+def known_side(whole: int, seen: int) -> int:
+    """Return the shorter side of the pictures that a generator knows, given those of its training's pictures.
 
-    It is their median. Where crops show most of a picture it is ``crop``, as in tests.
+    It is that of whole pictures. Where crops show most of them it is that of what is ``seen``, as in tests.
     """
-    side = median_low(sides)
-    return crop if crop and side <= FACTOR * crop else side
+    return seen if whole <= FACTOR * seen else whole
 
 
 def resize_bands(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -120,12 +120,15 @@ def measured(pictures: Iterable[Raster]) -> tuple[float, float]:
     """
     import numpy as np
 
-    samples, whole = [], True
+    samples, whole, draw = [], True, np.random.default_rng(0)
     for raster in pictures:
         values = raster.opaque().values
         whole = whole and values.dtype.kind != "f"
-        values = values.reshape(-1)
-        values = values[:: max(1, len(values) // _VALUES)].astype(np.float64)
+        pixels = values.reshape(-1, values.shape[2])
+        count = max(1, _VALUES // pixels.shape[1])
+        if len(pixels) > count:  # drawn: every n-th would be of few columns where n fits into the width
+            pixels = pixels[draw.integers(len(pixels), size=count)]
+        values = pixels.astype(np.float64)
         samples.append(values[np.isfinite(values)])
     values = np.concatenate(samples) if samples else np.zeros(0)
     if not len(values) or values.min() == values.max():

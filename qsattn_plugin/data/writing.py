@@ -37,7 +37,7 @@ def write_raster(raster: Raster, path: str | os.PathLike) -> None:
         return
     if ending not in (*ANY, ".png"):
         raise UserError(f"{show(path)}: {ending} cannot hold {raster.kind}; write .tif or .npy")
-    if ending == ".png" and (values.dtype != np.uint16 or bands > 4):
+    if ending == ".png" and (values.dtype not in (np.uint8, np.uint16) or bands > 4):
         raise UserError(f"{show(path)}: a PNG cannot hold {raster.kind}; write .tif or .npy")
     with replacing(path) as temporary:
         if ending == ".npy":
@@ -55,8 +55,11 @@ def write_raster(raster: Raster, path: str | os.PathLike) -> None:
 def _write_png(raster: Raster, path: Path) -> None:
     import numpy as np
 
-    values = raster.values
-    if values.shape[2] == 1:
+    values, bands = raster.values, raster.values.shape[2]
+    if values.dtype == np.uint8:  # the last of 2 or 4 bands lies where other readers look for transparency
+        Image.frombytes({2: "LA", 4: "RGBA"}[bands], raster.size, values.tobytes()).save(path, "PNG")
+        return
+    if bands == 1:
         Image.frombytes("I;16", raster.size, values.tobytes()).save(path, "PNG")
         return
     try:

@@ -16,12 +16,15 @@ class BestWeights:
     """Tracks the first score of every evaluation and keeps the weights with its smallest value.
 
     The smallest of many scores is biased downwards, so the number of evaluations it was picked from is kept with it.
+    Weights of a later step than ``step``, from which the run goes on, are of a training that was given up or will be
+    done again: the next evaluation replaces them.
     """
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, step: int):
         self.checkpoints = run.checkpoints
+        found = self.checkpoints.best_of()
         #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from}, or empty.
-        self.best: dict[str, Any] = self.checkpoints.best_of()
+        self.best: dict[str, Any] = found if found.get("step", 0) <= step else {}
         self.evaluations = sum(bool(event.get("scores")) for event in run.events("evaluate"))
 
     def update(

@@ -14,6 +14,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import resized
 from qsattn_plugin.evaluation.texture import SMALLEST, compare, descriptors
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.training.finite_guard import NonFiniteLossError
 from qsattn_plugin.training.kid import KernelDistance, TimmEmbedder
 from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.translation.apply import evaluating, translate
@@ -59,6 +60,10 @@ class Evaluator:
         """Return the scores (smaller is better, the first one leads) and the picture grid.
 
         ``stop`` is called before every batch; if it returns true, the evaluation ends and the result is None.
+
+        Raises:
+            NonFiniteLossError: a translation is not finite.
+            UserError: there is not enough memory for one image.
         """
         translated = self._translated(generator, stop)
         if translated is None:
@@ -103,7 +108,10 @@ class Evaluator:
     def _pictures(self, generator: nn.Module, images: Tensor) -> list[Tensor]:
         """Translate a batch; one image at a time if memory runs out, and UserError if it runs out for one."""
         try:
-            return list(translate(generator, to_float(images.to(self.loader.device))).float().cpu())
+            made = translate(generator, to_float(images.to(self.loader.device))).float().cpu()
+            if not made.isfinite().all():
+                raise NonFiniteLossError.of("the translations are NaN or infinite")
+            return list(made)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

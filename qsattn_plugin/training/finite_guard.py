@@ -12,7 +12,12 @@ from qsattn_plugin.errors import UserError
 
 
 class NonFiniteLossError(UserError):
-    """A loss or a weight became NaN or infinite."""
+    """A loss, a weight or a translation became NaN or infinite."""
+
+    @classmethod
+    def of(cls, what: str) -> NonFiniteLossError:
+        """Return an error about ``what`` is not finite, which says what helps."""
+        return cls(f"{what}. Resume from an earlier checkpoint with a smaller train.lr or train.precision=fp32")
 
 
 class FiniteGuard:
@@ -57,9 +62,7 @@ class FiniteGuard:
             first = min(bad.values())
             names = ", ".join(name for name, step in bad.items() if step == first)
             where = f"; the source features are not finite at {taps}" if taps else ""
-            what = f"the loss {names} became NaN or infinite at step {first:.0f}{where}"
-            remedy = "Resume from an earlier checkpoint with a smaller train.lr or train.precision=fp32"
-            raise NonFiniteLossError(f"{what}. {remedy}")
+            raise NonFiniteLossError.of(f"the loss {names} became NaN or infinite at step {first:.0f}{where}")
 
 
 def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
@@ -72,5 +75,5 @@ def check_weights(step: int, weights: Mapping[str, Tensor]) -> None:
     bad = torch.stack([~t.isfinite().all() for t in floating.values()]).cpu().tolist()  # read once
     names = [name for name, is_bad in zip(floating, bad, strict=True) if is_bad]
     if names:
-        what = f"{len(names)} of {len(bad)} weights are NaN or infinite at step {step}, the first is {names[0]}"
-        raise NonFiniteLossError(f"{what}. Resume from an earlier checkpoint with a smaller train.lr")
+        many = f"{len(names)} of {len(bad)} weights are NaN or infinite at step {step}"
+        raise NonFiniteLossError.of(f"{many}, the first is {names[0]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from statistics import median_low
 
 import torch
 from torch import Tensor
@@ -71,8 +72,8 @@ class TrainingLoader:
         self.stores: dict[str, Store] = {}
         #: The shorter side of each domain's pictures that a generator gets to know.
         self.sides: dict[str, int] = {}
-        self.prepare(first)
         self.augment = augmentations(recipe, "augmentations")
+        self.prepare(first)
 
     def needs_decoding(self, step: int) -> bool:
         """Return whether this step needs images with another preprocessing than the decoded ones."""
@@ -97,9 +98,14 @@ class TrainingLoader:
                 raise self._recipe.error("data.channels", what)
             self.stores[letter] = store
         stores, crop = self.stores, prepare.crop_size
-        self.sides = {letter: known_side(map(min, store.sizes), crop) for letter, store in stores.items()}
+        self.sides = {letter: self._known_side(store, crop) for letter, store in stores.items()}
         self.batches = UnpairedBatches(stores["A"], stores["B"], self._count, crop, self.seed, self.rank, self.world)
         self._prepared = prepare
+
+    def _known_side(self, store: Store, crop: int | None) -> int:
+        side = median_low(map(min, store.sizes))
+        whole, seen = self.augment.sides(side, crop or side)
+        return known_side(whole, seen)
 
     @property
     def domains(self) -> str:

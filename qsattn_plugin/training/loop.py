@@ -139,7 +139,7 @@ class _Loop:
             self.evaluator = Evaluator(recipe, self.loader) if here.main else None
         here.join(self.session.method, self.session.device)
         self.session.method.world = here
-        self.best = BestWeights(run)
+        self.best = BestWeights(run, self.session.step)
         self.guard = FiniteGuard()
         self.throughput = Throughput(self.session.step)
         self.saved, self.saved_at = self.session.step, time.monotonic()

@@ -25,6 +25,7 @@ from qsattn_plugin.registry.recipe.schema import PARTS
 from qsattn_plugin.text import duration
 from qsattn_plugin.training.building import part_error
 from qsattn_plugin.training.evaluate import Evaluator
+from qsattn_plugin.training.finite_guard import NonFiniteLossError
 from qsattn_plugin.training.loader import TrainingLoader
 from qsattn_plugin.training.methods.base import Method
 from qsattn_plugin.training.session import Session
@@ -76,6 +77,8 @@ def try_recipe(session: Session) -> Trial:
         )
     except RecipeError:
         raise
+    except NonFiniteLossError as error:
+        raise recipe.error("train.lr", "the translations are NaN or infinite after two steps") from error
     except Exception as error:
         raise _explained(error, session) from error
     counts = recipe.count_images(*(f"train{domain}" for domain in loader.domains), evaluator.source)

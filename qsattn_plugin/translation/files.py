@@ -81,18 +81,28 @@ def each_page(pairs: Iterable[tuple[Path, Path]], pages: Pages) -> list[tuple[Pa
         return [(source, target, None if pages == "first" else pages - 1) for source, target in pairs]
     found: list[tuple[Path, Path, int | None]] = []
     sources = {identity(source) for source, _ in pairs} - {None}
-    for source, target in pairs:
-        count = count_pages(source)
+    counts = [count_pages(source) for source, _ in pairs]
+    taken = {target for (_, target), count in zip(pairs, counts, strict=True) if count == 1}
+    for (source, target), count in zip(pairs, counts, strict=True):
         if count == 1:
             found.append((source, target, None))
             continue
         for page in range(count):
-            place = target.with_stem(f"{target.stem}-page-{page + 1:0{len(str(count))}}")
+            place = _free(target.with_stem(f"{target.stem}-page-{page + 1:0{len(str(count))}}"), taken)
+            taken.add(place)
             if identity(place) in sources:
                 what = f"{show(place)} is one of the inputs and would be overwritten"
                 raise UserError(f"{what}; choose another output folder")
             found.append((source, place, page))
     return found
+
+
+def _free(target: Path, taken: Collection[Path]) -> Path:
+    """Return the destination, with a number from 2 on where it is taken."""
+    free, number = target, 2
+    while free in taken:
+        free, number = target.with_stem(f"{target.stem}-{number}"), number + 1
+    return free
 
 
 def _named(bases: dict[str, Path], kept: Collection[str], other: str) -> dict[str, Path]:
@@ -103,10 +113,8 @@ def _named(bases: dict[str, Path], kept: Collection[str], other: str) -> dict[st
     for key, base in sorted(bases.items(), key=lambda item: not stays[item[0]]):  # a stable sort
         target = base if stays[key] else base.with_suffix(other)
         if target in taken and not stays[key]:
-            base = target = base.with_name(base.name + other)
-        number = 2
-        while target in taken:
-            target, number = base.with_stem(f"{base.stem}-{number}").with_suffix(target.suffix), number + 1
+            target = base.with_name(base.name + other)
+        target = _free(target, taken)
         taken.add(target)
         found[key] = target
     return found

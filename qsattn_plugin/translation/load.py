@@ -119,7 +119,7 @@ def _trained(spec: dict[str, Any], document: dict[str, Any]) -> int | None:
         return spec.get("trained")
     crop = data.get("crop") or 0
     resize = data.get("resize") or 0
-    return known_side([resize if data.get("random_crop") == "always" else crop], crop) or None
+    return known_side(resize if data.get("random_crop") == "always" else crop, crop) or None
 
 
 def main_generator(generators: Iterable[str]) -> str:

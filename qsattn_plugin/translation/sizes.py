@@ -130,8 +130,6 @@ def working_size(size: tuple[int, int], at: At | None, trained: int | None) -> t
 def carry_back(picture: Image.Image, seen: Image.Image, made: Image.Image) -> Image.Image:
     """Carry a change from the working size back to the picture; the arithmetic is this module's docstring's.
 
-    Bands of the translation that the model did not change, such as alpha, are the picture's own.
-
     Args:
         picture: L, LA, RGB or RGBA, at full size.
         seen: the same at the working size.

@@ -171,10 +171,8 @@ class Translator(nn.Module):
                 seen = [small for _, small in batch]
                 made = [self._in_tiles(seen[0], tile or TILE, progress)] if tiled else self._whole(seen)
                 for (picture, small), result in zip(batch, made, strict=True):
-                    if self.carries:
-                        out.append(carry_back(picture, small, result))
-                    else:
-                        out.append(with_alpha(resize_picture(result, picture.size), picture))
+                    full = carry_back(picture, small, result) if self.carries else resize_picture(result, picture.size)
+                    out.append(with_alpha(full, picture))
                     out[-1].info.update(carried(picture, out[-1].mode))
         return out
 
@@ -271,16 +269,16 @@ class Translator(nn.Module):
         return result
 
     def _whole(self, pictures: list[Image.Image]) -> list[Image.Image]:
-        """Translate pictures of one size in one batch."""
+        """Translate pictures of one size in one batch, without their transparency."""
         weights = next(self.generator.parameters())
         images = torch.stack([to_float(to_channels(picture, self.channels)) for picture in pictures])
         results = translate(self.generator, images.to(weights.device, weights.dtype)).cpu()
-        return [with_alpha(from_tensor(r), picture) for r, picture in zip(results, pictures, strict=True)]
+        return list(map(from_tensor, results))
 
     def _in_tiles(self, picture: Image.Image, tile: int, progress: Progress) -> Image.Image:
-        """Translate a large picture."""
+        """Translate a large picture, without its transparency."""
         pixels = translate_tiled(self.generator, to_channels(picture, self.channels), tile, progress=progress)
-        return with_alpha(as_pil(pixels), picture)
+        return as_pil(pixels)
 
     def _can_tile(self, size: tuple[int, int], tile: int | None) -> bool:
         """Return whether the generator can work in tiles; warn if it cannot, or raise if ``tile`` asks for it."""

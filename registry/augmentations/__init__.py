@@ -49,6 +49,10 @@ class Augmentation(nn.Module):
                 full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
                 return self._apply_kornia(full).to(x.dtype)
 
+    def sides(self, whole: int, seen: int) -> tuple[int, int]:
+        """Return the shorter sides of a picture and of what is seen of it, in pixels, given those before."""
+        return whole, seen
+
     def _apply_kornia(self, x: Tensor) -> Tensor:
         return self.kornia_part(x)
 
@@ -82,6 +86,12 @@ class Augmentations(nn.Module):
             x = part(x, generator)
         return x
 
+    def sides(self, whole: int, seen: int) -> tuple[int, int]:
+        """Return the shorter sides of a picture and of what is seen of it; parts without ``sides`` keep them."""
+        for part in self.parts:
+            whole, seen = part.sides(whole, seen) if hasattr(part, "sides") else (whole, seen)
+        return whole, seen
+
 
 def check_share(name: str, value: float, lowest: float = 0.0, highest: float = 1.0) -> float:
     """Return ``value``, or raise ValueError when it is outside ``lowest`` to ``highest``."""
@@ -109,7 +119,12 @@ class Resize(Augmentation):
 
     def __init__(self, size: int = 286, filter: Literal["bilinear", "bicubic"] = "bicubic"):
         at_least(1, size=size)
+        self.size = size
         super().__init__(K.Resize((size, size), resample=filter, align_corners=False, antialias=True))
+
+    def sides(self, whole: int, seen: int) -> tuple[int, int]:
+        """Return a picture's and the seen side: both are scaled."""
+        return round(whole * self.size / seen), self.size
 
     def _apply_kornia(self, x: Tensor) -> Tensor:
         # Cubic interpolation overshoots at edges; images stay in [-1, 1].
@@ -128,6 +143,10 @@ class Crop(Augmentation):
         at_least(1, size=size)
         self.size = size
         super().__init__(K.RandomCrop((size, size), cropping_mode="slice"))
+
+    def sides(self, whole: int, seen: int) -> tuple[int, int]:
+        """Return a picture's and the seen side: the scale stays."""
+        return whole, self.size
 
     def _check(self, x: Tensor) -> None:
         if min(x.shape[-2:]) < self.size:

@@ -63,7 +63,7 @@ def make(draw: random.Random, folder: Path) -> Case:
     def go_on() -> None:
         found = Run.open(place)
         found.last("evaluate").get("scores")
-        BestWeights(found)
+        BestWeights(found, 0)
         write_report(found)
         newest, _ = found.checkpoints.newest()
         if newest is not None:
