@@ -57,8 +57,16 @@ def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, .
     from qsattn_plugin.cli.progress import Bar
     from qsattn_plugin.data.export import write_dataset
     from qsattn_plugin.data.images import find_images
+    from qsattn_plugin.errors import UserError
+    from qsattn_plugin.registry import find
     from qsattn_plugin.registry.recipe import Recipe
+    from qsattn_plugin.registry.recipe.schema import PIPELINE
 
+    takes = find("dataset", name).signature.parameters
+    for option in options:
+        key = option.partition("=")[0].partition(".")[0]
+        if key in PIPELINE and key not in takes:
+            raise UserError(f"-s {option}: {key}: how a training prepares pictures; {name} takes {', '.join(takes)}")
     text = f"name: data\ndata: {{type: {json.dumps(name)}}}\ntrain: {{steps: 1}}"
     recipe = Recipe.from_yaml(text, "data set", [f"data.{option}" for option in options])
     dataset = recipe.build("data")

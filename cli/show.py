@@ -35,7 +35,7 @@ def command(what: str, size: int, channels: int, imports: tuple[str, ...]) -> No
 
     import_named(imports)
     kind, slash, name = what.partition("/")
-    if not slash:
+    if not slash or (kind != "recipe" and what.endswith((".yaml", ".yml"))):
         kind, name = _resolve(what)
     if kind == "pretrained":
         _published(name)

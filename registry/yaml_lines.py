@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import yaml
@@ -237,11 +238,24 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if quoted else None)
 
 
+def _represent_other(dumper: _Dumper, value: Any) -> yaml.Node:
+    if isinstance(value, str | PurePath):
+        return _represent_text(dumper, str(value))
+    if callable(plain := getattr(value, "tolist", None)):  # numbers and arrays of NumPy and PyTorch
+        return dumper.represent_data(plain())
+    raise UserError(f"must be a number, text, a list or a mapping, got {value!r}")
+
+
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_multi_representer(object, _represent_other)
 
 
 def write(value: Any) -> str:
-    """Return plain data as YAML on one line: mappings as ``{key: value}``, lists as ``[value]``."""
+    """Return plain data as YAML on one line: mappings as ``{key: value}``, lists as ``[value]``, paths as text.
+
+    Raises:
+        UserError: a value is of another kind.
+    """
     text = yaml.dump(
         [value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
     )

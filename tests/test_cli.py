@@ -195,6 +195,7 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
         (["list", "generatorz"], "did you mean 'generator"),
         (["data", "toyy", "--root", "x"], "did you mean 'toy'"),
         (["data", "toy", "--root", "x", "-s", "size=3"], "must be at least 32"),
+        (["data", "toy", "--root", "x", "-s", "crop=128"], "-s crop=128: crop: how a training prepares pictures"),
     ],
 )
 def test_mistakes_are_answered_in_words(workplace, args, message):
@@ -386,10 +387,15 @@ def test_a_run_without_test_pictures_is_told_so(workplace):
     assert "trainB 2, testB 1; no testA: the first of trainA are shown instead" in said
 
 
-def test_a_shipped_recipe_can_be_shown():
+def test_recipes_can_be_shown(workplace):
     said = qsattn("show", "recipe/horse2zebra_mobile").output
     assert "name: horse2zebra_mobile" in said and "swift_resnet_6blocks" in said
     assert "there is no recipe" in refused("show", "recipe/horse")
+    path = workplace / "below" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text("extends: toy\n")
+    for name in (path, "below/mine.yaml", "./below/mine.yaml", f"recipe/{path}"):
+        assert "name: mine" in qsattn("show", name).output
 
 
 def test_show_describes_a_network_that_a_recipe_alone_can_build():

@@ -244,6 +244,12 @@ def test_a_model_that_gives_no_numbers_is_not_scored(workplace, sets):
     assert not Path("maps").exists()
 
 
+def test_what_is_for_models_is_not_for_folders(workplace, sets):
+    for option in ("--keep", "--generator"):
+        said = refused("evaluate", "a", "--real", "b", "--metrics", "swd", option, "x")
+        assert f"{option} is for a model's translations; a is a folder of pictures" in said
+
+
 def test_a_model_needs_a_source_and_must_not_overwrite_it(workplace, sets, trained):
     assert "is a model: it needs --source" in refused("evaluate", trained, "--real", "b")
     args = (trained, "--source", "a", "--real", "b", "--metrics", "swd", "--device", "cpu")

@@ -17,7 +17,7 @@ from qsattn_plugin.errors import UserError
 from qsattn_plugin.forks import PatchSampler, swap_sampler
 from qsattn_plugin.forks.ids import route_of
 from qsattn_plugin.registry import register
-from qsattn_plugin.samplers import QSAttnSampler
+from qsattn_plugin.samplers import AttendsNowhere, QSAttnSampler
 from tests import fork_clients as clients
 from tests.fork_support import SIZES, N, features, fresh_classes, is_plain  # noqa: F401
 
@@ -167,6 +167,26 @@ def test_a_layer_asked_for_alone_keeps_its_name():
         _, ids = model.netF.forward(features(1), N, None), None
         _, ids = model.netF([features(1)[choice]], N, None, choice=choice)
         assert type(route_of(ids[0])) is want
+
+
+def test_a_large_map_asked_for_alone_is_no_reason_to_warn(recwarn):
+    model = clients.Regularised()
+    swap_sampler(model, positions=40)
+    model.netF(features(1), N, None)
+    for choice, want in ((0, PointRoute), (1, AttentionRoute)):
+        _, ids = model.netF([features(1)[choice]], N, None, choice=choice)
+        assert type(route_of(ids[0])) is want
+    assert not [one for one in recwarn if one.category is AttendsNowhere]
+
+
+def test_a_swapped_module_can_be_saved(tmp_path):
+    model = clients.Model()
+    swap_sampler(model, "qsattn_local", window=5)
+    before, ids = model.netF(features(1), N, None)
+    torch.save(model.netF, tmp_path / "netF.pth")
+    again = torch.load(tmp_path / "netF.pth", weights_only=False)
+    assert again._qsattn_instead.arguments == {"window": 5}
+    torch.testing.assert_close(again(features(1), N, ids)[0], before)
 
 
 @pytest.mark.parametrize("count", [N, 0])

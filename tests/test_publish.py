@@ -175,6 +175,9 @@ def test_an_entry_of_ones_own_in_one_command(hub, trained, workplace):
 
     assert "has a model 'mine' already" in refused("publish", "toy", "-o", "x", "--index", index, "--name", "mine")
     assert "cannot be a model's name" in refused("publish", "toy", "-o", "y", "--index", index, "--name", "my-zebras")
+    # The recipe's name is taken: nothing is uploaded before that is said.
+    assert "has a model 'toy' already" in refused("publish", trained, "-o", "w", "--to", "hf:a/late", "--index", index)
+    assert "a/late" not in hub.repositories
     index.write_text("mine: [")
     assert "yaml" in refused("publish", "toy", "-o", "z", "--index", index, "--name", "other")
     assert index.read_text() == "mine: ["

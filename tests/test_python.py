@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import qsattn_plugin as qs
 from qsattn_plugin.attention import row_entropy, select_queries
@@ -73,7 +75,20 @@ def test_mistakes_in_settings_name_the_key(workplace):
         qs.build("toy", train={"stepz": 2})
     with pytest.raises(qs.UserError, match="qsattn_lokal.*qsattn_local"):
         qs.build("toy", sampler="qsattn_lokal")
+    with pytest.raises(qs.UserError, match=r"^sampler: must be a number, text, .* got <class .*QSAttnSampler'>"):
+        qs.build("toy", sampler=qs.QSAttnSampler)
     assert not list(workplace.iterdir())
+
+
+def test_settings_may_be_paths_and_numbers_of_other_libraries(workplace):
+    (workplace / "d" / "trainA").mkdir(parents=True)
+    for name in ("trainA/a.png", "trainB/b.png"):
+        (workplace / "d" / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 64)).save(workplace / "d" / name)
+    train = {"lr": np.float64(1e-3), "seed": np.int64(3), "betas": torch.tensor([0.5, 0.75])}
+    recipe = qs.build("toy", data={"type": "folders", "root": Path("d")}, train=train).recipe
+    assert recipe.data.arguments["root"] == workplace / "d"
+    assert (recipe.train.lr, recipe.train.seed, recipe.train.betas) == (1e-3, 3, (0.5, 0.75))
 
 
 def test_models_by_pattern():

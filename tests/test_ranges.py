@@ -91,10 +91,19 @@ def test_values_outside_are_clipped_and_bands_are_counted():
         ((0, 4095), None, "uint16"),
         ((0, 1), "uint16", "float32"),
         ((-80, 0), "float64", "float64"),
+        ((0, 100_000), "float16", "float32"),  # more than half precision holds
     ],
 )
 def test_results_have_the_number_type_of_their_source_where_that_holds_the_range(value_range, source, expected):
     assert number_type(value_range, source) == expected
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "int64", "uint64"])
+def test_the_ends_of_a_number_type_are_its_own(dtype):
+    low, high = from_signal(torch.tensor([[[-1.0, 1.0]]]), "dtype", dtype).flatten().tolist()
+    info = np.iinfo(dtype)
+    # Of 64 bits, to the 53 that a double has.
+    assert low == info.min and 0 <= info.max - high <= info.max / 2**53
 
 
 def test_the_range_of_a_set_leaves_out_a_thousandth_at_either_end():

@@ -363,7 +363,11 @@ def test_pages_and_frames_are_counted_and_chosen(ending, tmp_path):
 def test_pages_of_deep_tiffs_and_of_stacks_are_chosen(tmp_path):
     values = values_of("uint16", 3)
     layers = np.ascontiguousarray(values.transpose(2, 0, 1))
-    for name, options in (("pages.tif", {"photometric": "minisblack"}), ("stack.tif", {"imagej": True})):
+    for name, options in (
+        ("pages.tif", {"photometric": "minisblack"}),
+        ("stack.tif", {"imagej": True}),
+        ("header.tif", {"imagej": True, "truncate": True}),  # one for all, as ImageJ has it beyond 4 GiB
+    ):
         tifffile.imwrite(tmp_path / name, layers, **options)
         assert read_raster(tmp_path / name).info["frames"] == count_pages(tmp_path / name) == 3
         for page in range(3):

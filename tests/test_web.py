@@ -124,6 +124,11 @@ def test_what_a_page_cannot_show_is_told(tmp_path):
     grey = load(weights_file(tmp_path / "grey.safetensors", "resnet_4blocks", in_channels=1, out_channels=1))
     with pytest.raises(UserError, match="mine translates 1 channels to 1; the page shows colours"):
         write_site([("mine", grey)], tmp_path / "site")
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        photograph(8, 8).save(tmp_path / folder / "horse 1.png")
+    with pytest.raises(UserError, match=r"two of the examples would be called horse_1\.png"):
+        write_site([("mine", grey)], tmp_path / "site", examples=[tmp_path / f / "horse 1.png" for f in "ab"])
     assert not (tmp_path / "site").exists()
 
 

@@ -45,7 +45,7 @@ def opened(path: str | os.PathLike, page: int | None = None) -> Iterator[Image.I
         return
     with image:
         choose_page(image, page)
-        if image.format == "TIFF" and (why := not_for_pillow(image)):
+        if image.format == "TIFF" and (why := _not_for_pillow(image, page)):
             yield read_tiff(path, page, why).picture()
         elif (
             image.format == "JPEG2000" and image.mode != "I;16" and _depth(path, image) > 8
@@ -68,7 +68,7 @@ def rasters(path: str | os.PathLike, page: int | None = None) -> Iterator[Raster
     with image:
         frames = choose_page(image, page)
         if image.format == "TIFF":
-            why = not_for_pillow(image)
+            why = _not_for_pillow(image, page)
             deep = not why and image.tag_v2.get(tiff.BITS, (1,))[0] > 8  # type: ignore[attr-defined]
             if deep and (image.mode not in ("I;16", "F") or has_tifffile()):
                 why = "a TIFF of more than 8 bits"
@@ -104,7 +104,15 @@ def choose_page(image: Image.Image, page: int | None) -> int:
     return len(places) if page is None else 1
 
 
+def _not_for_pillow(image: Image.Image, page: int | None) -> str:
+    own = not page or getattr(image, "n_frames", 1) > 1
+    return not_for_pillow(image) or ("" if own else "a page without a header of its own")
+
+
 def _pages(image: Image.Image) -> list[int]:
+    """Return Pillow's number of each page; all are 0 where they share a header."""
+    if image.format == "TIFF" and getattr(image, "n_frames", 1) == 1:
+        return [0] * tiff.stack_size(image)
     if not getattr(image, "is_animated", False) or image.format == "MPO":
         return [0]
     count = image.n_frames  # type: ignore[attr-defined]  # of formats that are animated

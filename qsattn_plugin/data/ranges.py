@@ -89,7 +89,8 @@ def from_signal(signal: Tensor, value_range: Range, dtype: str) -> np.ndarray:
     values = (signal.detach().double().cpu().clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * ((high - low) / 2) + low
     if kind.kind != "f":
         info = np.iinfo(kind)
-        values = np.clip(np.floor(values + 0.5), info.min, info.max)
+        most = float(info.max)  # of 64 bits: one more than there is
+        values = np.clip(np.floor(values + 0.5), info.min, most if most <= info.max else np.nextafter(most, 0))
     return np.ascontiguousarray(values.astype(kind))
 
 
@@ -104,10 +105,11 @@ def number_type(value_range: Range, source: str | None = None) -> str:
         return source or "uint16"
     kinds = [source] if source else []
     for kind in (*kinds, "uint16", "int16"):
-        info = None if np.dtype(kind).kind == "f" else np.iinfo(kind)
+        real = np.dtype(kind).kind == "f"
+        info: np.finfo | np.iinfo = np.finfo(kind) if real else np.iinfo(kind)
         # Whole numbers are no measure for a range such as [0, 1].
-        wide = value_range[1] - value_range[0] >= 255
-        if info is None or (wide and info.min <= value_range[0] and value_range[1] <= info.max):
+        fine = real or value_range[1] - value_range[0] >= 255
+        if fine and float(info.min) <= value_range[0] and value_range[1] <= float(info.max):
             return str(kind)
     return "float32"
 

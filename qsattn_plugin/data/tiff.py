@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ EXTRA = "pip install tifffile imagecodecs: they read it"
 #: What a file of any of its kinds begins with.
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags, by their numbers.
-SUBFILE, BITS = 254, 258
+SUBFILE, BITS, _DESCRIPTION = 254, 258, 270
 _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 259, 262, 277, 284, 338, 339
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _LZW = 5
@@ -85,6 +86,15 @@ def _pillow_reads(colour: int, samples: int, bits: int, number: int, extra: tupl
     if colour == 3:  # a palette
         return samples == 1 and bits <= 8
     return bits == 8 and (colour, samples) in ((5, 4), (6, 3), (8, 3))  # CMYK, YCbCr, Lab
+
+
+def stack_size(image: Image.Image) -> int:
+    """Return how many pages ImageJ wrote under the one header of a TIFF, as it does beyond 4 GiB, uncompressed."""
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    said = re.match(r"ImageJ=.*?^images=(\d{1,9})$", str(tags.get(_DESCRIPTION, "")), re.DOTALL | re.MULTILINE)
+    size = image.width * image.height * tags.get(_SAMPLES, 1) * tags.get(BITS, (1,))[0] // 8
+    count = int(said[1]) if said else 1
+    return count if 0 < count * size <= os.stat(image.filename).st_size else 1  # type: ignore[attr-defined]
 
 
 def read_tiff(path: str | os.PathLike, page: int | None, why: str) -> Raster:

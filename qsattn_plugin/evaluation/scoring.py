@@ -172,6 +172,9 @@ class Evaluation:
                 raise UserError(f"there are no label maps of kind {kind!r}{nearest(kind, KINDS)} ({', '.join(KINDS)})")
         if translator is not None and self.source is None:
             raise UserError(f"{self.scored} is a model: it needs --source, a folder of pictures to translate")
+        for given in ("keep", "generator") if translator is None else ():
+            if getattr(self, given):
+                raise UserError(f"--{given} is for a model's translations; {self.scored} is a folder of pictures")
         for given, needed in (("masks", "source"), ("predicted", "labels")):
             if getattr(self, given) and not getattr(self, needed):
                 raise UserError(f"--{given} needs --{needed}, a folder, to compare with")
@@ -209,7 +212,7 @@ class Evaluation:
                     partners(folders.get("predicted", given), folders[need], scene)
                 elif need == "real" and len(small := min((given, folders[need]), key=len)) < 2:
                     what = f"{part.name} needs at least two pictures of each kind"
-                    raise UserError(f"{what}; {show(small.folder)} has one")
+                    raise UserError(f"{what}; of {show(small.folder)} there is one")
         return matched
 
     def _extractor(self) -> Extractor:

@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +68,9 @@ class Swap:
 
     def __deepcopy__(self, memo: dict) -> Swap:
         return self  # copies of a module share their counts
+
+    def __reduce__(self) -> tuple:
+        return partial(Swap, inside=self.inside, **self.arguments), (self.name,)  # a saved module begins anew
 
     def sampler(self, count: int, layer: int | None = None) -> Any:
         """Return the sampler for ``count`` positions, or for the ``queries`` that were set.
@@ -163,7 +167,10 @@ class Swap:
                 f"the fork asks for {count} positions (its --num_patches) and queries={asked} was set: "
                 f"leave queries out, or give the fork --num_patches {asked}"
             )
-        routes = self.sampler(count, layer).choose(features)
+        with warnings.catch_warnings():
+            if layer is not None:
+                warnings.simplefilter("ignore", AttendsNowhere)  # this map alone may well be too large
+            routes = self.sampler(count, layer).choose(features)
         for index, (route, feature) in enumerate(zip(routes, features, strict=True)):
             want = min(count, feature.shape[2:].numel())
             if route.queries.shape[1] != want:
@@ -226,9 +233,7 @@ class Swap:
                 ids.append(place.mark(given.clone()))
 
         def choose(index: int, features: Tensor) -> Route:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", AttendsNowhere)  # this map alone may well be too large
-                return self._choose([features], call.count, index if call.choice is None else call.choice)[0]
+            return self._choose([features], call.count, index if call.choice is None else call.choice)[0]
 
         with Gathering(call.features, choose):
             result = call.own(call.features, ids=ids)

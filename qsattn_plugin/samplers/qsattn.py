@@ -42,8 +42,8 @@ class QSAttnSampler(Sampler):
     Args:
         attention: "global", "local" (within a window), or "local_global" (the window selects, the global row routes).
         queries: N, the number of positions of each feature map.
-        taps: names of the layers with attention; "all"; None: those of at most ``positions`` positions. The queries of
-            the other layers are random.
+        taps: which of the encoder's taps have attention, by their numbers; "all"; None: those of at most ``positions``
+            positions. The queries of the other layers are random.
         positions: size of the largest feature map with attention where no taps are named; the default selects the two
             deepest taps at 256 pixels, as the reference does.
         window: side of the local window, odd.

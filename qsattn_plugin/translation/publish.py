@@ -209,6 +209,20 @@ def publish_to_hub(done: Published, folder: Path, model: str, message: str = "Pu
     return f"{endpoint}/{repository}/resolve/{commit}/{WEIGHTS}"
 
 
+def check_entry(index: Path, name: str) -> None:
+    """Check that an index can take a model of that name.
+
+    Raises:
+        UserError: the index is not one, or has a model of that name, or none can be called so.
+    """
+    if index.exists() and name in entries(index):
+        raise UserError(f"{index} has a model {name!r} already; choose another --name")
+    if not name.isidentifier():  # torch.hub's entry is the function qsattn_NAME
+        raise UserError(
+            f"{name!r} cannot be a model's name: letters, digits and underscores, no digit first; give --name"
+        )
+
+
 def add_to_index(done: Published, index: Path, name: str, url: str | None = None) -> Path | None:
     """Append a model to an index of published models, from which ``hubconf.py`` makes its entries.
 
@@ -218,14 +232,11 @@ def add_to_index(done: Published, index: Path, name: str, url: str | None = None
         The copied file, or None with a ``url``.
 
     Raises:
-        UserError: the index is not one, or has a model of that name.
+        UserError: as :func:`check_entry`, or there is such a file of weights.
         WriteFailed: a file could not be written.
     """
+    check_entry(index, name)
     text = index.read_text(encoding="utf-8") if index.exists() else ""
-    if index.exists() and name in entries(index):
-        raise UserError(f"{index} has a model {name!r} already; choose another --name")
-    if not name.isidentifier():  # torch.hub's entry is the function qsattn_NAME
-        raise UserError(f"{name!r} cannot be a model's name: letters, digits and underscores, no digit first")
     target = None if url else index.parent / "weights" / f"{name}.safetensors"
     if target is not None:
         check_output(target, False, done.path)

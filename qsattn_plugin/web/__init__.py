@@ -92,11 +92,12 @@ def write_site(
         raise UserError(f"{out} holds a page already; choose another folder, or use --overwrite")
     with tempfile.TemporaryDirectory(prefix="qsattn-site-") as work:
         site = Path(work)
+        shown = [_example(path, site) for path in examples]  # first: exports take their time
         exported = [_model(name, translator, site, generator) for name, translator in models]
         content: dict[str, Any] = {
             "models": [facts for facts, _ in exported],
             "runtime": linked() if runtime is None else copied(runtime, site),
-            "examples": [_example(path, site) for path in examples],
+            "examples": shown,
             "colours": [[round(255 * c) for c in colour] for colour in COLOURS.tolist()],
             "grey": GREY_SHARE,
             "sizes": {"factor": FACTOR, "enlarged": ENLARGED, "eps": EPS},
@@ -180,6 +181,8 @@ def _example(path: Path, site: Path) -> str:
     """Copy a picture of the page's own; return its address."""
     read_image(path)  # a picture that cannot be read is told now
     target = site / "examples" / re.sub(r"[^\w.-]+", "_", path.name)
+    if target.exists():
+        raise UserError(f"two of the examples would be called {target.name}; give one of them another name")
     target.parent.mkdir(exist_ok=True)
     shutil.copyfile(path, target)
     return f"examples/{target.name}"

@@ -8,7 +8,7 @@ This file holds the geometry and the container, `colour.py` colours, `diffaugmen
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import kornia.augmentation as K
@@ -89,7 +89,8 @@ class Augmentations(nn.Module):
     def sides(self, whole: int, seen: int) -> tuple[int, int]:
         """Return the shorter sides of a picture and of what is seen of it; parts without ``sides`` keep them."""
         for part in self.parts:
-            whole, seen = part.sides(whole, seen) if hasattr(part, "sides") else (whole, seen)
+            sides: Callable[[int, int], tuple[int, int]] | None = getattr(part, "sides", None)
+            whole, seen = sides(whole, seen) if sides else (whole, seen)
         return whole, seen
 
 

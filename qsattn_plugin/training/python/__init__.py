@@ -12,6 +12,7 @@ from PIL import Image
 
 from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.data.unreadable import UnreadableImage
+from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.registry.yaml_lines import write
 from qsattn_plugin.training.loop import fit
@@ -105,7 +106,13 @@ def build(
         RecipeError: a key or a value is wrong; it names the key.
         UserError: the folder holds a training.
     """
-    loaded = load_recipe(recipe, [f"{key}={write(value)}" for key, value in settings.items()])
+    overrides = []
+    for key, value in settings.items():
+        try:
+            overrides.append(f"{key}={write(value)}")
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+    loaded = load_recipe(recipe, overrides)
     place = None if folder is None else Path(folder)
     Training.at(loaded, place).check(overwrite)
     Session(loaded)  # finds what does not fit together before a folder is made
