@@ -53,7 +53,7 @@ def command(
         check_entry(index, name)
     done = publish(model, out, generator, overwrite, licence, summary)
     called = name or done.facts.get("recipe") or "model"
-    if index is not None:
+    if index is not None and name is None:
         check_entry(index, called)  # before an upload
     click.echo(f'file: {done.path.name}\nsha256: "{done.sha256}"\nbytes: {done.size:,}')
     click.echo(f"half precision changes random images by {done.mean:.2g} on average, {done.largest:.2g} at most, of 2")

@@ -239,8 +239,12 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
 
 
 def _represent_other(dumper: _Dumper, value: Any) -> yaml.Node:
-    if isinstance(value, str | PurePath):
+    if isinstance(value, str):
+        return _represent_text(dumper, str.__str__(value))  # of an enumeration, what it stands for
+    if isinstance(value, PurePath):
         return _represent_text(dumper, str(value))
+    if isinstance(value, Mapping):
+        return dumper.represent_dict(dict(value))
     if callable(plain := getattr(value, "tolist", None)):  # numbers and arrays of NumPy and PyTorch
         return dumper.represent_data(plain())
     raise UserError(f"must be a number, text, a list or a mapping, got {value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -179,14 +180,25 @@ def test_a_large_map_asked_for_alone_is_no_reason_to_warn(recwarn):
     assert not [one for one in recwarn if one.category is AttendsNowhere]
 
 
-def test_a_swapped_module_can_be_saved(tmp_path):
+def test_a_warning_is_shown_once():
     model = clients.Model()
-    swap_sampler(model, "qsattn_local", window=5)
-    before, ids = model.netF(features(1), N, None)
-    torch.save(model.netF, tmp_path / "netF.pth")
-    again = torch.load(tmp_path / "netF.pth", weights_only=False)
-    assert again._qsattn_instead.arguments == {"window": 5}
-    torch.testing.assert_close(again(features(1), N, ids)[0], before)
+    swap_sampler(model, positions=4)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        model.netF(features(1), N, None)
+        first = [one.category for one in said]
+        for _ in range(3):
+            model.netF(features(1), N, None)
+    assert AttendsNowhere in first and len(said) == len(first)
+
+
+def test_a_swapped_module_is_not_pickled(tmp_path):
+    """Where it is loaded, its class would be the fork's own, and sample as that does."""
+    model = clients.Model()
+    swap_sampler(model)
+    with pytest.raises(UserError, match="save its state_dict"):
+        torch.save(model.netF, tmp_path / "netF.pth")
+    torch.save(model.netF.state_dict(), tmp_path / "netF.pth")
 
 
 @pytest.mark.parametrize("count", [N, 0])

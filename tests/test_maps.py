@@ -17,7 +17,9 @@ from qsattn_plugin.cli import main
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.evaluation.mapping import entropy_maps
-from qsattn_plugin.evaluation.maps import EntropyMap
+from qsattn_plugin.evaluation.maps import EntropyMap, entropy_map
+from qsattn_plugin.evaluation.sources import FeatureSource
+from qsattn_plugin.registry import create
 from qsattn_plugin.registry.encoders import TimmEncoder
 from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training.loop import fit
@@ -64,6 +66,33 @@ def test_positions_lie_where_the_encoder_saw_them(size, padded, cells, first):
     blue = [middle.getpixel((10, y))[2] - middle.getpixel((10, y))[0] for y in range(sheet.height)]
     crossing = next(y for y in range(sheet.height) if blue[y] < 0)  # cold above, warm below
     assert abs(crossing / factor - (half * 8 - around[0])) < 8 / 2
+
+
+class OfOneSize:
+    """An encoder that brings every picture to 64 x 64, as some of timm's do."""
+
+    taps, strides, fixed_size = (0,), (16,), 64
+
+    def features(self, generator: object, images: torch.Tensor) -> list[torch.Tensor]:
+        assert images.shape[2:] == (64, 64)
+        return [torch.nn.functional.avg_pool2d(images, 16)]
+
+
+def test_positions_of_an_encoder_of_one_size_lie_all_over_the_picture():
+    source = FeatureSource(None, OfOneSize(), 3, {}, (0,))
+    sampler = create("sampler", "qsattn_global", queries=16)
+    picture = torch.rand(3, 96, 160, generator=torch.Generator().manual_seed(0))
+    whole, size = source.sees(picture[None])
+    (features, stride), draws = source.features(whole)["0"], torch.Generator()
+    centres = entropy_map(picture, features, sampler, stride, draws, whole.shape[2:], size).centres()
+    assert sorted({x for x, _ in centres}) == [20, 60, 100, 140]
+    assert sorted({y for _, y in centres}) == [12, 36, 60, 84]
+
+
+def test_a_map_of_one_position_is_json():
+    found = EntropyMap(torch.zeros(3, 8, 8), torch.tensor([[-torch.inf]]), torch.tensor([[0, 0]]), 8, (8, 8))
+    numbers = json.loads(json.dumps(found.numbers(), allow_nan=False))
+    assert numbers["log_entropy"] == [[None]] and numbers["entropy_quantiles"]["50%"] == 0
 
 
 def test_without_taps_a_model_s_maps_are_those_that_its_sampler_attended_to_in_training(workplace):

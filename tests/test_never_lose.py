@@ -23,6 +23,7 @@ from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.training.evaluate import Evaluator
 from qsattn_plugin.training.interrupts import Interrupted, StopSignal
 from qsattn_plugin.training.loop import TrainingEvent, fit
+from qsattn_plugin.training.report.history import read_history
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.translation.load import find_weights
 from tests.test_fit import build, events, last_checkpoint
@@ -260,7 +261,11 @@ def test_the_best_weights_of_a_training_that_was_given_up_are_replaced(workplace
     for step in (3, 4):
         run.checkpoints.path(step).unlink()
     fit(run)
-    assert run.checkpoints.best_of() == {"score": "first", "value": 2.5, "step": 3, "evaluations": 3}
+    # Of step 2, which scored 2.0, there are no weights any more.
+    assert run.checkpoints.best_of() == {"score": "first", "value": 2.5, "step": 3, "evaluations": 1}
+    assert run.last("evaluate")["best"]["evaluations"] == 2
+    history = read_history(run.log_file)
+    assert history.best is not None and (history.best.step, history.picked_from) == (3, 2)
 
 
 def test_best_weights_count_as_a_training_and_go_with_it(workplace):

@@ -419,6 +419,18 @@ def test_objectives_train_on_the_features_of_a_timm_model(case):
     check_that_everything_learned(session)
 
 
+def test_an_objective_that_waits_for_its_time_may_be_the_only_loss():
+    session = Session(small("objective={nce: {type: srunit, start: 0.5}, gan_weight: 0, identity: false}"))
+    weights = {name: value.clone() for name, value in session.method.generator.state_dict().items()}
+    assert step(session)["NCE"] == 0
+    assert all(torch.equal(weights[name], value) for name, value in session.method.generator.state_dict().items())
+
+
+def test_signatures_need_heads_of_three_numbers():
+    with pytest.raises(UserError, match=r"objective\.head_width: .*must be at least 3"):
+        Session(small("method=simdcl", "objective.head_width=2"))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_objectives_train_mirrored_divided_and_in_half_precision(case):
     flip = () if "dclgan" in CASES[case][0] or "simdcl" in CASES[case][0] else ("objective.flip_equivariance=true",)

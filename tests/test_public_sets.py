@@ -98,6 +98,13 @@ def test_a_split_with_another_number_of_pictures_is_not_touched(workplace, site,
     (workplace / "it/trainA").mkdir(parents=True)
     (workplace / "it/trainA/mine.jpg").write_bytes(picture(1))
     assert "trainA holds 1 pictures where horse2zebra has 3" in refused("data", "horse2zebra", "--root", "it")
+    (workplace / "it/trainA/mine.jpg").unlink()
+    (workplace / "it/testB").touch()
+    assert "it/testB is a file" in refused("data", "horse2zebra", "--root", "it")
+    (workplace / "it/testB").unlink()
+    (workplace / "elsewhere").mkdir()
+    (workplace / "it/testB").symlink_to(workplace / "elsewhere")
+    assert "it/testB is a link without pictures behind it" in refused("data", "horse2zebra", "--root", "it")
     assert site.requests == []
 
 

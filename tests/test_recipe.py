@@ -158,6 +158,20 @@ def test_parts_inside_of_parts_by_their_names_or_as_mappings(overrides, nce):
     assert load_recipe("toy", overrides).objective["nce"] == nce
 
 
+def test_a_part_inside_of_a_part_that_replaces_another_has_its_own_arguments(workplace):
+    Path("a.yaml").write_text("extends: toy\nobjective: {nce: {temperature: 0.2, weight: 5}}\n")
+    assert load_recipe("a.yaml").objective["nce"] == {"type": "patchnce", "temperature": 0.2, "weight": 5.0}
+    for name in ("src", "monce"):
+        Path("b.yaml").write_text(f"extends: a.yaml\nobjective: {{nce: {name}}}\n")
+        assert (
+            load_recipe("b.yaml").objective["nce"] == load_recipe("a.yaml", [f"objective.nce={name}"]).objective["nce"]
+        )
+        assert load_recipe("b.yaml").objective["nce"] == {"type": name}
+    Path("c.yaml").write_text("extends: a.yaml\nobjective: {nce: [hdce, src]}\n")
+    with pytest.raises(RecipeError, match=r"nce: is a list: name an item by its number \(objective\.nce\.0\)"):
+        load_recipe("c.yaml", ["objective.nce.weight=2"])
+
+
 PARTS_FILE = """
 from qsattn_plugin.registry import register
 
@@ -348,7 +362,9 @@ def test_json_schema_describes_every_part(parts):
     assert set(settings["properties"]["objective"]["properties"]) == {"gan", "weight"}
     folders = schema["properties"]["data"]["then"]["allOf"][0]["then"]
     assert set(folders["properties"]) == {"type", "root", "note", *PIPELINE}
-    assert schema["properties"]["augmentations"]["items"]["then"]["required"] == ["type"]
+    several = schema["properties"]["augmentations"]
+    assert several["then"]["items"]["then"]["required"] == ["type"]
+    assert "required" not in several["else"]["patternProperties"]["^[0-9]+$"]["then"]
 
 
 @pytest.mark.parametrize("name", list(shipped_recipes()))

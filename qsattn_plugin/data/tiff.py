@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import math
 import os
 import re
 import struct
@@ -24,7 +25,7 @@ EXTRA = "pip install tifffile imagecodecs: they read it"
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Tags, by their numbers.
 SUBFILE, BITS, _DESCRIPTION = 254, 258, 270
-_COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 259, 262, 277, 284, 338, 339
+_COMPRESSION, _PHOTOMETRIC, _STRIPS, _SAMPLES, _PLANAR, _EXTRA, _FORMAT = 259, 262, 273, 277, 284, 338, 339
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _LZW = 5
 #: Compressions that every build of Pillow knows: none, fax, LZW, JPEG, deflate, PackBits.
@@ -92,9 +93,11 @@ def stack_size(image: Image.Image) -> int:
     """Return how many pages ImageJ wrote under the one header of a TIFF, as it does beyond 4 GiB, uncompressed."""
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
     said = re.match(r"ImageJ=.*?^images=(\d{1,9})$", str(tags.get(_DESCRIPTION, "")), re.DOTALL | re.MULTILINE)
+    if not said or tags.get(_COMPRESSION, 1) != 1 or not tags.get(_STRIPS):
+        return 1
     size = image.width * image.height * tags.get(_SAMPLES, 1) * tags.get(BITS, (1,))[0] // 8
-    count = int(said[1]) if said else 1
-    return count if 0 < count * size <= os.stat(image.filename).st_size else 1  # type: ignore[attr-defined]
+    room = os.stat(image.filename).st_size - tags[_STRIPS][0]  # type: ignore[attr-defined]
+    return int(said[1]) if 0 < int(said[1]) * size <= room else 1
 
 
 def read_tiff(path: str | os.PathLike, page: int | None, why: str) -> Raster:
@@ -120,7 +123,9 @@ def read_tiff(path: str | os.PathLike, page: int | None, why: str) -> Raster:
         found: Any = pages[0 if count != len(pages) else page or 0]
         _check_tiff(found, os.stat(path).st_size)
         if count != len(pages) and page:
-            values = file.series[0].asarray().reshape(count, *found.shape)[page]
+            kind = np.dtype(found.dtype).newbyteorder(file.byteorder)
+            at = found.dataoffsets[0] + page * found.nbytes
+            values = np.fromfile(path, kind, math.prod(found.shape), offset=at).reshape(found.shape).astype(found.dtype)
         else:
             values = _read_lzw(found) if found.compression == _LZW else found.asarray()
         if values.shape != found.shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,9 +18,8 @@ from qsattn_plugin.data.preprocess import resize_bands
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import EntropyMap, Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, attends, feature_source
-from qsattn_plugin.registry import create, find
+from qsattn_plugin.registry import PartError, create, find
 from qsattn_plugin.storage import WriteFailed, write_text
-from qsattn_plugin.translation.apply import pad_for
 from qsattn_plugin.translation.files import plan
 from qsattn_plugin.translation.job import FATAL
 from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, working_size
@@ -128,16 +128,15 @@ def _maps(
     source: FeatureSource, chooser: Any, image: Tensor, small: Tensor, device: torch.device | str
 ) -> dict[str, EntropyMap]:
     """Return the entropy maps of what :func:`_images` returns, by tap."""
-    padded = pad_for(source.generator, small[None].to(device))
-    features = source.features(padded)
+    whole, seen = source.sees(small[None].to(device))
+    features = source.features(whole)
     if not all(maps.isfinite().all() for maps, _ in features.values()):
         raise UnreadableImage("the model produced NaN or infinite values")
-    whole, seen = ((x.shape[-2], x.shape[-1]) for x in (padded, small))
     found = {}
     for tap in map(str, source.taps):
         maps, stride = features[tap]
         draws = torch.Generator().manual_seed(0)
-        found[tap] = entropy_map(image, maps, chooser, stride, draws, whole, seen)
+        found[tap] = entropy_map(image, maps, chooser, stride, draws, (whole.shape[-2], whole.shape[-1]), seen)
     return found
 
 
@@ -150,9 +149,12 @@ def choose_sampler(source: FeatureSource, name: str | None, options: dict[str, A
     if name != own:
         spec = {}
     spec |= options
+    part = find("sampler", name)
     if attends(name):
-        spec["taps"] = "all"  # each map is looked at by itself
-    find("sampler", name).check_values(spec)
+        with contextlib.suppress(PartError):  # a sampler of one's own may have no such value
+            part.check_values({"taps": "all"})
+            spec["taps"] = "all"  # each map is looked at by itself
+    part.check_values(spec)
     try:
         return create("sampler", name, **spec)
     except ValueError as error:

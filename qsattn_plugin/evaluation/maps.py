@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,7 +65,10 @@ class EntropyMap:
         ]
 
     def numbers(self) -> dict[str, Any]:
-        """Return what JSON should hold: the shape, quantiles of the entropy in nats, and every position's value."""
+        """Return what JSON should hold: the shape, quantiles of the entropy in nats, and every position's value.
+
+        The logarithm is None where the entropy is 0, as that of a single position.
+        """
         entropy = self.log_entropy.double().exp()
         ordered = entropy.flatten().sort().values
         last = len(ordered) - 1
@@ -75,7 +79,7 @@ class EntropyMap:
             "entropy_quantiles": {f"{q}%": float(ordered[last * q // 100]) for q in (0, 10, 25, 50, 75, 90, 100)},
             "queries": self.queries.tolist(),
             "query_pixels": [[round(x, 2), round(y, 2)] for x, y in self.centres()],
-            "log_entropy": [[round(v, 6) for v in row] for row in self.log_entropy.tolist()],
+            "log_entropy": [[round(v, 6) if math.isfinite(v) else None for v in r] for r in self.log_entropy.tolist()],
         }
 
     def draw(self, scale: Scale = "rank", bands: Sequence[int] | None = None) -> Image.Image:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.errors import UserError, nearest
@@ -34,6 +35,15 @@ class FeatureSource:
     taps: tuple[Any, ...]  # that the recipe's sampler attends to, or else the deepest
     trained: int | None = None  # the shorter side that pictures had in training; None: unknown
     translator: Translator | None = None  # that reads its pictures; None: they are read in 8 bits
+
+    def sees(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return images (B, C, H, W) as the encoder sees them, and height and width of the pictures in that.
+
+        They are padded for the generator, or of the one size that the encoder takes.
+        """
+        if side := getattr(self.encoder, "fixed_size", None):
+            return F.interpolate(images, (side, side), mode="bilinear", antialias=True), (side, side)
+        return pad_for(self.generator, images), (images.shape[-2], images.shape[-1])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, tuple[Tensor, int]]:
@@ -114,7 +124,7 @@ def _attentive(source: FeatureSource, side: int, device: torch.device | str) -> 
         sampler = create("sampler", kind, **spec)
     except (PartError, ValueError):  # of a part that is not at hand, say; which one is shown is chosen later
         return deepest
-    features = source.features(pad_for(source.generator, torch.zeros(1, source.channels, side, side, device=device)))
+    features = source.features(source.sees(torch.zeros(1, source.channels, side, side, device=device))[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AttendsNowhere)
         flags = sampler.attentive([f for f, _ in features.values()], list(features))

@@ -14,7 +14,6 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,6 @@ from qsattn_plugin.forks.ids import positions, route_of, with_route
 from qsattn_plugin.forks.inside import Gathering, Place, place_of
 from qsattn_plugin.registry import create, find
 from qsattn_plugin.registry.interfaces import attentive_layers
-from qsattn_plugin.samplers import AttendsNowhere
 
 #: The layers of CUT's own head, and those of a second one that some forks have.
 _USUAL_HEAD = re.compile(r"(mlp|prj)_\d+")
@@ -70,7 +68,8 @@ class Swap:
         return self  # copies of a module share their counts
 
     def __reduce__(self) -> tuple:
-        return partial(Swap, inside=self.inside, **self.arguments), (self.name,)  # a saved module begins anew
+        # Where it is loaded, the module's class would sample as the fork's does.
+        raise UserError("a swapped module cannot be pickled: save its state_dict, or swap_sampler(module, None) first")
 
     def sampler(self, count: int, layer: int | None = None) -> Any:
         """Return the sampler for ``count`` positions, or for the ``queries`` that were set.
@@ -90,6 +89,7 @@ class Swap:
                 raise UserError(f"sampler {self.name!r}: {error}") from None
             if getattr(self._samplers[count, layer], "guided", False):
                 raise UserError(f"sampler {self.name!r} needs the discriminator's scores, which forks do not give it")
+            self._samplers[count, layer].warns = layer is None  # a map alone may well be too large
         return self._samplers[count, layer]
 
     def __call__(self, module: nn.Module, call: Call) -> tuple:
@@ -167,10 +167,7 @@ class Swap:
                 f"the fork asks for {count} positions (its --num_patches) and queries={asked} was set: "
                 f"leave queries out, or give the fork --num_patches {asked}"
             )
-        with warnings.catch_warnings():
-            if layer is not None:
-                warnings.simplefilter("ignore", AttendsNowhere)  # this map alone may well be too large
-            routes = self.sampler(count, layer).choose(features)
+        routes = self.sampler(count, layer).choose(features)
         for index, (route, feature) in enumerate(zip(routes, features, strict=True)):
             want = min(count, feature.shape[2:].numel())
             if route.queries.shape[1] != want:

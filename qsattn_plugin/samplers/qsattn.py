@@ -58,6 +58,9 @@ class QSAttnSampler(Sampler):
         ValueError: an argument is out of its range; the message begins with the argument's name.
     """
 
+    #: Whether to warn where no feature map has attention.
+    warns = True
+
     def __init__(
         self,
         *,
@@ -101,7 +104,7 @@ class QSAttnSampler(Sampler):
         if self.taps is None:
             sizes = [f.shape[2:].numel() for f in features]
             found = [size <= self.positions for size in sizes]
-            if features and not any(found):
+            if self.warns and features and not any(found):
                 warnings.warn(
                     f"no feature map has at most {self.positions} positions (the smallest has {min(sizes)}): all "
                     f"queries are random, as in CUT. Name the sampler's taps, or set its positions",

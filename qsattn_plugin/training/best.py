@@ -25,7 +25,8 @@ class BestWeights:
         found = self.checkpoints.best_of()
         #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from}, or empty.
         self.best: dict[str, Any] = found if found.get("step", 0) <= step else {}
-        self.evaluations = sum(bool(event.get("scores")) for event in run.events("evaluate"))
+        last = run.last("evaluate").get("best") if self.best else None
+        self.evaluations: int = (last or self.best).get("evaluations", 0)
 
     def update(
         self, step: int, scores: dict[str, float], state: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]

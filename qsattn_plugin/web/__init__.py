@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from qsattn_plugin.attention import LocalAttention
+from qsattn_plugin.attention import GlobalAttention, LocalAttention
 from qsattn_plugin.attention.entropy import tile_entropy
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.preprocess import FACTOR
@@ -151,7 +151,7 @@ def _attention(translator: Translator, site: Path) -> dict[str, Any] | None:
     if not getattr(source.encoder, "of_generator", False):
         return None
     sampler = choose_sampler(source, None, {})
-    selector = sampler.selector
+    selector = getattr(sampler, "selector", None) or GlobalAttention()  # as entropy_map has it
     side = translator.trained or 256
     taps = {tap.index: tap for tap in translator.generator.taps}  # type: ignore[union-attr]  # it has an encoder
     fit = [t for t in source.encoder.taps if (side // taps[t].stride) ** 2 <= POSITIONS] or [source.encoder.taps[-1]]

@@ -8,8 +8,8 @@ This file holds the geometry and the container, `colour.py` colours, `diffaugmen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import kornia.augmentation as K
 import torch
@@ -49,10 +49,6 @@ class Augmentation(nn.Module):
                 full = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
                 return self._apply_kornia(full).to(x.dtype)
 
-    def sides(self, whole: int, seen: int) -> tuple[int, int]:
-        """Return the shorter sides of a picture and of what is seen of it, in pixels, given those before."""
-        return whole, seen
-
     def _apply_kornia(self, x: Tensor) -> Tensor:
         return self.kornia_part(x)
 
@@ -87,10 +83,13 @@ class Augmentations(nn.Module):
         return x
 
     def sides(self, whole: int, seen: int) -> tuple[int, int]:
-        """Return the shorter sides of a picture and of what is seen of it; parts without ``sides`` keep them."""
+        """Return the shorter sides of a picture and of what is seen of it, in pixels, given those before.
+
+        Parts without a method ``sides`` keep them.
+        """
         for part in self.parts:
-            sides: Callable[[int, int], tuple[int, int]] | None = getattr(part, "sides", None)
-            whole, seen = sides(whole, seen) if sides else (whole, seen)
+            sides: Any = getattr(part, "sides", None)
+            whole, seen = sides(whole, seen) if callable(sides) else (whole, seen)
         return whole, seen
 
 

@@ -1,7 +1,7 @@
 """JSON Schema of recipes, from the models of the sections and the signatures and docstrings of registered parts.
 
 Editors with a YAML language server use it to complete and check recipes. It describes a single file, without what
-``extends`` adds, so that only the ``type`` of a part in a list is required.
+``extends`` adds, so that only the ``type`` of a part in a list, or of one without a default, is required.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def json_schema() -> dict[str, Any]:
     for key, kind in PARTS.items():
         shared = _model_properties(Pipeline, defs) if key == "data" else {}
         if key in LISTS:
-            properties[key] = {"type": "array", "items": _part(parts[kind], shared, defs, required=True)}
+            # Items of the list below, by their numbers.
+            items = {"^[0-9]+$": _part(parts[kind], shared, defs)}
+            changed: dict[str, Any] = {"patternProperties": items, "additionalProperties": False}
+            whole = {"items": _part(parts[kind], shared, defs, required=True)}
+            properties[key] = {"type": ["array", "object"], **_if_type("array", whole, changed)}
         else:
             properties[key] = _part(parts[kind], shared, defs)
     for model in (Train, Checkpoint, Evaluate):
@@ -80,9 +84,11 @@ def argument_schemas(
         if inner := nested(parameter.annotation):
             shared = {"weight": adapter(WEIGHT).json_schema()} if inner.weighted else {}
             others = [other for other in registry.list_parts(inner.kind) if other is not part]
-            schema = _part(others, shared, defs, required=True) | {"title": inner.kind}
+            own = not isinstance(parameter.default, str)
+            schema = _part(others, shared, defs, required=own) | {"title": inner.kind}
             if inner.several:
-                several = {"type": "array", "items": schema}
+                item = _part(others, shared, defs, required=True) | {"title": inner.kind}
+                several = {"type": "array", "items": item}
                 either = {"title": f"{inner.kind} | list of {inner.kind}s"}
                 schema = _if_type("array", several, schema) | either if inner.one else several
             if inner.none:

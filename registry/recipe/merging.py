@@ -10,7 +10,7 @@ data that it counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from qsattn_plugin import registry
@@ -45,7 +45,7 @@ def stack(layers: Sequence[Layer], overrides: Sequence[str] = ()) -> Node:
     for path, value in sorted(options, key=lambda option: option[0][0] != "data"):  # images: of the data that are named
         for key in reversed(path):
             value = Node({key: value}, value.place)
-        above = _over(above, replace(write_out(value), place=explicit.place), complete=lambda layer: layer)
+        above = _over(above, replace(write_out(value), place=explicit.place), same_layer=True)
     return _with_defaults(_over(explicit, above))
 
 
@@ -59,16 +59,21 @@ def _text_at(tree: Node, *path: str) -> str | None:
     return str(node.value) if node.text is None else node.text
 
 
-def _exchanged(lower: Node | None, upper: Node | None, name: str) -> bool:
-    """Return whether both say ``name``, and not the same."""
-    if lower is None or upper is None:
-        return False
-    before, after = _text_at(lower, name), _text_at(upper, name)
+def _exchanged(lower: Node, upper: Node, *path: str) -> bool:
+    """Return whether both say a name, and not the same."""
+    before, after = _text_at(lower, *path), _text_at(upper, *path)
     return None not in (before, after) and before != after
 
 
-def _overlay(lower: Node, upper: Node, path: tuple[str, ...] = ()) -> Node:
-    """Return ``upper`` over ``lower``, key by key; below the sections, a part of another name replaces the whole."""
+def _overlay(lower: Node, upper: Node, path: tuple[str, ...] = (), *, same_layer: bool = False) -> Node:
+    """Return ``upper`` over ``lower``, key by key; below the sections, a part of another name replaces the whole.
+
+    Arguments without a name are of the part that is named after them in the ``same_layer``; those of a lower layer are
+    of the default.
+
+    Raises:
+        RecipeError: a list has no such item, or is changed as if it were one part.
+    """
     if isinstance(lower.value, list) and numbered(upper):
         items = list(lower.value)
         for key, node in upper.value.items():
@@ -76,17 +81,22 @@ def _overlay(lower: Node, upper: Node, path: tuple[str, ...] = ()) -> Node:
                 count = f"{len(items)} item" + "s" * (len(items) != 1)
                 text = f"the list has {count}, numbered from 0; there is no {key!r}"
                 raise RecipeError(Problem(node.place, ".".join((*path, key)), text))
-            items[int(key)] = _overlay(items[int(key)], node, (*path, key))
+            items[int(key)] = _overlay(items[int(key)], node, (*path, key), same_layer=same_layer)
         return replace(lower, value=items)
     short = _SHORT.get(path[0]) if len(path) > 1 else None
     if short and isinstance(lower.value, dict) != isinstance(upper.value, dict):
         lower, upper = (Node({short: n}, n.place) if isinstance(n.value, str) else n for n in (lower, upper))
+    if short and isinstance(lower.value, list) and isinstance(upper.value, dict) and short not in upper.value:
+        text = f"is a list: name an item by its number ({'.'.join(path)}.0), or give the whole with its {short}"
+        raise RecipeError(Problem(upper.place, ".".join(path), text))
     if not (isinstance(lower.value, dict) and isinstance(upper.value, dict)):
         return upper
-    if short and _exchanged(lower, upper, short):
+    if short and (_exchanged(lower, upper, short) or (not same_layer and short in upper.value.keys() - lower.value)):
         return upper
-    both = {k: _overlay(lower.value[k], n, (*path, k)) if k in lower.value else n for k, n in upper.value.items()}
-    return replace(upper, value={**lower.value, **both})
+    both = dict(lower.value)
+    for key, node in upper.value.items():
+        both[key] = _overlay(both[key], node, (*path, key), same_layer=same_layer) if key in both else node
+    return replace(upper, value=both)
 
 
 def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
@@ -94,7 +104,7 @@ def _without_exchanged(lower: Node, before: Node, after: Node) -> Node:
     kept = dict(lower.value)
     for key, kind in PARTS.items():
         section = kept.get(key)
-        if _exchanged(before.get(key), after.get(key), "type") and section and isinstance(section.value, dict):
+        if _exchanged(before, after, key, "type") and section and isinstance(section.value, dict):
             stays = PIPELINE if kind == "dataset" else ()
             kept[key] = replace(section, value={k: n for k, n in section.value.items() if k in stays})
     if _exchanged(before, after, "method"):
@@ -116,11 +126,13 @@ def _without_length(lower: Node, upper: Node) -> Node:
     return replace(lower, value={**lower.value, "train": replace(train, value=kept)})
 
 
-def _over(lower: Node, upper: Node, complete: Callable[[Node], Node] | None = None) -> Node:
+def _over(lower: Node, upper: Node, *, same_layer: bool = False) -> Node:
     """Return an explicit layer over the lower ones; both may leave a part's type to the method's defaults."""
-    complete = complete or _with_defaults
-    before, after = complete(lower), complete(_overlay(lower, upper))
-    return _overlay(_without_length(_without_exchanged(lower, before, after), upper), upper)
+    before, after = lower, _overlay(lower, upper, same_layer=same_layer)
+    if not same_layer:
+        before, after = _with_defaults(before), _with_defaults(after)
+    lower = _without_length(_without_exchanged(lower, before, after), upper)
+    return _overlay(lower, upper, same_layer=same_layer)
 
 
 def _with_defaults(explicit: Node) -> Node:

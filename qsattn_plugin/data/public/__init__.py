@@ -120,11 +120,14 @@ def _adding(progress: StageProgress, stage: str, total: int | None) -> Callable[
 
 
 def _missing(one: PublicSet, root: Path) -> list[str]:
-    """Return the missing splits; raise UserError if one exists with another number of pictures."""
+    """Return the missing splits; raise UserError if one cannot be made, or exists with another number of pictures."""
     missing = []
     for split in SPLITS:
         folder = root / split
         if not folder.is_dir() or not any(folder.iterdir()):
+            if folder.is_symlink() or folder.is_file():
+                what = "a link without pictures behind it" if folder.is_symlink() else "a file"
+                raise UserError(f"{folder} is {what}, and a folder is made here; move it away or choose another --root")
             missing.append(split)
         elif (count := _count(folder)) != one.counts[split]:
             raise UserError(

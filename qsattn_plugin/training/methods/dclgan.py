@@ -92,7 +92,7 @@ class DCLGAN(Method):
         super().__init__()
         at_least(0, gan_weight=gan_weight, nce_weight=nce_weight, identity_l1=identity_l1, head_gain=head_gain)
         at_least(0, similarity_weight=similarity_weight)
-        at_least(1, head_width=head_width)
+        at_least(3 if similarity_weight else 1, head_width=head_width)  # signatures are convolutions over it
         if not gan_weight and not nce_weight:
             raise ValueError("gan_weight: 0, and nce_weight too: the generators have no loss")
         if identity_l1:

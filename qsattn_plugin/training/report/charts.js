@@ -142,7 +142,7 @@
       if (!shown.length) { low = 0; high = 1; }
       if (this.spec.low !== null) low = Math.min(low, this.spec.low);
       if (this.spec.high !== null) high = Math.max(high, this.spec.high);
-      if (high - low < 1e-12 * Math.abs(high)) { high += Math.abs(high) / 2 || 1; if (!this.logarithmic) low -= Math.abs(low) / 2; }
+      if (high - low <= 1e-12 * Math.abs(high)) { high += Math.abs(high) / 2 || 1; if (!this.logarithmic) low -= Math.abs(low) / 2; }
       const room = this.logarithmic ? 0 : (high - low) * 0.06;
       this.range = [low === this.spec.low ? low : low - room, high === this.spec.high ? high : high + room];
       // Charts of one training share their horizontal axis, so that they can be compared at a glance.

@@ -37,6 +37,7 @@ class History:
     series: dict[str, list[float | None]] = field(default_factory=dict)  # values at those steps; None: there is none
     averaged: int = 1  # the number of log lines that are averaged into one point
     evaluations: list[EvaluationRecord] = field(default_factory=list)  # by ascending step
+    picked: dict[str, Any] = field(default_factory=dict)  # what the newest evaluation says of the best weights
     starts: list[dict[str, Any]] = field(default_factory=list)  # the "start" event of each call of fit
     ends: list[dict[str, Any]] = field(default_factory=list)  # the "end" event of each call that was not killed
     stopped: bool = False  # whether the last call of fit logged its "end"
@@ -65,14 +66,23 @@ class History:
 
     @property
     def scored(self) -> list[EvaluationRecord]:
-        """The evaluations that have the leading score; the best is picked from them."""
+        """The evaluations that have the leading score."""
         return [e for e in self.evaluations if self.leading in e.scores]
 
     @property
     def best(self) -> EvaluationRecord | None:
-        """The evaluation with the smallest leading score, the earliest of equal ones."""
-        name = self.leading
-        return min(self.scored, key=lambda e: e.scores[name], default=None) if name is not None else None
+        """The evaluation of the best weights; without any, that with the smallest leading score.
+
+        After going back to an earlier checkpoint there may be evaluations with a smaller one, whose weights are gone.
+        """
+        name, kept = self.leading, [e for e in self.scored if e.step == self.picked.get("step")]
+        return min(kept or self.scored, key=lambda e: e.scores[name], default=None) if name is not None else None
+
+    @property
+    def picked_from(self) -> int:
+        """How many evaluations the best was picked from."""
+        said = self.picked.get("evaluations")
+        return said if isinstance(said, int) else len(self.scored)
 
     @property
     def speed(self) -> float | None:
@@ -102,6 +112,7 @@ def read_history(path: Path, batch_size: int = 1) -> History:
             scores = {k: v for k, v in numbers(event.get("scores")).items() if v is not None}
             grid = event.get("grid")
             history.pictures = tuple(event.get("pictures") or history.pictures)
+            history.picked = event["best"] if isinstance(event.get("best"), dict) else {}
             evaluations[step] = EvaluationRecord(step, scores, Path(grid).name if isinstance(grid, str) else None)
         elif kind == "start":
             history.stopped = False

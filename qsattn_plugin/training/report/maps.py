@@ -16,7 +16,7 @@ from qsattn_plugin.evaluation.maps import entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource
 from qsattn_plugin.storage import replacing
 from qsattn_plugin.training.session import Session
-from qsattn_plugin.translation.apply import evaluating, pad_for
+from qsattn_plugin.translation.apply import evaluating
 
 #: The number of test images drawn.
 IMAGES = 3
@@ -41,17 +41,15 @@ def write_maps(session: Session, images: Sequence[Tensor], folder: Path) -> list
     with evaluating(generator, encoder):
         for image in images[:IMAGES]:
             image = to_float(image)
-            padded = pad_for(generator, image[None].to(session.device))
-            height, width = padded.shape[-2:]
-            features = source.features(padded)
+            whole, size = source.sees(image[None].to(session.device))
+            features = source.features(whole)
             flags = sampler.attentive([f for f, _ in features.values()], list(features))
             for attends, (tap, (found, stride)) in zip(flags, features.items(), strict=True):
                 if attends:
                     # A generator of their own: drawing maps must not change the training.
                     draws = torch.Generator().manual_seed(0)
-                    seen = entropy_map(image, found, chooser, stride, draws, (height, width))
-                    drawn = seen.draw(bands=session.recipe.evaluate.bands)
-                    sheets.setdefault(tap, []).append(drawn)
+                    made = entropy_map(image, found, chooser, stride, draws, (whole.shape[-2], whole.shape[-1]), size)
+                    sheets.setdefault(tap, []).append(made.draw(bands=session.recipe.evaluate.bands))
     return [_write(rows, folder / _name(session.step, tap)) for tap, rows in sheets.items()]
 
 

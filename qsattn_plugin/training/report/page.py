@@ -129,7 +129,7 @@ def _figures(recipe: Recipe, history: History) -> Iterator[tuple[str, str, str]]
     """Yield title, value and note of each key figure."""
     best, name = history.best, history.leading
     if best is not None and name is not None:
-        last, count = history.scored[-1], len(history.scored)
+        last, count = history.scored[-1], history.picked_from
         picked = f"at step {_number(best.step)}, the best of {count} evaluation{'s' if count > 1 else ''}"
         yield f"Best {name}", _score(best.scores[name]), picked
         yield f"Last {name}", _score(last.scores[name]), f"at step {_number(last.step)}"

@@ -293,6 +293,7 @@ function choose() {
   const known = $("at").querySelector("[value=trained]");
   known.hidden = known.disabled = trained === null;
   known.textContent = `that of training, ${trained}`;
+  if (known.disabled && known.selected) $("at").value = "auto";
   ask(picture ? "translate" : "open");
 }
 
