@@ -117,6 +117,21 @@ def processor(lines: list[Line]) -> str:
     return statistics.mode(line["cpu"] for line in lines)
 
 
+def pairs(lines: list[Line]) -> str:
+    """Return what attention changed, over all pairs of runs with one objective and seed, in a sentence."""
+    runs = {(line["case"], line["seed"], line["sampler"]): line for line in lines if "failed" not in line}
+    random, attention = SAMPLERS
+    met = [(runs[c, n, random], line) for (c, n, s), line in runs.items() if s == attention and (c, n, random) in runs]
+    if len(met) < 2:
+        return ""
+    told = []
+    for name, words in (("coat_distance", "coat distance"), ("background_change", "background change")):
+        gains = [there[name] - here[name] for here, there in met]
+        error = statistics.stdev(gains) / len(gains) ** 0.5
+        told.append(f"{statistics.mean(gains):+.4f} of {words} (standard error {error:.4f})")
+    return f"Attention less random places, over the {len(met)} pairs of one objective and seed: {', '.join(told)}."
+
+
 HEAD = ("objective", "sampler", "runs", "coat distance", "background change", "CPU s a step", "MB")
 PAGE = """# The CUT line's objectives on the toy data
 
@@ -129,13 +144,15 @@ step, of the runs on {cpu} alone, and of the memory it needs beyond networks and
 did not train is counted as failed. Raw numbers, machine and dates: [{raw}]({raw});
 made by `python -m benchmarks.family`.
 
+{pairs}
+
 {table}"""
 
 
 def write_page(raw: Path, lines: list[Line], steps: int, threads: int) -> None:
     """Write the page beside the raw numbers."""
     told = {"steps": steps, "done": len(lines), "cpu": processor(lines), "threads": threads, "raw": raw.name}
-    raw.with_suffix(".md").write_text(PAGE.format(**told, table=table(HEAD, rows(lines))))
+    raw.with_suffix(".md").write_text(PAGE.format(**told, pairs=pairs(lines), table=table(HEAD, rows(lines))))
 
 
 def main() -> None:
