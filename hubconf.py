@@ -89,7 +89,7 @@ def qsattn_generator(weights=None, type=None, device="cpu", **arguments):
     """
     loading = _package()
     if weights is None:
-        return loading.fresh(type or "resnet_9blocks", **arguments).to(device)
+        return loading.fresh(type or "resnet_9blocks", **arguments).to(loading.pick_device(str(device)))
     if type is not None:
         arguments = {"type": type, **arguments}
     if arguments:

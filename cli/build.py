@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import click
 
 from qsattn_plugin.cli import completion
 from qsattn_plugin.cli.options import import_option
+from qsattn_plugin.cli.types import Place
 
 
 @click.command("build", short_help="Check a recipe and create its run.")
 @click.argument("recipe", shell_complete=completion.recipes)
-@click.option("--run", "folder", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/<name>]")
+@click.option("--run", "folder", type=Place(), help="The run's folder.  [default: runs/<name>]")
 @click.option(
     "-s", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe: -s train.steps=100."
 )
@@ -56,5 +58,5 @@ def command(
         for note in trial.notes:
             click.echo(note)
     run = Run.create(loaded, folder, overwrite)
-    name = "" if folder is None else f" {folder}"
+    name = "" if folder is None else f" {shlex.quote(str(folder))}"
     click.echo(f"\nThe run is {run.folder}. Train it with: qsattn fit{name}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsattn_plugin.cli.types import Place
 from qsattn_plugin.data import SPLITS
 
 if TYPE_CHECKING:
@@ -17,14 +18,10 @@ if TYPE_CHECKING:
 
 @click.command("data", short_help="Write a data set's pictures into folders.")
 @click.argument("name")
-@click.option(
-    "--root", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to write the folders."
-)
+@click.option("--root", required=True, type=Place(file_okay=False), help="Where to write the folders.")
 @click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Only this split; can be repeated.")
 @click.option("-s", "options", multiple=True, metavar="KEY=VALUE", help="The data set's arguments: -s size=128.")
-@click.option(
-    "--from", "source", type=click.Path(path_type=Path), help="Read a public set from this archive or folder."
-)
+@click.option("--from", "source", type=Place(), help="Read a public set from this archive or folder.")
 @click.option("--url", help="Download a public set from this address instead of its own.")
 def command(
     name: str, root: Path, splits: tuple[str, ...], options: tuple[str, ...], source: Path | None, url: str | None

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.types import Place
 
-_FOLDER = click.Path(path_type=Path)
+_FOLDER = Place()
 
 
 def _comma_list(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[str, ...] | None:
@@ -30,7 +31,7 @@ _NAMES: dict[str, Any] = {"callback": _comma_list, "metavar": "NAME,..."}
 @click.argument("scored", metavar="MODEL_OR_FOLDER", shell_complete=completion.models)
 @click.option("--real", type=_FOLDER, help="Pictures of the target domain, for fid, kid and swd.")
 @click.option("--source", type=_FOLDER, help="What MODEL translates, or what FOLDER was translated from.")
-@click.option("--metrics", **_NAMES, help="fid, kid, swd, lpips, background, labels; see below.")
+@click.option("--metrics", **_NAMES, help="fid, kid, swd, lpips, background, labels: `qsattn list metrics`.")
 @click.option("--features", **_NAMES, help="Feature layers: 64, 192, 768, 2048; or those of --extractor.")
 @click.option("--extractor", metavar="MODULE:CALLABLE", help="Your own network instead of Inception.")
 @click.option("--extractor-weights", "weights", type=_FOLDER, help="The weights file of the extractor or of Inception.")
@@ -46,9 +47,8 @@ _NAMES: dict[str, Any] = {"callback": _comma_list, "metavar": "NAME,..."}
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=2020, show_default=True, help="For kid and swd.")
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
 @click.option("--keep", type=_FOLDER, help="Keep MODEL's translations in this folder.")
-@click.option(
-    "--json", "file", type=click.Path(path_type=Path, dir_okay=False), help="Also write all results to this file."
-)
+@click.option("--overwrite", is_flag=True, help="Replace pictures in the folder of --keep.")
+@click.option("--json", "file", type=Place(dir_okay=False), help="Also write all results to this file.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Batch size.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
 def command(device: str, file: Path | None, **options: Any) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.types import Place
 
 if TYPE_CHECKING:
     from qsattn_plugin.translation.translator import Translator
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     type=click.Choice(["onnx", "torchscript", "pt2", "cut", "web"]),
     help="onnx and web need the packages onnxscript and onnxruntime.",
 )
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The file, or a folder for it.")
+@click.option("-o", "--out", required=True, type=Place(), help="The file, or a folder for it.")
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
 @click.option(
     "--runtime",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=Place(exists=True, file_okay=False),
     help="For web: copy the runtime from this installed npm package (node_modules/onnxruntime-web); otherwise linked.",
 )
 @click.option(
     "--example",
     "examples",
     multiple=True,
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=Place(exists=True, dir_okay=False),
     help="For web: a picture that the page offers; can be repeated.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file or the page if it exists.")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from qsattn_plugin.cli.types import Place
+
 if TYPE_CHECKING:
     from qsattn_plugin.forks.check import Check
     from qsattn_plugin.forks.run import SamplerImportHook
@@ -30,15 +32,13 @@ if TYPE_CHECKING:
 @click.option("--class", "kind", help="The class's name.  [default: PatchSample... with the call signature of CUT's]")
 @click.option("-s", "settings", multiple=True, metavar="KEY=VALUE", help="An argument of the sampler: -s taps=all.")
 @click.option("--inside", is_flag=True, help="The class does all of its own work; only where it looks is replaced.")
-@click.option(
-    "--log", type=click.Path(dir_okay=False, path_type=Path), help="Keep what the sampler sees, as JSON lines."
-)
+@click.option("--log", type=Place(dir_okay=False), help="Keep what the sampler sees, as JSON lines.")
 @click.option("--report", is_flag=True, help="Draw the log as a page beside it, with the losses that the fork prints.")
 @click.option(
     "--check", is_flag=True, help="Leave the fork unchanged for a few steps, and compare its sampler with ours."
 )
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Number of steps for --check.")
-@click.argument("script", type=click.Path(path_type=Path))
+@click.argument("script", type=Place())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(
     sampler: str | None,

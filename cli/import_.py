@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from qsattn_plugin.cli.types import Place
+
 _SHOWN = 6
 
 
 @click.command("import", short_help="Convert a generator that CUT, CycleGAN or QS-Attn trained.")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The weights file.")
+@click.argument("file", type=Place())
+@click.option("-o", "--out", required=True, type=Place(dir_okay=False), help="The weights file.")
 @click.option("--arch", help="The generator's registered name.  [default: recognised from the keys]")
 @click.option("-s", "settings", multiple=True, metavar="NAME=VALUE", help="An argument of the generator: -s width=64.")
 @click.option("--key", help="The key of the weights in the file, if it holds several networks: netG_A.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from qsattn_plugin.cli import completion
-from qsattn_plugin.cli.types import parsed_by
+from qsattn_plugin.cli.types import Place, parsed_by
 from qsattn_plugin.text import printable
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=Place(exists=True, dir_okay=False),
     help="For timm:NAME: its weights, instead of a download.",
 )
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The output folder.")
+@click.option("-o", "--out", required=True, type=Place(file_okay=False), help="The output folder.")
 @click.option("--tap", "taps", multiple=True, help="A layer, by index or name; repeat it for several.")
 @click.option("--sampler", help="A registered sampler instead of the model's own.")
 @click.option("--queries", type=click.IntRange(min=1), help="How many queries, instead of the sampler's number.")

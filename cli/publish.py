@@ -7,15 +7,16 @@ from pathlib import Path
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.types import Place
 
 
 @click.command("publish", short_help="Write a generator in half precision, for others.")
 @click.argument("model", shell_complete=completion.models)
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="A folder, or a file *.safetensors.")
+@click.option("-o", "--out", required=True, type=Place(), help="A folder, or a file *.safetensors.")
 @click.option("--to", metavar="hf:OWNER/NAME", help="Upload the folder to the Hugging Face Hub.")
 @click.option(
     "--index",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(dir_okay=False),
     help="Add it to this index of published models: registry/pretrained.yaml of a checkout or fork.",
 )
 @click.option("--name", help="Its name in the index.  [default: that of its recipe]")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsattn_plugin.cli import completion
-from qsattn_plugin.cli.types import parsed_by
+from qsattn_plugin.cli.types import Place, parsed_by
 from qsattn_plugin.text import printable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help="A run's folder or name (RUN@best: its best score), a checkpoint or weights file, a published name, or "
     "hf:OWNER/NAME[@REVISION].",
 )
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="The folder, or one picture's file.")
+@click.option("-o", "--out", required=True, type=Place(), help="The folder, or one picture's file.")
 @click.option("--overwrite", is_flag=True, help="Replace translations that exist in the output folder.")
 @click.option(
     "--at",
@@ -96,7 +96,7 @@ def command(
     """
     from qsattn_plugin.cli.progress import Bar
     from qsattn_plugin.devices import pick_device
-    from qsattn_plugin.translation.files import each_page, is_file, plan
+    from qsattn_plugin.translation.files import check_output, each_page, is_file, plan
     from qsattn_plugin.translation.job import Outcome, translate_files
     from qsattn_plugin.translation.load import load
 
@@ -108,6 +108,8 @@ def command(
     def place(target: Path) -> Path:
         return target.with_stem(f"{target.stem}-sizes") if sheet and not is_file(out) else target
 
+    if is_file(out):
+        check_output(out, overwrite)
     translator = load(model, pick_device(device), generator)
     kept, other = translator.kept
     planned = plan(inputs, out, kept, lambda target: (place(target),), other)

@@ -202,9 +202,27 @@ def test_mistakes_are_answered_in_words(workplace, args, message):
     assert message in refused(*args)
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("translate", "a.png", "-m", "toy", "-o", ""),
+        ("translate", "a.png", "-m", "", "-o", "out"),
+        ("data", "toy", "--root", ""),
+        ("build", "toy", "--run", ""),
+        ("fit", ""),
+        ("report", ""),
+    ],
+)
+def test_an_empty_path_is_not_this_folder(workplace, args):
+    Image.new("RGB", (32, 32)).save(workplace / "a.png")
+    assert "is empty; is a variable of the command not set?" in refused(*args)
+    assert [path.name for path in workplace.iterdir()] == ["a.png"]
+
+
 def test_a_model_that_is_none_is_named(workplace, trained):
     Image.new("RGB", (32, 32)).save(workplace / "a.png")
     assert "there is no run, file or published model 'x'" in refused("translate", "a.png", "-m", "x", "-o", "out")
+    assert "@best is for runs: write pretrained/toy" in refused("translate", "a.png", "-m", "toy@best", "-o", "out")
     (workplace / "w.safetensors").write_bytes(b"junk")
     assert "is damaged" in refused("translate", "a.png", "-m", "w.safetensors", "-o", "out")
     qsattn("build", "toy", *SETTINGS)

@@ -244,6 +244,27 @@ def test_a_model_that_gives_no_numbers_is_not_scored(workplace, sets):
     assert not Path("maps").exists()
 
 
+def test_kept_translations_replace_nothing_by_mistake(workplace, sets, trained):
+    args = (trained, "--source", "a", "--real", "b", "--metrics", "swd", "--device", "cpu", "--keep", "kept")
+    Path("kept").mkdir()
+    Path("kept/00.png").write_text("mine")
+    assert "kept/00.png exists already" in refused("evaluate", *args)
+    assert Path("kept/00.png").read_text() == "mine"
+    assert qsattn("evaluate", *args, "--overwrite").exit_code == 0
+    assert read_image("kept/00.png").mode == "RGB"
+
+
+def test_a_link_to_nothing_is_no_picture_less(workplace, sets):
+    Path("a/linked.png").symlink_to("nowhere.png")
+    assert "a/linked.png" in refused("evaluate", "a", "--real", "b", "--metrics", "swd", "--device", "cpu")
+
+
+def test_options_of_features_are_for_their_metrics(workplace, sets):
+    for option in (("--features", "64"), ("--extractor", "no:no"), ("--extractor-weights", "no")):
+        said = refused("evaluate", "a", "--real", "b", "--metrics", "swd", *option)
+        assert f"{option[0]} is for metrics of features" in said
+
+
 def test_what_is_for_models_is_not_for_folders(workplace, sets):
     for option in ("--keep", "--generator"):
         said = refused("evaluate", "a", "--real", "b", "--metrics", "swd", option, "x")

@@ -33,7 +33,7 @@ def test_pictures_are_found_in_a_stable_order(tmp_path):
     (tmp_path / "b/round").symlink_to(tmp_path)  # a loop
     (tmp_path / "folder.jpg").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in find_images(tmp_path)]
-    assert found == ["Z.PNG", "a.png", "b/10.jpg", "b/2.JPG", "link.tiff", "é.webp"]
+    assert found == ["Z.PNG", "a.png", "b/10.jpg", "b/2.JPG", "dangling.png", "link.tiff", "é.webp"]
 
 
 def test_no_pictures_is_an_error_that_says_what_was_looked_for(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -12,13 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.soak import outcome
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.storage import load_tensors, read_document
+from qsattn_plugin.storage import load_tensors, read_document, replacing
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.training.evaluate import Evaluator
 from qsattn_plugin.training.interrupts import Interrupted, StopSignal
@@ -303,6 +305,23 @@ def test_a_folder_that_goes_away_ends_the_training_with_a_checkpoint_in_a_place_
     found = Run.open(place)
     fit(found)
     assert last_checkpoint(found) == last_checkpoint(whole)
+
+
+def test_a_folder_that_goes_away_while_weights_are_written_loses_no_step(workplace, monkeypatch):
+    run = build(workplace / "run", "evaluate.every=3", "checkpoint.every=4")
+    write = replacing
+
+    @contextlib.contextmanager
+    def moved(path: Path) -> Iterator[Path]:
+        with write(path) as temporary:
+            yield temporary
+            if path.name == "best.safetensors":
+                run.folder.rename(workplace / "elsewhere")
+
+    monkeypatch.setattr("qsattn_plugin.storage.replacing", moved)
+    with pytest.raises(UserError, match="was moved or deleted; step 3 of 4 is saved"):
+        fit(run)
+    assert Run.open(workplace / "elsewhere").checkpoints.steps() == [3]
 
 
 def test_without_its_lock_file_a_run_is_still_locked(workplace):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -171,6 +172,13 @@ def test_a_large_picture_is_translated_small_and_one_that_stays_large_in_tiles()
     assert difference[1].abs().max() <= 2 and difference[2].abs().max() > 2
 
 
+def test_sizes_are_given_as_numbers_or_in_words():
+    assert {working_size((200, 90), at, 64) for at in ("32", np.int64(32), 32)} == {(71, 32)}
+    for wrong in ("32px", "ful", 32.0, 8, True, -5, (32, 32)):
+        with pytest.raises(UserError, match="at: must be pixels from 16 on, 'trained', 'full' or None, got "):
+            working_size((200, 90), wrong, 64)
+
+
 # What a model says ----------------------------------------------------------------------------------------------------
 
 
@@ -252,7 +260,8 @@ def test_one_picture_can_become_one_file(workplace):
     noise("RGB", (30, 30)).save("a.bmp")
     assert qsattn("translate", "a.bmp", "-m", "toy", "-o", "deep/b.jpg").exit_code == 0
     assert read_image("deep/b.jpg").size == (30, 30)
-    assert "1 existing skipped" in qsattn("translate", "a.bmp", "-m", "toy", "-o", "deep/b.jpg").output
+    assert "b.jpg exists already" in refused("translate", "a.bmp", "-m", "toy", "-o", "deep/b.jpg")
+    assert qsattn("translate", "a.bmp", "-m", "toy", "-o", "deep/b.jpg", "--overwrite").exit_code == 0
     noise("RGB", (30, 30)).save("c.png")
     several = refused("translate", "a.bmp", "c.png", "-m", "toy", "-o", "b.png")
     assert "b.png is one file, but there are 2 pictures" in several

@@ -78,7 +78,9 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
         below[:] = sorted(name for name in below if not name.startswith("."))
         for name in files:
             ending = os.path.splitext(name)[1].lower()
-            if name.startswith(".") or not os.path.isfile(os.path.join(top, name)):
+            path = os.path.join(top, name)
+            # A link to what is not there is a picture that cannot be read, and not none.
+            if name.startswith(".") or (os.path.exists(path) and not os.path.isfile(path)):
                 continue
             if ending in EXTENSIONS:
                 found.append(Path(top, name))
@@ -316,6 +318,7 @@ def write_image(image: Image.Image, path: str | os.PathLike) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE or path.suffix.lower() not in EXTENSIONS:
         near = "; this Pillow lacks it" if path.suffix.lower() in EXTENSIONS else nearest(path.suffix, EXTENSIONS)
+        near = "; it is for pictures with a value range" if path.suffix.lower() in ARRAYS else near
         raise UserError(f"{show(path)}: cannot write pictures of format {path.suffix!r}{near}")
     if image.mode in ("LA", "RGBA") and kind in ("JPEG", "PPM", "BMP"):
         image = image.convert(image.mode[:-1])

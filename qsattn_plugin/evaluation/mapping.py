@@ -15,6 +15,7 @@ from torch import Tensor
 from qsattn_plugin.data.images import UnreadableImage, normalise_mode, read_first, write_image
 from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.data.preprocess import resize_bands
+from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.maps import EntropyMap, Scale, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource, attends, feature_source
@@ -27,10 +28,10 @@ from qsattn_plugin.translation.sizes import At, resize_picture, resize_raster, w
 
 def draw_maps(
     images: Iterable[str | Path],
-    model: str,
+    model: str | Path,
     out: Path,
     *,
-    taps: tuple[str, ...] = (),
+    taps: tuple[str, ...] | str = (),
     sampler: str | None = None,
     options: dict[str, Any] | None = None,
     scale: Scale = "rank",
@@ -58,6 +59,7 @@ def draw_maps(
     Raises:
         UserError: no such picture, model, tap or sampler.
     """
+    device = pick_device(str(device))
     source = feature_source(model, taps, device, weights)
     chooser = choose_sampler(source, sampler, options or {})
     written = []
@@ -89,8 +91,8 @@ def draw_maps(
 
 def entropy_maps(
     picture: Image.Image | str | Path,
-    model: str,
-    taps: tuple[str, ...] = (),
+    model: str | Path,
+    taps: tuple[str, ...] | str = (),
     *,
     sampler: str | None = None,
     options: dict[str, Any] | None = None,
@@ -103,6 +105,7 @@ def entropy_maps(
         UnreadableImage: the file cannot be read, or the model makes no numbers of it.
         UserError: no such model, tap or sampler.
     """
+    device = pick_device(str(device))
     source = feature_source(model, taps, device)
     return _maps(source, choose_sampler(source, sampler, options or {}), *_images(picture, source, None, at), device)
 

@@ -16,7 +16,7 @@ from qsattn_plugin.data.images import find_images, read_first, show, write_image
 from qsattn_plugin.data.pixels import NaNImageError, to_channels
 from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.translation.files import identity
+from qsattn_plugin.translation.files import check_output, identity
 from qsattn_plugin.translation.sizes import resize_picture, resize_raster
 from qsattn_plugin.translation.translator import Translator
 
@@ -158,6 +158,7 @@ def translate_pictures(
     done: Callable[[int], None] = lambda count: None,
     most: int = 8,
     others: Iterable[Path] = (),
+    overwrite: bool = False,
 ) -> Pictures:
     """Translate pictures at their own size (or ``source.size``) into PNGs below ``out``, ``most`` at once; return them.
 
@@ -165,13 +166,15 @@ def translate_pictures(
     ``done`` is called with how many more are done; ``others`` are never written over, as the sources.
 
     Raises:
-        UserError: a picture cannot be read or written, or would get the name of another or of what is to stay.
+        UserError: a picture cannot be read or written, or would get the name of another, of what is to stay, or,
+            without ``overwrite``, of any file.
     """
     names = list(_by_key(source, lambda name: name))
     stays = {identity(path) for path in (*source.paths, *others)} - {None}
     for target in (out / f"{name}.png" for name in names):
         if identity(target) in stays:
             raise UserError(f"{show(target)} is one of the given pictures; keep translations in another folder")
+        check_output(target, overwrite)
     written: list[Path] = []
     if any(translator.ranges):
         for path, name in zip(source.paths, names, strict=True):

@@ -74,6 +74,7 @@ class Evaluation:
         predicted_kind: the same of the predicted ones.
         generator: which one of a model that has several.
         keep: a folder for the translations; None: they are not kept.
+        overwrite: replace pictures in it.
         batch: pictures at once.
         device: where networks run.
     """
@@ -97,6 +98,7 @@ class Evaluation:
     predicted_kind: Kind = "auto"
     generator: str | None = None
     keep: Path | None = None
+    overwrite: bool = False
     batch: int = 8
     device: torch.device | str = "cpu"
 
@@ -132,7 +134,7 @@ class Evaluation:
         others = [path for pictures in folders.values() for path in pictures.paths]
         folders |= self._match(given, folders, metrics)
         wanted = {name for part in metrics for name in self._taken(part)}
-        extractor = self._extractor() if "features" in wanted else None
+        extractor = self._extractor("features" in wanted)
         if extractor is not None and self.extractor:  # what it has is known once it was called
             extract(extractor, replace(given, paths=given.paths[:1]), self.features)
         lpips = Lpips(torch.device(self.device)) if "lpips_network" in wanted else None
@@ -141,7 +143,7 @@ class Evaluation:
             if translator is not None:
                 out = self.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qsattn-scores-")))
                 with stage("translating", len(given)) as done:
-                    given = translate_pictures(translator, given, out, done, self.batch, others)
+                    given = translate_pictures(translator, given, out, done, self.batch, others, self.overwrite)
             makers: dict[str, Callable[[], Any]] = {
                 "features": lambda: self._features(extractor, given, folders["real"], stage),
                 "labels": lambda: LabelMaps(_whole(folders["labels"]), self.label_kind),
@@ -215,7 +217,12 @@ class Evaluation:
                     raise UserError(f"{what}; of {show(small.folder)} there is one")
         return matched
 
-    def _extractor(self) -> Extractor:
+    def _extractor(self, wanted: bool) -> Extractor | None:
+        if not wanted:
+            given = {"features": self.features, "extractor": self.extractor, "extractor-weights": self.weights}
+            for option in (name for name, value in given.items() if value):
+                raise UserError(f"--{option} is for metrics of features, such as fid and kid, and none is wanted")
+            return None
         device = torch.device(self.device)
         if self.extractor is not None:
             return load_extractor(self.extractor, self.weights, device)

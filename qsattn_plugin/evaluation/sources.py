@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsattn_plugin.devices import pick_device
 from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry import PartError, create, find
 from qsattn_plugin.registry.recipe import Recipe
@@ -54,8 +55,8 @@ class FeatureSource:
 
 
 def feature_source(
-    model: str,
-    taps: tuple[str, ...] = (),
+    model: str | Path,
+    taps: tuple[str, ...] | str = (),
     device: torch.device | str = "cpu",
     weights: str | Path | None = None,
     translator: Translator | None = None,
@@ -69,6 +70,7 @@ def feature_source(
     Raises:
         UserError: no such model, tap or file.
     """
+    model, taps, device = str(model), (taps,) if isinstance(taps, str) else taps, pick_device(str(device))
     if weights is not None and not model.startswith(TIMM):
         raise UserError(f"weights from a file of their own are for {TIMM}NAME; {model} comes with its own")
     if model.startswith(TIMM):

@@ -47,6 +47,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WriteFailed: the disk is full, the folder read-only, ...; the temporary file is gone and ``path`` unchanged.
     """
+    if path.exists() and not path.is_file():
+        raise WriteFailed(f"could not write {path}: it is {'a folder' if path.is_dir() else 'a device or a pipe'}")
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -82,6 +82,8 @@ def fit(
         try:
             return loop.train(max_steps, time_limit)
         except WriteFailed as error:
+            if here.main and loop.session.step:
+                loop._hold()  # the folder may have gone away in the middle of a file
             raise WriteFailed(f"{error}\n{loop.how_to_resume()}") from error
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
@@ -283,6 +285,7 @@ class _Loop:
         grid = self.run.grids / f"step-{step:09d}.png"
         with replacing(grid) as temporary:
             sheet.save(temporary, format="PNG")
+        self._hold()
         # Before the log entry: a process that is killed in between does all of it again when resumed.
         best = self.best.update(step, scores, session.state)
         refresh_maps(self.run, session, self.evaluator.images)

@@ -108,6 +108,8 @@ class Run:
             if not last.is_file():
                 raise UserError("no run was built here yet; build one with `qsattn build RECIPE`")
             path = Path(last.read_text(encoding="utf-8", errors="surrogateescape").strip())
+        elif not str(folder):
+            raise UserError("the run's name is empty; is a variable of the command not set?")
         else:
             path = next((p for p in (Path(folder), RUNS / folder) if (p / "recipe.yaml").is_file()), Path(folder))
         if not (path / "recipe.yaml").is_file():

@@ -185,6 +185,8 @@ def find_weights(model: str | Path) -> Weights:
     Raises:
         UserError: there is no such model, or both a run or file and a published model have the name.
     """
+    if not str(model):
+        raise UserError("the model's name is empty; is a variable of the command not set?")
     known, asked = entries(), str(model)
     if asked.startswith(PREFIX) and isinstance(model, str):
         return Weights(asked, hub_file(asked))
@@ -217,6 +219,8 @@ def find_weights(model: str | Path) -> Weights:
     if model.is_dir():
         raise UserError(f"{asked} is a folder, but not of a run: it contains neither a recipe.yaml nor checkpoints")
     names = [*(path.parent.name for path in Path("runs").glob("*/recipe.yaml")), *known]
+    if best and str(model) in known:
+        raise UserError(f"{model} is a published model, and @best is for runs: write pretrained/{model}")
     raise UserError(f"there is no run, file or published model {str(model)!r}{nearest(model.name, names)}")
 
 

@@ -16,6 +16,7 @@ at every pixel of the working size, so that the change itself is not smoothed.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
@@ -114,8 +115,12 @@ def working_size(size: tuple[int, int], at: At | None, trained: int | None) -> t
         trained: the shorter side that the model knows; None: unknown, which by default means "full".
 
     Raises:
-        UserError: "trained", and it is unknown.
+        UserError: "trained", and it is unknown; ``at`` has another form, see :func:`parse_at`.
     """
+    try:
+        at = None if at is None else parse_at(at if isinstance(at, str) else str(operator.index(at)))
+    except (TypeError, ValueError):
+        raise UserError(f"at: must be pixels from 16 on, 'trained', 'full' or None, got {at!r}") from None
     side = at if isinstance(at, int) else trained
     if at == "trained" and side is None:
         raise UserError("the model's file does not say at what size it was trained: give pixels instead, such as 256")
