@@ -416,7 +416,7 @@ def test_an_objective_that_is_not_adversarial_is_refused_where_it_stands():
 def test_query_selection_adds_no_parameter(workplace):
     shapes = []
     for method in ("cut", "qsattn"):
-        state = Session(load_recipe("toy", (f"method={method}", *TINY))).method.state_dict()
+        state = Session(load_recipe("toy", (*TINY, f"method={method}", "objective.head_width=8"))).method.state_dict()
         shapes.append({name: tuple(tensor.shape) for name, tensor in state.items()})
     assert shapes[0] == shapes[1]
 

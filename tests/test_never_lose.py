@@ -20,7 +20,7 @@ import pytest
 
 from benchmarks.soak import outcome
 from qsattn_plugin.errors import UserError
-from qsattn_plugin.storage import load_tensors, read_document, replacing
+from qsattn_plugin.storage import WriteFailed, load_tensors, read_document, replacing
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.training.evaluate import Evaluator
 from qsattn_plugin.training.interrupts import Interrupted, StopSignal
@@ -219,6 +219,13 @@ def test_a_disk_that_fills_up_ends_the_run_and_keeps_the_checkpoint(workplace):
     assert not list(run.checkpoints.folder.glob(".*"))
     fit(run)
     assert last_checkpoint(run) == last_checkpoint(whole)
+
+
+def test_a_pipe_is_not_replaced_by_a_file(workplace):
+    os.mkfifo("pipe")
+    with pytest.raises(WriteFailed, match="could not write pipe: it is a device or a pipe"), replacing(Path("pipe")):
+        pass
+    assert Path("pipe").is_fifo() and [path.name for path in workplace.iterdir()] == ["pipe"]
 
 
 def test_a_log_that_cannot_be_written_is_said_so(workplace):

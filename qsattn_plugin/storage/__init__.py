@@ -47,10 +47,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WriteFailed: the disk is full, the folder read-only, ...; the temporary file is gone and ``path`` unchanged.
     """
-    if path.exists() and not path.is_file():
-        raise WriteFailed(f"could not write {path}: it is {'a folder' if path.is_dir() else 'a device or a pipe'}")
     temporary = None
     try:
+        if path.exists() and not path.is_file():
+            raise WriteFailed(f"could not write {path}: it is {'a folder' if path.is_dir() else 'a device or a pipe'}")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Only a part of the name, which may have the maximum length already.
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
