@@ -72,6 +72,8 @@ def command(device: str, file: Path | None, **options: Any) -> None:
     for place in (file and file.parent, options["keep"]):
         if place is not None and not may_write(place):
             raise UserError(f"nothing can be written to {show(place)}")
+    if file is not None and file.exists() and not file.is_file():
+        raise UserError(f"{show(file)} is a device or a pipe: give a file")
     scores = Evaluation(device=pick_device(device), **options).run(_stage)
     click.echo(scores.table())
     for warning in scores.warnings:

@@ -112,11 +112,16 @@ class TimmFeatures(nn.Module):
         destination = args[0] if args else kwargs.get("destination")
         return {} if destination is None else destination
 
+    def resized(self, image: Tensor) -> Tensor:
+        """Return images at the one size that the model takes; as they are where it takes any."""
+        side = self.fixed_size
+        if side is None or image.shape[-2:] == (side, side):
+            return image
+        return F.interpolate(image, (side, side), mode="bilinear", antialias=True)
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the feature maps (B, C, h, w) of ``image`` (B, C, H, W) in [-1, 1], one a tap."""
-        x = (image.to(self.mean.dtype) + 1) / 2
-        if self.fixed_size and x.shape[-2:] != (self.fixed_size, self.fixed_size):
-            x = F.interpolate(x, (self.fixed_size, self.fixed_size), mode="bilinear", antialias=True)
+        x = (self.resized(image.to(self.mean.dtype)) + 1) / 2
         try:
             maps = self.model((x - self.mean) / self.std)  # a single grey channel is broadcast to three
         except (AssertionError, RuntimeError, ValueError) as problem:  # of a size that does not fit the model, usually

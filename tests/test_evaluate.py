@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -222,9 +223,11 @@ def test_mistakes_are_answered_in_one_line(workplace, sets, monkeypatch, args, m
 def test_what_is_wrong_is_said_before_anything_is_translated(workplace, sets, trained):
     args = (trained, "--source", "a", "--real", "b", "--device", "cpu", "--metrics", "kid", *SMALL)
     Path("file").touch()
+    os.mkfifo("pipe")
     for more, message in (
         (("--features", "41"), "has no features '41'"),
         (("--json", "file/x/scores.json"), "nothing can be written to file/x"),
+        (("--json", "pipe"), "pipe is a device or a pipe"),
         (("--keep", "file/x"), "nothing can be written to file/x"),
     ):
         said = refused("evaluate", *args, *more)

@@ -73,6 +73,9 @@ class OfOneSize:
 
     taps, strides, fixed_size = (0,), (16,), 64
 
+    def resized(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+
     def features(self, generator: object, images: torch.Tensor) -> list[torch.Tensor]:
         assert images.shape[2:] == (64, 64)
         return [torch.nn.functional.avg_pool2d(images, 16)]

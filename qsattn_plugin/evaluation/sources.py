@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qsattn_plugin.devices import pick_device
@@ -42,9 +41,11 @@ class FeatureSource:
 
         They are padded for the generator, or of the one size that the encoder takes.
         """
-        if side := getattr(self.encoder, "fixed_size", None):
-            return F.interpolate(images, (side, side), mode="bilinear", antialias=True), (side, side)
-        return pad_for(self.generator, images), (images.shape[-2], images.shape[-1])
+        if getattr(self.encoder, "fixed_size", None):
+            images = whole = self.encoder.resized(images)
+        else:
+            whole = pad_for(self.generator, images)
+        return whole, (images.shape[-2], images.shape[-1])
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, tuple[Tensor, int]]:
