@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import types
@@ -53,8 +54,8 @@ def command(
     script: Path,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run SCRIPT, a CUT fork's train.py, with its ARGUMENTS in its own folder, with a registered sampler in place of
-    the fork's own. No file of the fork is changed, and its options keep their names (--netF mlp_sample).
+    """Run SCRIPT, a CUT fork's train.py, with its ARGUMENTS, with a registered sampler in place of the fork's own. No
+    file of the fork is changed, and its options keep their names (--netF mlp_sample).
 
     \b
     qsattn fork -- train.py --dataroot datasets/horse2zebra --name zebra
@@ -75,7 +76,7 @@ def command(
         importlib.import_module("qsattn_plugin.training.report")
     if log is not None and check:
         raise UserError("--check leaves the fork as it is, so there is nothing to log: leave --check or --log out")
-    guessed = guess_sampler(_values(arguments)) if check and sampler is None else None
+    guessed = guess_sampler(_modes(arguments)) if check and sampler is None else None
     name, word = guessed or (sampler or "qsattn_global", "")
     swap = Swap(name, inside=inside, **check_settings("sampler", name, settings, "taps=all", {"queries"}))
     if not script.is_file():
@@ -84,7 +85,9 @@ def command(
     script = script.resolve()
     watch = Check(swap, steps, f"guessed from {word}" if guessed else "" if sampler else None) if check else None
     does = "is watched" if check else f"samples by {name} from here on"
-    hook = SamplerImportHook(watch or swap, script.parent, module, kind, lambda name: _tell(f"{name} {does}"))
+    here = Path.cwd()
+    folder = here if script.is_relative_to(here) else script.parent
+    hook = SamplerImportHook(watch or swap, folder, module, kind, lambda name: _tell(f"{name} {does}"))
     record = contextlib.ExitStack()
     if log is not None:
         log = log.resolve()
@@ -183,9 +186,13 @@ def _without_our_frames(error: BaseException | None) -> None:
     _without_our_frames(error.__cause__ or error.__context__)
 
 
-def _values(arguments: tuple[str, ...]) -> list[str]:
-    """Return the values of a script's options: of ``--mode local`` and of ``--mode=local``."""
-    return [a.partition("=")[2] if a.startswith("-") else a for a in arguments]
+def _modes(arguments: tuple[str, ...]) -> list[str]:
+    """Return those values of a script's options, ``--mode local`` or ``--mode=local``, that are a mode of QS-Attn.
+
+    A folder or a run's name says nothing: ``--dataroot /usr/local/horses``.
+    """
+    values = (a.partition("=")[2] if a.startswith("-") else a for a in arguments)
+    return [v for v in values if re.fullmatch(r"local|global|local[-_+ ]?global", v, re.IGNORECASE)]
 
 
 def _report(log: Path) -> None:

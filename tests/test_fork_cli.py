@@ -113,11 +113,12 @@ def inside(fork, monkeypatch) -> Callable[..., Result]:
     forget()
 
 
-def test_a_script_runs_in_its_own_folder_with_its_class_swapped(fork, tmp_path):
+def test_a_script_runs_where_it_is_started_with_its_class_swapped(fork, tmp_path):
     script = str(fork / "train.py")
-    process = start(tmp_path, "-s", "queries=16", "--", script, "--steps", "3", "--end", "error")
+    (tmp_path / "elsewhere").mkdir()
+    process = start(tmp_path / "elsewhere", "-s", "queries=16", "--", script, "--steps", "3", "--end", "error")
     out, err = process.communicate(timeout=120)
-    assert re.search(r"^cwd a_fork argv0 \S*train.py __main__$", out, re.M) and out.count("step") == 3
+    assert re.search(r"^cwd elsewhere argv0 \S*train.py __main__$", out, re.M) and out.count("step") == 3
     assert "qsattn: models.networks.PatchSampleF samples by qsattn_global from here on" in err
     # The fork's own errors come out as Python shows them, without a frame of ours.
     trace = err[err.index("Traceback") :].splitlines()
@@ -125,6 +126,18 @@ def test_a_script_runs_in_its_own_folder_with_its_class_swapped(fork, tmp_path):
     assert trace[1].startswith(f'  File "{script}", line ') and "qsattn_plugin" not in err
     account = "qsattn: qsattn_global chose positions 3 times on maps of 6 x 6, 6 x 6, and was given them 3 times"
     assert account in err[: err.index("Traceback")]  # what was done is said all the same
+
+
+@pytest.mark.parametrize("options", [(), ("--module", "models.networks"), ("--class", "PatchSampleF")])
+def test_a_script_may_lie_below_the_folder_that_it_works_in(inside, options):
+    (Path("scripts")).mkdir(exist_ok=True)
+    Path("scripts", "run.py").write_text(
+        "import os, sys\nsys.path.insert(0, os.getcwd())\nexec(open('train.py').read())\n"
+    )
+    Path(".#scratch.py").unlink(missing_ok=True)
+    Path(".#scratch.py").symlink_to("somebody@somewhere.123")  # what an editor leaves
+    result = inside(*options, "--", "scripts/run.py")
+    assert result.exit_code == 0 and "models.networks.PatchSampleF samples by qsattn_global" in result.stderr
 
 
 @pytest.mark.parametrize(("end", "last"), [("inside", "RuntimeError: "), ("import", "ValueError: in an import")])
@@ -219,7 +232,7 @@ def test_a_sampler_that_was_never_called_fails_the_run(inside):
     assert last.startswith(
         "Error: the fork's sampler was not swapped: models.networks.PatchSampleF was taken over, but "
     )
-    assert last.endswith("If another class samples, name it with --module and --class")
+    assert "If another class samples, name it with --module and --class" in last
 
 
 def test_a_class_that_is_never_called_is_said_when_the_training_has_begun(inside):
@@ -395,6 +408,9 @@ def test_a_check_says_what_it_compares_with(inside, arguments, head):
     if not arguments:
         guessed = inside("--check", "--", "train.py", "--mode", "local_global")
         assert "\ncompared with qsattn_local_global (guessed from local_global)\n" in guessed.stdout
+        # A path or a name that holds such a word is no mode.
+        folder = inside("--check", "--", "train.py", "--mode", "/usr/local/data")
+        assert f"\n{head}\n" in folder.stdout
 
 
 @pytest.mark.parametrize(

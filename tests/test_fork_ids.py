@@ -109,6 +109,7 @@ def test_mistakes_are_said_in_one_line():
     )
     wrong("takes no argument 'window'", lambda: swap_sampler(model, "qsattn_global", window=3))
     wrong("queries: must be at least 1, got 0", lambda: swap_sampler(model, queries=0))
+    wrong("taps: must be a list of tap names", lambda: swap_sampler(model, taps=1))
     wrong("window: must be odd", lambda: swap_sampler(model, "qsattn_local", window=4))
     wrong("holds no module that is called as CUT's sampler is", lambda: swap_sampler(nn.Conv2d(1, 1, 1)))
     wrong("Conv2d is not called as CUT's sampler is", lambda: swap_sampler(nn.Conv2d))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import subprocess
 import sys
 import warnings
@@ -308,6 +309,12 @@ def test_the_class_of_ours_makes_its_layers_as_cut_does():
     assert not module.mlp_0[0].bias.any()
     assert len(module(features(2), N, ids, True)) == 3  # return_all
     assert module(features(2), N, None, None)[2][1].shape == (2, N, 36)  # attn_mats
+    rows, ids = PatchSampler()(features(2), N)  # without MLPs: features of unit length
+    assert [r.shape for r in rows] == [(2 * N, 8), (2 * N, 12)] and [r.requires_grad for r in rows] == [False] * 2
+    assert all(torch.allclose(r.norm(dim=1), torch.ones(2 * N)) for r in rows)
+    again = pickle.loads(pickle.dumps(PatchSampler(sampler="qsattn_local", arguments={"window": 3}, use_mlp=True)))
+    assert again.swap.name == "qsattn_local" and again.swap.arguments == {"window": 3}
+    assert again(features(2), np.int64(N))[1][0].shape == (2, N)
     by_counts = PatchSampler(use_mlp=True)
     by_counts.create_mlp([8, 12])
     assert by_counts.mlp_1[0].in_features == 12

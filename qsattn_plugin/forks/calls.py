@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import inspect
+import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,11 +147,13 @@ class CallForm:
             known[name] = built if isinstance(built, bool | int) else getattr(Call, name)
         if count is None:
             count = getattr(module, self._count, None)
-        if not isinstance(count, int):
+        try:
+            count = operator.index(count)  # also a number of numpy's, or a tensor of one
+        except TypeError:
             raise UserError(
                 f"the fork calls {self.owner} with {self._count}={shown(count)}: a swapped sampler must be told how "
                 "many positions to choose"
-            )
+            ) from None
         unknown = {name: value for name, value in values.items() if self._matters(name, value)}
         return Call(
             list(given.values() if named else given),

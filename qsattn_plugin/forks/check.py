@@ -41,7 +41,7 @@ _MODES = {"local_global": "qsattn_local_global", "local": "qsattn_local", "globa
 def guess_sampler(words: Sequence[str]) -> tuple[str, str] | None:
     """Return the sampler that a fork's own QS-Attn implements, and the word that says so; None where none does.
 
-    A word is an option's value, or the name of a module or class: "local-global", "models.networks_local".
+    A word is a mode, or the name of a module or class: "local-global", "models.networks_local".
     """
     for word in words:
         plain = re.sub(r"[^a-z]+", "_", word.lower()).replace("localglobal", "local_global")
@@ -86,7 +86,7 @@ class Check:
         with random_state(call.features[0].device):
             self._observe(module, call, result)
         self.done += 1
-        if self.done == self.steps:
+        if self.done >= self.steps:  # a script may catch even this, and go on
             raise CheckFinished
         return result
 

@@ -33,7 +33,7 @@ LEAST, OTHERWISE = 10, 50
 _PAIR = re.compile(
     r"([A-Za-z_][\w./-]*)\s?[:=]\s*(-?(?:\d+\.\d*(?:e[+-]?\d+)?|\.\d+|\d+e[+-]?\d+|nan|inf))(?![\w.])", re.I
 )
-_NO_LOSSES = {"epoch", "iter", "iters", "step", "time", "data", "lr", "eta", "parameters", "it/s", "s/it"}
+_NO_LOSSES = {"epoch", "iter", "iters", "step", "time", "data", "lr", "rate", "eta", "parameters", "it/s", "s/it"}
 
 
 def losses_in(line: str) -> dict[str, float]:
@@ -42,6 +42,8 @@ def losses_in(line: str) -> dict[str, float]:
     >>> from qsattn_plugin.forks.log import losses_in
     >>> losses_in("(epoch: 1, iters: 100, time: 0.241, data: 0.191) G_GAN: 0.512 NCE: 5.123")
     {'G_GAN': 0.512, 'NCE': 5.123}
+    >>> losses_in("learning rate = 0.0002000")
+    {}
     """
     return {name: float(value) for name, value in _PAIR.findall(line) if name.lower() not in _NO_LOSSES}
 

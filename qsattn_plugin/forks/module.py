@@ -68,6 +68,14 @@ class PatchSampler(nn.Module):
         self.gpu_ids = gpu_ids
         self.swap = Swap(sampler, **(arguments or {}))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Here, unlike in a fork's class, the sampler comes back where the module is loaded.
+        return self.__dict__ | {"swap": (self.swap.name, self.swap.inside, self.swap.arguments)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name, inside, arguments = state["swap"]
+        super().__setstate__(state | {"swap": Swap(name, inside=inside, **arguments)})
+
     def create_mlp(self, feats: Sequence[Tensor | int]) -> None:
         """Make one MLP for each feature map (B, C, H, W), on its device, or for each number of channels."""
         for index, feat in enumerate(feats):

@@ -1,7 +1,7 @@
 """Run a fork's script as ``python train.py ...`` does, with a registered sampler in place of its own.
 
 An import hook overrides the fork's sampler class as soon as the script has imported the module that defines it. The
-script's order of imports, its options and its environment stay unchanged.
+script's order of imports, its options and its working folder stay unchanged; torch is imported before it begins.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
 
     Args:
         instead: Answers their calls, see :func:`qsattn_plugin.forks.take_over`.
-        folder: The fork's folder. Modules in it are searched for classes.
+        folder: The fork's folder. Modules in it and below are searched for classes.
         module: The only module to search; it may lie elsewhere.
         kind: Name of the class; without it, every class whose name begins with "PatchSample" and that has the call
             interface of CUT's.
@@ -75,8 +75,9 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
 
     def _check_module(self, module: str) -> None:
         """Raise UserError if the module exists neither in the fork's folder nor as an installed package."""
-        known = [".".join(p.relative_to(self.folder).with_suffix("").parts) for p in self.folder.glob("**/*.py")]
-        known = [name.removesuffix(".__init__") for name in known]
+        files = (p.relative_to(self.folder).with_suffix("").parts for p in self.folder.glob("**/*.py"))
+        # A script may put any folder on the path that modules are imported from.
+        known = {".".join(parts[i:]).removesuffix(".__init__") for parts in files for i in range(len(parts))}
         if module not in known and not (self.folder / module.split(".")[0]).exists():
             try:
                 found = importlib.util.find_spec(module.split(".")[0])
@@ -91,7 +92,7 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
         """Raise UserError if no file in the fork's folder has the class's name in it."""
         known: set[str] = set()
         for path in self.folder.glob("**/*.py"):
-            if "site-packages" not in path.parts:
+            if "site-packages" not in path.parts and path.is_file():  # an editor may leave links that lead nowhere
                 text = path.read_text(encoding="utf-8", errors="replace")
                 if re.search(rf"\b{re.escape(kind)}\b", text):
                     return
@@ -162,12 +163,15 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
         if self.taken_over:
             why = f"{', '.join(self.taken_over)} was taken over, but never called to choose positions"
         others = f"; also called as CUT's sampler is: {', '.join(self.others)}" if self.others else ""
-        what = "If another class samples, name it with --module and --class"
+        what = (
+            "If another class samples, name it with --module and --class; one that the script itself defines is "
+            "swapped there, by qsattn_plugin.swap_sampler"
+        )
         return UserError(f"the fork's sampler was not swapped: {why}{others}. {what}")
 
 
 def run_script(script: Path, arguments: Sequence[str], hook: SamplerImportHook) -> None:
-    """Run a script as ``python script arguments...`` does in its own folder. Its exceptions are passed on.
+    """Run a script as ``python script arguments...`` does. Its exceptions are passed on.
 
     A training that begins without a call of the classes that were taken over gets a warning.
 
@@ -179,8 +183,7 @@ def run_script(script: Path, arguments: Sequence[str], hook: SamplerImportHook) 
     Raises:
         UserError: the training has begun, and no class was taken over.
     """
-    os.chdir(script.parent)
-    sys.argv = [script.name, *arguments]
+    sys.argv = [str(script), *arguments]
     if not getattr(sys.flags, "safe_path", False):  # the entry of the folder of the running program
         del sys.path[0]
     sys.path.insert(0, str(script.parent))

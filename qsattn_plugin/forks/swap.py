@@ -125,7 +125,8 @@ class Swap:
     def _answer(self, module: nn.Module, call: Call, routes: list[Route]) -> tuple:
         """Return the result of a call by routes; without them, the maps of a call for no positions."""
         own_head = _has_own_head(module, call)
-        if not routes and own_head and call.own is not None:
+        if not routes and own_head:
+            assert call.own is not None
             return call.own(call.features)
         if not routes:
             ids: list[Any] = [[] for _ in call.features]
@@ -319,7 +320,9 @@ def _has_own_head(module: nn.Module, call: Call) -> bool:
 
     Its own function then projects the routed features, unless the call asks for more than features and ids.
     """
-    if call.wants_rows or call.return_all or call.prj or call.choice is not None or not call.use_mlp:
+    if call.own is None or call.wants_rows or call.return_all or call.prj or call.choice is not None:
+        return False
+    if not call.use_mlp:
         return False
     learned = {name.partition(".")[0] for name, _ in module.named_parameters()}
     return not getattr(module, "use_mlp", False) or any(not _USUAL_HEAD.fullmatch(name) for name in learned)

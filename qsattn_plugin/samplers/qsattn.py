@@ -83,7 +83,7 @@ class QSAttnSampler(Sampler):
         ):
             if value not in known:
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
-        if isinstance(taps, str) and taps != "all":
+        if taps not in (None, "all") and not isinstance(taps, list | tuple):
             raise ValueError(f'taps: must be a list of tap names, "all" or nothing, got {taps!r}')
         try:
             self._significance = find("significance", significance).target
