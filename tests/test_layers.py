@@ -105,6 +105,30 @@ def test_a_tap_on_a_norm_sees_the_norm():
     assert [index for index, _ in FusedSequential(nn.ReLU()).walk(x)] == [0]
 
 
+class _Louder(nn.InstanceNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("change", ["derived", "replaced", "hook", "pre-hook"])
+def test_what_somebody_puts_in_place_of_a_norm_or_a_relu_runs_in_training_too(change):
+    row = FusedSequential(_Louder(3) if change == "derived" else normalisation("instance")(3), nn.ReLU())
+    seen = []
+    if change == "replaced":
+        row[1] = nn.SiLU()
+    elif change == "hook":
+        row[0].register_forward_hook(lambda layer, given, out: seen.append("norm"))
+        row[1].register_forward_hook(lambda layer, given, out: -out)
+    elif change == "pre-hook":
+        row[0].register_forward_pre_hook(lambda layer, given: (given[0] ** 3,))
+    x = torch.randn(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = nn.Sequential.forward(row, x)
+        torch.testing.assert_close(row(x), expected)
+    torch.testing.assert_close(row(x.clone().requires_grad_()), expected)
+    assert seen == ["norm"] * 3 * (change == "hook")
+
+
 def test_memory_saving_layers_save_no_image():
     kept: list[Tensor] = []
     x = torch.randn(1, 3, 6, 8, requires_grad=True)

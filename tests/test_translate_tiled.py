@@ -324,6 +324,10 @@ def test_a_generator_that_does_not_say_what_it_runs_is_refused():
 
     with pytest.raises(CannotTile, match="its layer Whole"):
         translate_tiled(Whole(width=4), picture(64, 64)[0], 32)
+    watched = drawn("resnet_4blocks")
+    torch.nn.utils.spectral_norm(watched.model[1])  # a hook computes its weight at every call
+    with pytest.raises(CannotTile, match="Conv2d with hooks"):
+        translate_tiled(watched, picture(64, 64)[0], 32)
     generator = drawn("resnet_4blocks")
     generator.model[3] = Attentive()
     with pytest.raises(CannotTile, match="Attentive"):

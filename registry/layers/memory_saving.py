@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from qsattn_plugin.devices import is_compiling
+from qsattn_plugin.registry.layers.norms import InstanceNorm
 
-__all__ = ["FusedSequential", "ReflectionPad", "blur_down", "channel_norm", "norm_act"]
+__all__ = ["FusedSequential", "ReflectionPad", "blur_down", "channel_norm"]
 
 
 def builtin_operators() -> bool:
@@ -163,28 +164,30 @@ class _NormAct(torch.autograd.Function):
         return found.view(x.shape), None, None
 
 
-def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
-    """Apply a norm and a ReLU or leaky ReLU to (B, C, H, W); an instance norm saves only its input for both."""
+def _fuse(norm: nn.Module, act: nn.Module) -> bool:
+    """Return whether a layer and the next one are an instance norm and a ReLU, and nothing else happens there.
+
+    A class derived from them, or a hook, may do anything.
+    """
+    if type(norm) not in (InstanceNorm, nn.InstanceNorm2d) or type(act) not in (nn.ReLU, nn.LeakyReLU):
+        return False
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return not (norm.affine or norm.track_running_stats or any(getattr(m, h) for m in (norm, act) for h in hooks))
+
+
+def _norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+    """Apply an instance norm and a ReLU or leaky ReLU to (B, C, H, W), and save only the norm's input for both."""
     # In half precision the mean is rounded too coarsely to tell where the output was positive.
-    fits = isinstance(norm, nn.InstanceNorm2d) and not norm.affine and not norm.track_running_stats
-    if builtin_operators() or not fits or x.dtype not in (torch.float32, torch.float64) or x.shape[-2:].numel() == 1:
+    if builtin_operators() or x.dtype not in (torch.float32, torch.float64) or x.shape[-2:].numel() == 1:
         return act(norm(x))
     return _NormAct.apply(x, norm.eps, getattr(act, "negative_slope", 0.0))
 
 
 class FusedSequential(nn.Sequential):
-    """An ``nn.Sequential`` that runs an instance norm and the ReLU after it as one step (:func:`norm_act`).
+    """An ``nn.Sequential`` that runs an instance norm and the ReLU after it as one step.
 
-    The pairs are found once, when it is built; ``state_dict`` keys are those of ``nn.Sequential``.
+    ``state_dict`` keys are those of ``nn.Sequential``.
     """
-
-    def __init__(self, *layers: Any):
-        super().__init__(*layers)
-        self._fused_norms = frozenset(
-            index
-            for index, (norm, act) in enumerate(itertools.pairwise(self))
-            if isinstance(norm, nn.InstanceNorm2d) and type(act) in (nn.ReLU, nn.LeakyReLU)
-        )
 
     def walk(
         self, x: Tensor, taps: Collection[int] = (), change: Mapping[int, Tensor] | None = None
@@ -193,12 +196,12 @@ class FusedSequential(nn.Sequential):
 
         A norm that is fused with its ReLU has no output of its own, unless its index is among ``taps``.
         """
-        norm = None
-        for index, layer in enumerate(self):
-            if index in self._fused_norms and index not in taps:
+        layers, norm = list(self), None
+        for index, (layer, following) in enumerate(itertools.zip_longest(layers, layers[1:])):
+            if norm is None and index not in taps and _fuse(layer, following):
                 norm = layer
                 continue
-            x = layer(x) if norm is None else norm_act(norm, layer, x)
+            x = layer(x) if norm is None else _norm_act(norm, layer, x)
             x = x + change[index] if change and index in change else x
             norm = None
             yield index, x

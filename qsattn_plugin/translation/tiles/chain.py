@@ -38,6 +38,10 @@ def steps_of(layer: Any) -> list[Step]:
         UnknownLayer: there are no steps for this kind of layer.
     """
     kind = type(layer)
+    if any(
+        getattr(layer, name, None) for name in ("_forward_pre_hooks", "_forward_hooks")
+    ):  # they may change what the layer computes, or its weights
+        raise UnknownLayer(f"{kind.__name__} with hooks")
     if kind in (nn.Identity, nn.Dropout, nn.Dropout2d) and not (layer.training and kind is not nn.Identity):
         return []
     if kind in (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Hardtanh):
@@ -58,7 +62,9 @@ def steps_of(layer: Any) -> list[Step]:
         return [Shuffle(layer.upscale_factor)]
     if kind is nn.PixelUnshuffle:
         return [Shuffle(-layer.downscale_factor)]
-    if kind is nn.ConvTranspose2d:
+    if kind is nn.ConvTranspose2d and all(
+        s <= d * (k - 1) + 1 for s, d, k in zip(layer.stride, layer.dilation, layer.kernel_size, strict=True)
+    ):
         return [TransposedConvolution(layer)]
     if kind is nn.Conv2d and layer.padding_mode in ("zeros", "reflect", "replicate") and type(layer.padding) is tuple:
         (down, across), mode = layer.padding, layer.padding_mode.replace("zeros", "constant")
