@@ -36,10 +36,11 @@ _ENTRY = """{summary}
         device: device of the model.
 
     Returns:
-        An ``nn.Module``: ``model(images)`` translates (B, 3, H, W) in [-1, 1]; ``model.translate(picture)`` takes a PIL
-        image (or a list of them) of any size and mode, and returns its translation at the same size. Pictures much
-        larger or smaller than those of its training, whose shorter side is ``model.trained``, are translated at that
-        size, and the change is carried back; ``at=512`` or ``at="full"`` sets another.
+        An ``nn.Module``: ``model(images)`` translates (B, 3, H, W) in [-1, 1], sides multiples of
+        ``model.generator.multiple``; ``model.translate(picture)`` takes a PIL image (or a list of them) of any size and
+        mode, and returns its translation at the same size. Pictures much larger or smaller than those of its training,
+        whose shorter side is ``model.trained``, are translated at that size, and the change is carried back;
+        ``at=512`` or ``at="full"`` sets another.
     """
 
 
@@ -83,9 +84,10 @@ def qsattn_generator(weights=None, type=None, device="cpu", **arguments):
         arguments: without ``weights``: the generator's arguments, such as ``width``.
 
     Returns:
-        An ``nn.Module``: ``model(images)`` translates (B, C, H, W) in [-1, 1]; ``model.translate(picture)`` takes a PIL
-        image (or a list of them) of any size and mode, and returns its translation at the same size, as the published
-        models do; ``model.trained`` is None where it is not known.
+        An ``nn.Module``: ``model(images)`` translates (B, C, H, W) in [-1, 1], sides multiples of
+        ``model.generator.multiple``; ``model.translate(picture)`` takes a PIL image (or a list of them) of any size and
+        mode, and returns its translation at the same size, as the published models do; ``model.trained`` is None where
+        it is not known.
     """
     loading = _package()
     if weights is None:

@@ -95,7 +95,7 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
 
 def _launch(run: str | None, nproc: int, max_steps: int | None, time_limit: float | None, tensorboard: bool) -> int:
     """Run this command in several processes, and return their common exit code."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "") not in ("", "1"):
         raise UserError("--nproc starts processes, but this process is one of several already; leave it out")
     if nproc > max(2, cores := os.cpu_count() or 1):
         what = f"this machine has {cores} cores; start at most one process for each GPU or core"

@@ -18,6 +18,7 @@ from qsattn_plugin.data.pixels import as_pil
 from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation import fidelity
+from qsattn_plugin.evaluation.pictures import Pictures, translate_pictures
 from qsattn_plugin.evaluation.scoring import Evaluation
 from qsattn_plugin.registry import list_parts
 from qsattn_plugin.storage import save_tensors
@@ -119,6 +120,17 @@ def test_a_model_translates_its_source_first(workplace, trained):
     assert json.loads(Path("without.json").read_text())["figures"] == model["figures"]
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_cut_out_is_scored_as_it_is_translated(workplace, channels):
+    model = fresh("resnet_4blocks", width=4, in_channels=channels, out_channels=3)
+    model.trained = 24
+    picture = as_pil(torch.cat([noise(1, 0, 48, 48)[0], 255 * torch.ones(1, 48, 48, dtype=torch.uint8).tril()]))
+    (workplace / "source").mkdir()
+    picture.save("source/a.png")
+    kept = translate_pictures(model, Pictures.find("source"), Path("kept"))
+    assert read_image(kept.paths[0]).tobytes() == model.translate(picture).tobytes()
+
+
 def test_background_by_hand(workplace):
     source = torch.full((3, 40, 40), 100, dtype=torch.uint8)
     after = source.clone()
@@ -137,6 +149,10 @@ def test_background_by_hand(workplace):
     assert figure.value == pytest.approx((0.4 * 10 / 18 + 0) / 2, rel=1e-5)
     assert figure.images == {"pairs": 2, "without background": 1}
     assert "1 masks brought" in figure.resize
+    coloured = (torch.stack([0 * mask, mask, 0 * mask]) / 2).to(torch.uint8)  # an object's colour in a palette
+    folder(workplace / "coloured", [coloured, torch.full_like(coloured, 255), coloured[:, ::2, ::2]])
+    (again,) = Evaluation("after", source=Path("source"), masks=Path("coloured")).run().figures
+    assert again.value == figure.value
 
 
 def test_predicted_label_maps_beside_the_pictures(workplace, sets):
@@ -198,6 +214,10 @@ def test_predicted_label_maps_beside_the_pictures(workplace, sets):
         (["a", "--labels", "a", "--label-kind", "colour"], "did you mean 'color'?"),
         (["a", "--labels", "a", "--label-kind", "trainIds"], "is a coloured picture where numbers"),
         (["damaged", "--real", "b", "--metrics", "swd"], "damaged/x.png"),
+        (
+            ["a", "--real", "b", "--metrics", "fid", "--extractor-weights", "other.pth"],
+            "other.pth does not hold the weights of torch-fidelity's Inception of 2015, weights-inception-2015",
+        ),
     ],
 )
 def test_mistakes_are_answered_in_one_line(workplace, sets, monkeypatch, args, message):
@@ -208,6 +228,7 @@ def test_mistakes_are_answered_in_one_line(workplace, sets, monkeypatch, args, m
     monkeypatch.setenv("TORCH_HOME", str(workplace / "torch"))
     (workplace / "empty").mkdir()
     (workplace / "broken_module.py").write_text("1 / 0\n")
+    torch.save({"fc.weight": torch.zeros(1000, 2048)}, "other.pth")
     folder(workplace / "c", noise(4, 2), names=["00", "01", "03", "04"])
     folder(workplace / "twice", noise(5, 2))
     folder(workplace / "twice", noise(1, 2), "jpg")
@@ -333,6 +354,9 @@ PAGE = (ROOT / "docs" / "scores.md").read_text(encoding="utf-8")
 def test_the_pages_extractor_works(workplace, sets):
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     Path("my_features.py").write_text(block)
+    Path("lazy.py").write_text(
+        "def make(weights, device):\n    import my_features\n    return my_features.make(weights, device)\n"
+    )
     shutil.copy("a/00.png", "weights.safetensors")  # any file: this network has none
     words = shlex.split(next(line for line in indented(PAGE) if "my_features" in line))[1:]
     words = [{"out/": "a", "testB": "b"}.get(word, word) for word in words]
@@ -342,3 +366,5 @@ def test_the_pages_extractor_works(workplace, sets):
     assert "area means to 2 x 2" in done.output
     values = Evaluation("a", real="b", metrics=("kid",), extractor="my_features.py:make").run()
     assert f"{values['kid-12'].value:.6g}" in done.output
+    lazy = Evaluation(Path("a"), real="b", metrics=("kid",), extractor="lazy:make").run()
+    assert lazy["kid-12"].value == values["kid-12"].value and json.dumps(lazy.document())

@@ -16,7 +16,7 @@ from qsattn_plugin.attention import GlobalAttention
 from qsattn_plugin.cli import main
 from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import to_channels, to_float
-from qsattn_plugin.evaluation.mapping import entropy_maps
+from qsattn_plugin.evaluation.mapping import draw_maps, entropy_maps
 from qsattn_plugin.evaluation.maps import EntropyMap, entropy_map
 from qsattn_plugin.evaluation.sources import FeatureSource
 from qsattn_plugin.registry import create
@@ -25,6 +25,9 @@ from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.run import Run
 from tests.conftest import TINY
+from tests.test_cli import trained
+
+__all__ = ["trained"]
 
 
 def seen(height: int, width: int, padded: tuple[int, int], cells: tuple[int, int], stride: int) -> EntropyMap:
@@ -137,6 +140,12 @@ def test_every_picture_gets_its_own_files(workplace):
     assert maps("a.jpg", out=".").exit_code == 0, "a-tap-15.png beside a.jpg is no input"
     refused = maps("a.png", "a-tap-15.png", out=".")
     assert refused.exit_code == 1 and "a-tap-15.png is one of the inputs" in refused.output
+
+
+def test_a_model_may_be_a_path(workplace, trained):
+    Image.new("RGB", (32, 32)).save("a.png")
+    ((_, numbers),) = draw_maps(["a.png"], Path(trained), Path("maps"), taps="15")
+    assert json.loads(numbers.read_text())["model"] == str(trained)
 
 
 def test_a_picture_that_cannot_be_read_is_passed_over(workplace):

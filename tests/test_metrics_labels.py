@@ -69,6 +69,31 @@ def test_label_maps_of_every_kind_are_told_apart(tmp_path, kind, write):
     assert torch.equal(maps.read(0), NUMBERS)
 
 
+def _palette(numbers: torch.Tensor, greys: list[int]) -> Image.Image:
+    picture = Image.fromarray(numbers.to(torch.uint8).numpy(), "P")
+    picture.putpalette([grey for grey in greys for _ in range(3)])
+    return picture
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        # As quantisation writes it: indices in the order of the colours that are there.
+        _palette(torch.tensor([[0, 1, 4], [3, 5, 2]]), [0, 1, 10, 13, 18, 255]),
+        # Greys for the eye.
+        _palette(NUMBERS, [40 + i * 10 % 200 for i in range(256)]),
+        Image.merge("LA", [Image.fromarray(NUMBERS.to(torch.uint8).numpy()), Image.new("L", (3, 2), 9)]),
+        Image.fromarray(NUMBERS.numpy().astype("float32")),
+        Image.frombytes("I;16B", (3, 2), NUMBERS.numpy().astype(">u2").tobytes()),
+    ],
+    ids=["compact palette", "palette", "alpha", "float", "16 bits"],
+)
+def test_numbers_are_read_whatever_the_file_keeps_them_in(tmp_path, picture):
+    picture.save(tmp_path / f"x.{'png' if picture.mode in ('P', 'LA') else 'tif'}")
+    maps = LabelMaps(Pictures.find(tmp_path))
+    assert maps.kind == "trainIds" and torch.equal(maps.read(0), NUMBERS)
+
+
 def test_noise_of_jpeg_does_not_change_the_class(tmp_path):
     blocks = NUMBERS.repeat_interleave(16, 0).repeat_interleave(16, 1)
     maps = LabelMaps(Pictures.find(folder(tmp_path / "x", [painted(blocks)], "jpg")))

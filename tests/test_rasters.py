@@ -18,7 +18,15 @@ from torch import nn
 
 from qsattn_plugin.data import decoders
 from qsattn_plugin.data.folders import Folders
-from qsattn_plugin.data.images import OneFrame, UnreadableImage, count_pages, read_first, read_image, read_raster
+from qsattn_plugin.data.images import (
+    OneFrame,
+    UnreadableImage,
+    count_pages,
+    read_first,
+    read_image,
+    read_raster,
+    write_image,
+)
 from qsattn_plugin.data.store import Store
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.pictures import Pictures, partners
@@ -463,6 +471,16 @@ def test_profile_and_resolution_are_carried_to_translations(ending, tmp_path):
     translate_files(Translator(nn.Conv2d(1, 1, 1), 1), [(source, target)], overwrite=True)
     with Image.open(target) as found:
         assert "icc_profile" not in found.info
+
+
+@pytest.mark.parametrize("dpi", [(254e6, 254e6), (float("nan"), 300.0), (0, 0)])
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif"])
+def test_a_resolution_that_no_file_can_hold_is_left_out(dpi, ending, tmp_path):
+    picture = Image.new("RGB", (32, 32), (9, 99, 199))
+    picture.info["dpi"] = dpi
+    made = Translator(nn.Conv2d(3, 3, 1), 3).translate(picture)
+    assert "dpi" not in made.info
+    write_image(made, tmp_path / f"a.{ending}")
 
 
 def test_names_are_compared_in_one_unicode_form(tmp_path):

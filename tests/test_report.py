@@ -153,6 +153,8 @@ def test_the_command_writes_it_anew(workplace, trained):
     shutil.copytree(trained.folder, workplace / "runs" / "mine")
     path = workplace / "runs" / "mine" / "report.html"
     path.unlink()
+    log = CliRunner().invoke(main, ["report", "runs/mine/metrics.jsonl"])
+    assert log.exit_code == 1 and "is the log of a training: qsattn report runs/mine draws" in log.output
     done = CliRunner().invoke(main, ["report", "mine"])
     assert done.exit_code == 0, done.output
     assert done.output == "runs/mine/report.html\n"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,22 +64,37 @@ def load_extractor(name: str, weights: Path | None, device: torch.device) -> Ext
         raise UserError(f"an extractor is named module:callable or file.py:callable, not {name!r}")
     if weights is not None and not weights.is_file():
         raise UserError(f"there is no file {show(weights)} with the extractor's weights")
-    module = _import(place)
-    if not hasattr(module, attribute):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{place} has no {attribute!r}{nearest(attribute, known)}")
-    factory = getattr(module, attribute)
-    if not callable(factory):
-        raise UserError(f"{name} cannot be called; an extractor is made by calling it with (weights, device)")
-    try:
-        extractor = factory(None if weights is None else str(weights), device)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{name}(weights, device) failed: {describe_error(error)}") from error
+    with _current_directory():
+        module = _import(place)
+        if not hasattr(module, attribute):
+            known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise UserError(f"{place} has no {attribute!r}{nearest(attribute, known)}")
+        factory = getattr(module, attribute)
+        if not callable(factory):
+            raise UserError(f"{name} cannot be called; an extractor is made by calling it with (weights, device)")
+        try:
+            extractor = factory(None if weights is None else str(weights), device)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{name}(weights, device) failed: {describe_error(error)}") from error
     if not callable(extractor):
         raise UserError(f"{name}(weights, device) must return something to be called with pictures, got {extractor!r}")
     return extractor
+
+
+@contextlib.contextmanager
+def _current_directory() -> Iterator[None]:
+    """Let modules be imported from the current directory."""
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if added and here in sys.path:
+            sys.path.remove(here)
 
 
 def _import(place: str) -> object:
@@ -86,9 +102,6 @@ def _import(place: str) -> object:
     if is_file and not Path(place).is_file():
         raise UserError(f"there is no file {place} to make the extractor")
     here = os.getcwd()
-    added = here not in sys.path
-    if added:
-        sys.path.insert(0, here)
     try:
         if not is_file:
             return importlib.import_module(place)
@@ -100,9 +113,6 @@ def _import(place: str) -> object:
         raise UserError(f"{what}, neither installed nor in {show(here)}") from error
     except Exception as error:
         raise UserError(f"importing {place} failed: {describe_error(error)}") from error
-    finally:
-        if added and here in sys.path:
-            sys.path.remove(here)
 
 
 def extract(

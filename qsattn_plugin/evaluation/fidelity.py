@@ -43,7 +43,7 @@ class Inception:
     Its features are those of some of :data:`WIDTHS`; weights are downloaded into torch.hub's folder, unless given.
 
     Raises:
-        UserError: torch-fidelity or the weights cannot be had, or a width is none of those.
+        UserError: torch-fidelity or the weights cannot be had, they are another network's, or a width is none of those.
     """
 
     resize = "299 x 299, bilinear as TensorFlow 1 does it, by torch-fidelity"
@@ -59,9 +59,15 @@ class Inception:
             module.URL_INCEPTION_V3, "give it with --extractor-weights, or choose a network of yours with --extractor"
         )
         read_weights(file, saved=True)
-        network = module.FeatureExtractorInceptionV3(
-            "inception-v3-compat", list(widths), feature_extractor_weights_path=str(file)
-        )
+        try:
+            network = module.FeatureExtractorInceptionV3(
+                "inception-v3-compat", list(widths), feature_extractor_weights_path=str(file)
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"{show(file)} does not hold the weights of torch-fidelity's Inception of 2015, "
+                f"{module.URL_INCEPTION_V3.rpartition('/')[2]} (torchvision's Inception is another network)"
+            ) from error
         self.weights = file
         self.device = device
         self.network = network.to(device).eval()

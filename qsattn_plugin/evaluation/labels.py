@@ -14,7 +14,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from qsattn_plugin.data.images import open_image, read_image
@@ -134,18 +133,22 @@ class LabelMaps:
 def _numbers(path: Path) -> Tensor | None:
     """The numbers in a file of one channel, int64 (H, W); None where it holds colours."""
     with open_image(path) as picture:
-        if picture.mode not in ("L", "P", "I", "I;16"):
+        if picture.mode not in ("L", "LA", "P", "I", "I;16", "I;16B", "F"):
             return None
-        if picture.mode == "P" and not _is_grey(picture):
+        values = np.asarray(picture.getchannel("L") if picture.mode == "LA" else picture)
+        # 16 bits are taken as they stand: numbers of classes are no grey levels.
+        numbers = values.astype(np.int64)
+        if picture.mode == "F" and (numbers != values).any():
             return None
-        # A palette's indices and 16 bits are taken as they stand: numbers of classes are no grey levels.
-        return torch.from_numpy(np.asarray(picture).astype(np.int64))
-
-
-def _is_grey(picture: Image.Image) -> bool:
-    """Tell whether a palette says nothing that its indices do not: then they are the numbers."""
-    palette = picture.getpalette() or []
-    return all(len(set(palette[i : i + 3])) == 1 for i in range(0, len(palette), 3))
+        if picture.mode == "P" and (palette := picture.getpalette()):
+            colours = np.zeros((256, 3), np.int64)
+            colours.flat[: len(palette)] = palette
+            if (colours != colours[:, :1]).any():
+                return None
+            # Greys that are numbers of classes, or else for the eye alone: then the indices are the numbers.
+            greys = colours[numbers, 0]
+            numbers = greys if np.isin(greys, (*range(34), IGNORED)).all() else numbers
+        return torch.from_numpy(numbers)
 
 
 def nearest_class(picture: Tensor) -> Tensor:

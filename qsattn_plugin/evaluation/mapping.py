@@ -72,7 +72,7 @@ def draw_maps(
         bands = source.translator.bands if source.translator is not None else None
         for (tap, one), place in zip(found.items(), places(target), strict=True):
             write_image(one.draw(scale, bands), place)
-            numbers = {"image": str(path), "model": model, "tap": tap, "scale": scale, **one.numbers()}
+            numbers = {"image": str(path), "model": str(model), "tap": tap, "scale": scale, **one.numbers()}
             write_text(place.with_suffix(".json"), json.dumps(numbers) + "\n")
             written.append((place, place.with_suffix(".json")))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -182,26 +183,31 @@ def translate_pictures(
             write_image(_translated_values(translator, path, source.size), written[-1])
             done(1)
         return Pictures(out, tuple(written), source.size)
-    for batch in source.batches(most, done):
-        pictures = [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in batch]
+    for start in range(0, len(source), most):
+        paths = source.paths[start : start + most]
         try:
-            results = translator.translate(pictures)
+            # With their transparency, which resizing and a model of four channels look at.
+            results = translator.translate([_of_size(source.shown(path), source.size) for path in paths])
         except NaNImageError as error:
-            first = show(source.paths[len(written)])
-            raise UserError(f"{first}: the model produced NaN; nothing can be scored") from error
+            raise UserError(f"{show(paths[0])}: the model produced NaN; nothing can be scored") from error
         for result in results:
             target = out / f"{names[len(written)]}.png"
             write_image(result, target)
             written.append(target)
+        done(len(paths))
     return Pictures(out, tuple(written), source.size)
+
+
+def _of_size(picture: Any, size: int | None) -> Any:
+    """Return a PIL image or a raster at ``size`` x ``size``; None: as it is."""
+    if size is None:
+        return picture
+    return (resize_raster if isinstance(picture, Raster) else resize_picture)(picture, (size, size))
 
 
 def _translated_values(translator: Translator, path: Path, size: int | None) -> Image.Image:
     """Return the translation of a file as it is shown."""
-    picture = translator.read(path)
-    if size is not None:
-        whole = (size, size)
-        picture = resize_raster(picture, whole) if isinstance(picture, Raster) else resize_picture(picture, whole)
+    picture = _of_size(translator.read(path), size)
     try:
         return translator.preview(translator.translate_values(picture), made=True)
     except NaNImageError as error:

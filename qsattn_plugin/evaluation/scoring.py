@@ -104,6 +104,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.device)
+        self.scored = str(self.scored)
         for name in (*_FOLDERS, "weights", "keep"):
             if getattr(self, name) is not None:
                 setattr(self, name, Path(getattr(self, name)))

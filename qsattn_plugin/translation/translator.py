@@ -21,6 +21,7 @@ from qsattn_plugin.data.ranges import Range, to_signal, translated
 from qsattn_plugin.data.raster import Raster
 from qsattn_plugin.data.writing import ANY
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.interfaces import side_multiple
 from qsattn_plugin.translation.apply import padded_size, translate, with_alpha
 from qsattn_plugin.translation.files import KEPT
 from qsattn_plugin.translation.sizes import At, carry_back, carry_back_signal, resize_picture, working_size
@@ -96,7 +97,7 @@ class Translator(nn.Module):
         """Translate images (B, C, H, W) in [-1, 1]; H and W are multiples of ``generator.multiple``.
 
         Raises:
-            UserError: the images have other axes or channels, or are bytes.
+            UserError: the images have other axes, channels or sides, or are bytes.
         """
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[1] != self.channels:
@@ -105,6 +106,12 @@ class Translator(nn.Module):
         if not images.is_floating_point():
             raise UserError(
                 f"images: must be floats in [-1, 1], got {images.dtype}; write images / 127.5 - 1 for bytes"
+            )
+        multiple = side_multiple(self.generator)
+        if shape[2] % multiple or shape[3] % multiple:
+            raise UserError(
+                f"images: sides must be multiples of {multiple}, got {shape[2]} x {shape[3]}; translate() takes "
+                "pictures of any size"
             )
         return self.generator(images)
 

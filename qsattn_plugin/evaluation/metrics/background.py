@@ -27,7 +27,7 @@ def background(scored: Pictures, source: Pictures, masks: Pictures, stage: Stage
     Args:
         scored: translations.
         source: what each of them was translated from, of the same size.
-        masks: white where a change is wanted.
+        masks: white, or of any bright colour, where a change is wanted.
         stage: shows progress.
 
     Raises:
@@ -37,7 +37,7 @@ def background(scored: Pictures, source: Pictures, masks: Pictures, stage: Stage
     with stage("background", len(scored)) as done:
         for index in range(len(scored)):
             after, before = read_pair(scored, source, index)
-            mask = masks.read(index)[:1].float() / 255
+            mask = masks.read(index).amax(0, keepdim=True).float() / 255
             if mask.shape[-2:] != after.shape[-2:]:
                 resized += 1
                 mask = F.interpolate(mask[None], after.shape[-2:], mode="nearest-exact")[0]

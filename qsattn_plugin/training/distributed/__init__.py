@@ -197,9 +197,14 @@ def world() -> Iterator[World]:
 
     Raises:
         PeerLostError: another rank ended or cannot be reached.
-        UserError: the environment gives a world size, but no rank or no address.
+        UserError: the environment gives a world size that is no number, or no rank or no address with it.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    given = os.environ.get("WORLD_SIZE") or "1"
+    if not given.isdecimal():
+        raise UserError(
+            f"WORLD_SIZE must be a number of processes, got {given!r}; start them with torchrun, or unset it"
+        )
+    size = int(given)
     if size == 1:
         yield World()
         return

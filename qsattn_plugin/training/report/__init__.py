@@ -81,6 +81,8 @@ def write_fork_report(log: Path) -> Path:
         raise UserError(
             f"{log} is not a log that qsattn fork --log wrote" if log.exists() else f"there is no log {log}"
         )
+    if not all("sampler" in start for start in history.starts):
+        raise UserError(f"{log} is the log of a training: qsattn report {log.parent} draws that run's page")
     page = log.with_suffix(".html")
     page.write_text(render_fork_page(log.stem, history), encoding="utf-8")
     return page
