@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import click
@@ -20,14 +21,14 @@ from qsattn_plugin.cli.types import Place
     "-s", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the recipe: -s train.steps=100."
 )
 @click.option("--overwrite", is_flag=True, help="Delete the training in the folder.")
-@import_option
+@partial(import_option, expose=True)
 @click.option("--no-trial", is_flag=True, help="Do not try two steps and an evaluation.")
 def command(
     recipe: str,
     folder: Path | None,
     overrides: tuple[str, ...],
     overwrite: bool,
-    imports: tuple[str, ...],
+    imports: list[str],
     no_trial: bool,
 ) -> None:
     """Check RECIPE, try it, and write the resolved recipe into a run folder.

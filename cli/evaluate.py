@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.options import import_option
 from qsattn_plugin.cli.types import Place
 
 _FOLDER = Place()
@@ -51,6 +52,7 @@ _NAMES: dict[str, Any] = {"callback": _comma_list, "metavar": "NAME,..."}
 @click.option("--json", "file", type=Place(dir_okay=False), help="Also write all results to this file.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Batch size.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
+@import_option
 def command(device: str, file: Path | None, **options: Any) -> None:
     """Score MODEL's translations of --source, or the pictures in FOLDER, against --real.
 

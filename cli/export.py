@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.options import import_option
 from qsattn_plugin.cli.types import Place
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     help="For web: a picture that the page offers; can be repeated.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file or the page if it exists.")
+@import_option
 def command(
     models: tuple[str, ...],
     format: str,

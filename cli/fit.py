@@ -33,6 +33,11 @@ class Duration(click.ParamType):
         return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
+def _refuse_settings(ctx: click.Context, param: click.Parameter, settings: tuple[str, ...]) -> None:
+    if settings:
+        raise click.UsageError("settings are build's: qsattn build RECIPE -s ...; those of a run are its recipe.yaml's")
+
+
 @click.command("fit", short_help="Train a run.")
 @click.argument("run", required=False, shell_complete=completion.runs)
 @click.option("--max-steps", type=click.IntRange(min=1), help="Stop after this many steps.")
@@ -44,6 +49,7 @@ class Duration(click.ParamType):
     help="Train with this many processes on this machine, each with its own GPU or its share of the CPU cores, and "
     "each with its own batch in a step. For several machines use torchrun ... -m qsattn_plugin.cli fit RUN.",
 )
+@click.option("-s", multiple=True, hidden=True, expose_value=False, callback=_refuse_settings)
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, into the run's folder.")
 def command(run: str | None, max_steps: int | None, time_limit: float | None, nproc: int, tensorboard: bool) -> None:
     """Train RUN, a folder or a name below runs/; by default the run built last.

@@ -11,7 +11,7 @@ from qsattn_plugin.cli.options import import_option
 @click.command("list", short_help="Show the parts that recipes can name, recipes, and published models.")
 @click.argument("pattern", default="*", shell_complete=completion.parts)
 @import_option
-def command(pattern: str, imports: tuple[str, ...]) -> None:
+def command(pattern: str) -> None:
     """Show the parts of a kind (`generators`), `recipes`, or the published models (`pretrained`).
 
     Any other PATTERN is looked for in names and tags (`"*qsattn*"`), and as a word in what is said of them (`horse`).
@@ -21,10 +21,8 @@ def command(pattern: str, imports: tuple[str, ...]) -> None:
     from qsattn_plugin.registry.parts import fits
     from qsattn_plugin.registry.pretrained import entries
     from qsattn_plugin.registry.recipe import shipped_recipes
-    from qsattn_plugin.registry.recipe.imports import import_named
     from qsattn_plugin.text import text_table
 
-    import_named(imports)
     rows = [(part.kind, part.name, part.tags, part.summary) for part in list_parts()]
     rows += [("recipe", name, (), text) for name, text in shipped_recipes().items()]
     for name, entry in entries().items():

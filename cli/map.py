@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.options import import_option
 from qsattn_plugin.cli.types import Place, parsed_by
 from qsattn_plugin.text import printable
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     help="The size at which the model sees pictures, as for `translate`; positions are given in their own pixels.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
+@import_option
 def command(
     images: tuple[str, ...],
     model: str,

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.options import import_option
 from qsattn_plugin.cli.types import Place
 
 
@@ -24,6 +25,7 @@ from qsattn_plugin.cli.types import Place
 @click.option("--summary", help="What it is, in a sentence, for the card.")
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
 @click.option("--overwrite", is_flag=True, help="Replace the files if they exist.")
+@import_option
 def command(
     model: str,
     out: Path,

@@ -24,16 +24,13 @@ if TYPE_CHECKING:
     "--channels", type=click.IntRange(1, 64), default=3, show_default=True, help="Image channels for the same."
 )
 @import_option
-def command(what: str, size: int, channels: int, imports: tuple[str, ...]) -> None:
+def command(what: str, size: int, channels: int) -> None:
     """Show what NAME is: a part (generator/resnet_9blocks), a recipe (recipe/toy, recipe/PATH), a published model
     (pretrained/toy), or a key of a recipe (train, objective.r1).
 
     Parts come with their arguments, and networks with their parameters, multiply-adds and taps; recipes with all that
     they inherit. What stands before the slash can be left out where the name means one thing.
     """
-    from qsattn_plugin.registry.recipe.imports import import_named
-
-    import_named(imports)
     kind, slash, name = what.partition("/")
     if not slash or (kind != "recipe" and what.endswith((".yaml", ".yml"))):
         kind, name = _resolve(what)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qsattn_plugin.cli import completion
+from qsattn_plugin.cli.options import import_option
 from qsattn_plugin.cli.types import Place, parsed_by
 from qsattn_plugin.text import printable
 
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 )
 @click.option("--generator", help="Which one, where a method trains several: CycleGAN's `backward`.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, mps, ...")
+@import_option
 def command(
     inputs: tuple[str, ...],
     model: str,

@@ -259,7 +259,8 @@ def _explain(
         page = f" (on a machine with a network, from https://huggingface.co/{hub})" if hub else ""
         return (
             f"could not get pretrained weights of {model}: {said}. Without a network, copy their file to this "
-            f"machine{page} and set weights: path/to/model.safetensors instead of pretrained: true"
+            f"machine{page} and set weights: path/to/model.safetensors beside the model's name, instead of "
+            "pretrained: true where that stands (for qsattn map: --weights)"
         )
     if path:
         return f"{path}: the weights do not fit {model} ({said}); is it another model's file?"

@@ -25,6 +25,7 @@ from qsattn_plugin.training.loop import FiniteGuard, NonFiniteLossError, fit
 from qsattn_plugin.training.methods.cut import QSAttn
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import GeneratorMismatchWarning, Session
+from qsattn_plugin.translation.load import find_weights, load
 from tests.conftest import TINY
 
 
@@ -183,6 +184,17 @@ def test_init_from_takes_weights_and_nothing_else(workplace, ema):
     assert session.method.optimizer_state() == {}
     with pytest.raises(UserError, match="the generator in .* does not fit the recipe's"):
         Session(load_recipe("toy", (*TINY, f"train.init_from={path}", "generator.width=5")))
+
+
+@pytest.mark.parametrize("name", ["toy", "pretrained/toy"])
+def test_init_from_takes_the_name_of_a_published_model(workplace, name):
+    recipe = load_recipe("toy", ("train.device=cpu", f"train.init_from={name}"))
+    assert recipe.train.init_from == find_weights("toy").path
+    ours, theirs = Session(recipe).method.generator.state_dict(), load("toy").generator.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).touch()  # a file goes first
+    assert load_recipe("toy", (f"train.init_from={name}",)).train.init_from == workplace / name
 
 
 def test_a_training_that_began_with_other_weights_goes_on_without_them(workplace):

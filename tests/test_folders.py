@@ -9,7 +9,7 @@ from PIL import Image
 
 from qsattn_plugin.data import Dataset, ImageSet
 from qsattn_plugin.data.folders import Folders
-from qsattn_plugin.data.images import ARRAYS, EXTENSIONS, UnreadableImage, find_images, read_image, write_image
+from qsattn_plugin.data.images import ARRAYS, EXTENSIONS, LeftOut, UnreadableImage, find_images, read_image, write_image
 from qsattn_plugin.data.pixels import to_channels
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import create
@@ -47,6 +47,10 @@ def test_no_pictures_is_an_error_that_says_what_was_looked_for(tmp_path):
         find_images(tmp_path / "photos")
     with pytest.raises(UserError, match=r"a\.HEIC is a file"):
         find_images(tmp_path / "photos/a.HEIC")
+    PICTURE.save(tmp_path / "photos/b.png")
+    (tmp_path / "photos/notes.txt").touch()
+    with pytest.warns(LeftOut, match=r"photos holds pictures that are not read, and left out: 1 x \.heic; "):
+        assert [path.name for path in find_images(tmp_path / "photos")] == ["b.png"]
 
 
 def make_root(tmp_path, *splits):

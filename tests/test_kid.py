@@ -149,6 +149,7 @@ def test_a_run_on_folders_is_scored_and_its_best_kept(workplace, weights):
         "value": lowest["scores"]["kid"],
         "step": lowest["step"],
         "evaluations": 2,
+        "scored_on": logged[0]["best"]["scored_on"],
     }
     # The same number from the outside: the saved generator, the pictures, the distance.
     vectors = TimmEmbedder(MODEL, weights)

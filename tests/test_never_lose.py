@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks.soak import outcome
 from qsattn_plugin.errors import UserError
+from qsattn_plugin.registry.recipe import load_recipe
 from qsattn_plugin.storage import WriteFailed, load_tensors, read_document, replacing
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.training.evaluate import Evaluator
@@ -244,9 +245,11 @@ def test_the_best_weights_follow_the_first_score(workplace, monkeypatch):
     fit(run)
     assert run.checkpoints.steps() == [5]
     document = read_document(run.checkpoints.best)
+    pictures = document["best"].pop("scored_on")
     assert document["best"] == {"score": "first", "value": 1.0, "step": 2, "evaluations": 2}
     assert document["step"] == 2
     found = [e["best"] for e in events(run, "evaluate")]
+    assert {b["scored_on"] for b in found} == {pictures}
     assert [(b["value"], b["step"], b["evaluations"]) for b in found] == [
         (3.0, 1, 1),
         (1.0, 2, 2),
@@ -271,10 +274,27 @@ def test_the_best_weights_of_a_training_that_was_given_up_are_replaced(workplace
         run.checkpoints.path(step).unlink()
     fit(run)
     # Of step 2, which scored 2.0, there are no weights any more.
-    assert run.checkpoints.best_of() == {"score": "first", "value": 2.5, "step": 3, "evaluations": 1}
+    best = run.checkpoints.best_of()
+    assert (best["value"], best["step"], best["evaluations"]) == (2.5, 3, 1)
     assert run.last("evaluate")["best"]["evaluations"] == 2
     history = read_history(run.log_file)
     assert history.best is not None and (history.best.step, history.picked_from) == (3, 2)
+
+
+@pytest.mark.parametrize("change", [None, "train.seed=1", "evaluate.images=1", "data.test=5"])
+def test_best_weights_that_were_scored_on_other_pictures_do_not_count(workplace, monkeypatch, change):
+    run = build(workplace / "run", "train.steps=2")
+    scores = iter([1.0, 2.0])
+    monkeypatch.setattr("qsattn_plugin.data.toy.ToyHorses.score", lambda *_: {"first": next(scores)})
+    fit(run)
+    goes_on = load_recipe(run.folder / "recipe.yaml", ("train.steps=3", *([change] if change else [])))
+    fit(Run(run.folder, goes_on))
+    other = change not in (None, "train.seed=1")
+    assert (run.checkpoints.best_of()["step"], run.checkpoints.best_of()["evaluations"]) == (
+        (3, 1) if other else (2, 1)
+    )
+    said = [note for event in events(run, "start") for note in event["notes"] if "other pictures are scored" in note]
+    assert len(said) == other
 
 
 def test_best_weights_count_as_a_training_and_go_with_it(workplace):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,8 +74,26 @@ def test_what_was_trained_with_parts_of_ones_own_is_a_model_like_others(place):
         done = qsattn(*arguments)
         assert done.exit_code == 0, done.output
     assert read_image(Path("out/a.png")).size == (51, 40)
+    assert qsattn("publish", "mine", "-o", "published").exit_code == 0
+    card = Path("published/README.md").read_text()
+    assert "the parts of `parts.py`: import them first" in card and "--import FILE" in card
     (numbers,) = (json.loads(path.read_text()) for path in Path("maps").glob("*.json"))
     assert numbers["tap"] == "2" and len(numbers["queries"]) == 9
+
+
+def test_parts_of_a_published_model_are_imported_by_the_command(place):
+    Image.effect_noise((51, 40), 60).convert("RGB").save("a.png")
+    run = Run.create(load_recipe(Path("mine.yaml"), SMALL), Path("runs/mine"))
+    fit(run, max_steps=1)
+    done = qsattn("publish", "mine", "-o", "mine.safetensors")
+    assert done.exit_code == 0, done.output
+    shutil.rmtree("runs")
+    translate = (sys.executable, "-m", "qsattn_plugin.cli", "translate", "a.png", "-m", "mine.safetensors", "-o", "out")
+    without = subprocess.run(translate, capture_output=True, text=True)
+    assert without.returncode == 1 and "trained with parts from parts.py" in without.stderr
+    assert "(--import FILE)" in without.stderr
+    subprocess.run([*translate, "--import", "parts.py"], check=True, capture_output=True)
+    assert read_image(Path("out/a.png")).size == (51, 40)
 
 
 def test_a_metric_of_ones_own_is_scored_with(place):

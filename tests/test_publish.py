@@ -87,7 +87,7 @@ def test_there_and_back(hub, trained, workplace, monkeypatch):
     assert f"{hub.url}/somebody/zebras/resolve/{commit}/model.safetensors" in done.output
 
     model = qsattn_plugin.load("hf:somebody/zebras")
-    mine = qsattn_plugin.load("out/model.safetensors")
+    mine = qsattn_plugin.load("out")  # the folder as it was published
     assert torch.equal(model(X), mine(X)) and "hf:somebody/zebras" in model.origin
 
     # A newer one; the old one by its revision.
@@ -102,6 +102,11 @@ def test_there_and_back(hub, trained, workplace, monkeypatch):
     done = qsattn("translate", "photo.png", "-m", f"hf:somebody/zebras@{commit}", "-o", "made", "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert "cannot be reached" in refused("translate", "photo.png", "-m", "hf:somebody/else", "-o", "made")
+    monkeypatch.setenv("HF_ENDPOINT", "http://no.such.host.invalid")
+    assert "cannot be reached" in refused("publish", trained, "-o", "again", "--to", "hf:somebody/zebras")
+    Path("out/model.safetensors").write_bytes(Path("toy/model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="the weights of out are not those that its config.json names"):
+        qsattn_plugin.load("out")
 
 
 def test_changed_weights_are_refused(hub, workplace):

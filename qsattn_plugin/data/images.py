@@ -34,6 +34,12 @@ EXTENSIONS = (
     *ARRAYS,
 )
 
+#: Those of pictures that are not read: what of them lies in a folder is said, not passed over as other files are.
+_UNREAD = (
+    *(".heic", ".heif", ".jxl", ".psd", ".exr", ".hdr", ".dcm", ".svs", ".czi"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
+)
+
 _LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: Pixels for which any process that can train has the memory: where these do not fit, it is not the picture's fault.
 _FEW = 1 << 24
@@ -43,6 +49,10 @@ class OneFrame(UserWarning):
     """Of a file with several pages or frames, only the first is looked at."""
 
 
+class LeftOut(UserWarning):
+    """Pictures in a folder have a format that is not read."""
+
+
 class NoPictures(UserError):
     """A folder contains no pictures."""
 
@@ -50,8 +60,9 @@ class NoPictures(UserError):
 def find_images(folder: str | os.PathLike) -> list[Path]:
     """Return the pictures in a folder and its subfolders, found by their endings (:data:`EXTENSIONS`).
 
-    Hidden files and folders (with a leading dot) are ignored; links to files and folders are followed. The result is
-    sorted by the characters of the relative paths, independent of the locale and the file system.
+    Hidden files and folders (with a leading dot) are ignored; links to files and folders are followed. A warning
+    (:class:`LeftOut`) counts pictures of formats that are not read, such as HEIC. The result is sorted by the
+    characters of the relative paths, independent of the locale and the file system.
 
     Raises:
         NoPictures: the folder contains no pictures.
@@ -90,6 +101,9 @@ def find_images(folder: str | os.PathLike) -> list[Path]:
         there = ", ".join(f"{n} x {ending}" for ending, n in others.most_common(4))
         looked = f"looked for {' '.join(EXTENSIONS)} in it and its subfolders"
         raise NoPictures(f"no pictures in {show(folder)}: {looked}; found {there or 'no files'}")
+    if unread := ", ".join(f"{n} x {ending}" for ending, n in others.most_common() if ending in _UNREAD):
+        text = f"{show(folder)} holds pictures that are not read, and left out: {unread}; convert them to JPEG or PNG"
+        warnings.warn(text, LeftOut, stacklevel=2)
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -204,7 +218,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "reading it is not permitted"
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or in a format that Pillow cannot read"
+        return "not a picture, or in a format that Pillow cannot read (HEIC? Convert it to JPEG or PNG)"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"too large: {text}"
     if "truncated" in text.lower() or isinstance(error, EOFError):

@@ -19,7 +19,7 @@ from typing import Any
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.storage.download import DownloadFailed, checksum
 
-__all__ = ["CARD", "CONFIG", "PREFIX", "WEIGHTS", "hub_file", "parse_hub_name", "upload"]
+__all__ = ["CARD", "CONFIG", "PREFIX", "WEIGHTS", "checked_weights", "hub_file", "parse_hub_name", "upload"]
 
 #: What a model's name begins with to mean a repository of the hub.
 PREFIX = "hf:"
@@ -55,14 +55,24 @@ def hub_file(model: str) -> Path:
         # `endpoint` for HF_ENDPOINT as it is now, not as it was when the package was imported.
         config = Path(hub.hf_hub_download(repository, CONFIG, revision=revision, endpoint=_endpoint()))
         commit = config.parent.name  # snapshots/COMMIT/config.json
-        weights = Path(hub.hf_hub_download(repository, WEIGHTS, revision=commit, endpoint=_endpoint()))
+        hub.hf_hub_download(repository, WEIGHTS, revision=commit, endpoint=_endpoint())
+    return checked_weights(config.parent, model, "; delete {}, and they are downloaded again")
+
+
+def checked_weights(folder: Path, model: str, remedy: str = "") -> Path:
+    """Return the weights in a folder as :func:`upload` takes it, after their checksum was compared.
+
+    Raises:
+        UserError: its :data:`CONFIG` names another checksum, or none; ``remedy``, with the file's path, ends the text.
+    """
+    weights = folder / WEIGHTS
     try:
-        expected = json.loads(config.read_text(encoding="utf-8"))["sha256"]
+        expected = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{model} is not a model of this package: its {CONFIG} names no sha256") from error
     if checksum(weights) != expected:
         what = f"the weights of {model} are not those that its {CONFIG} names (the SHA-256 differs)"
-        raise UserError(f"{what}; delete {weights.resolve()}, and they are downloaded again")
+        raise UserError(f"{what}{remedy.format(weights.resolve())}")
     return weights
 
 
@@ -130,6 +140,7 @@ def _in_words(hub: Any, model: str) -> Iterator[None]:
         raise DownloadFailed(f"{model}: the hub cannot be reached ({error})") from error
     except Exception as error:
         # Whichever this version uses; huggingface_hub 1.16 tries again with a client that it has closed.
-        if type(error).__module__.partition(".")[0] in ("httpx", "requests") or "client has been closed" in str(error):
+        library = type(error).__module__.partition(".")[0]
+        if library.startswith(("httpx", "httpcore", "requests")) or "client has been closed" in str(error):
             raise DownloadFailed(f"{model}: the hub cannot be reached ({error})") from error
         raise

@@ -17,13 +17,22 @@ class BestWeights:
 
     The smallest of many scores is biased downwards, so the number of evaluations it was picked from is kept with it.
     Weights of a later step than ``step``, from which the run goes on, are of a training that was given up or will be
-    done again: the next evaluation replaces them.
+    done again: the next evaluation replaces them. So it does where ``scored_on``, a digest of what is scored, differs.
     """
 
-    def __init__(self, run: Run, step: int):
-        self.checkpoints = run.checkpoints
+    def __init__(self, run: Run, step: int, scored_on: str = ""):
+        self.checkpoints, self.scored_on = run.checkpoints, scored_on
         found = self.checkpoints.best_of()
-        #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from}, or empty.
+        #: What is to be said of the best weights so far.
+        self.note: str | None = None
+        if found.get("scored_on", scored_on) != scored_on:
+            self.note = (
+                f"other pictures are scored than before: the best weights so far, of step {found.get('step')}, "
+                "do not count any more, and are replaced by those of the next evaluation"
+            )
+            found = {}
+        #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from, "scored_on": the
+        #: digest}, or empty.
         self.best: dict[str, Any] = found if found.get("step", 0) <= step else {}
         last = run.last("evaluate").get("best") if self.best else None
         self.evaluations: int = (last or self.best).get("evaluations", 0)
@@ -46,6 +55,7 @@ class BestWeights:
         lowest = self.best.get("value", math.inf) if self.best.get("score") == name else math.inf
         if value < lowest:
             self.best = {"score": name, "value": value, "step": step, "evaluations": self.evaluations}
+            self.best["scored_on"] = self.scored_on
             tensors, document = state()
             document |= {"scores": scores, "best": self.best, "step": step}
             save_tensors(self.checkpoints.best, tensors, document)

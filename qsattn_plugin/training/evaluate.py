@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from PIL import Image
@@ -42,7 +44,8 @@ class Evaluator:
         self.source, self.target = loader.evaluated
         count = min(filter(None, (recipe.evaluate.images, most)), default=None)
         images = loader.test_images(self.source, count)
-        self.images: list[Tensor] = [images[i] for i in range(len(images))]
+        digest = hashlib.sha256()
+        self.images: list[Tensor] = list(_noted(images, digest))
         self.scores: list[Callable[[list[Tensor]], dict[str, float]]] = []
         own = getattr(loader.dataset, "score", None) if self.source.startswith("test") else None
         if own is not None:
@@ -51,8 +54,10 @@ class Evaluator:
             self.scores.append(self._kernel_distance(recipe, most))
         if own is None:
             size = max(recipe.data.crop, SMALLEST)
-            targets = loader.test_images(self.target, count)
-            self.scores.append(_TextureScore([targets[i] for i in range(len(targets))], size, self.bands))
+            targets = list(_noted(loader.test_images(self.target, count), digest))
+            self.scores.append(_TextureScore(targets, size, self.bands))
+        #: Tells whether the scores of two evaluators compare: a digest of the pictures.
+        self.scored_on = digest.hexdigest()[:16]
 
     def __call__(
         self, generator: nn.Module, stop: Callable[[], bool] = lambda: False
@@ -122,6 +127,15 @@ class Evaluator:
                     "use smaller images, or a smaller generator.width"
                 ) from error
         return [picture for image in images for picture in self._pictures(generator, image[None])]
+
+
+def _noted(images: Any, digest: Any) -> Iterator[Tensor]:
+    """Yield images, and note their sizes and values in a digest."""
+    for index in range(len(images)):
+        image = images[index]
+        digest.update(repr(tuple(image.shape)).encode())
+        digest.update(image.contiguous().numpy())
+        yield image
 
 
 class _TextureScore:

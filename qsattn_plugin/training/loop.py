@@ -141,14 +141,14 @@ class _Loop:
             self.evaluator = Evaluator(recipe, self.loader) if here.main else None
         here.join(self.session.method, self.session.device)
         self.session.method.world = here
-        self.best = BestWeights(run, self.session.step)
+        self.best = BestWeights(run, self.session.step, self.evaluator.scored_on if self.evaluator else "")
         self.guard = FiniteGuard()
         self.throughput = Throughput(self.session.step)
         self.saved, self.saved_at = self.session.step, time.monotonic()
         evaluated = here.broadcast(run.last("evaluate") if here.main else {})
         self.evaluated: int = evaluated.get("step", 0)
         self.scores: dict[str, float] = evaluated.get("scores", {})
-        notes = [begun and rate_note(recipe.train, begun, self.session.step)]
+        notes = [begun and rate_note(recipe.train, begun, self.session.step), self.best.note if here.main else None]
         if self.evaluator is not None and self.evaluator.source.startswith("train"):
             notes.append(f"there are no test pictures: the first of {self.evaluator.source} are shown and scored")
         self._emit(

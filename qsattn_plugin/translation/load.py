@@ -19,7 +19,7 @@ from qsattn_plugin.registry.pretrained import entries, published_model, weights_
 from qsattn_plugin.storage import DamagedFile, load_tensors, read_document, read_shapes
 from qsattn_plugin.storage.checkpoints import Checkpoints
 from qsattn_plugin.storage.content import pretence
-from qsattn_plugin.storage.hub import PREFIX, hub_file
+from qsattn_plugin.storage.hub import CONFIG, PREFIX, WEIGHTS, checked_weights, hub_file
 from qsattn_plugin.storage.weights import in_a_line, misfits
 from qsattn_plugin.translation.translator import Translator, Weights
 
@@ -69,7 +69,8 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
         if imports := (document.get("recipe") or {}).get("import"):
             parts = ", ".join(map(str, imports))
             raise UserError(
-                f"{path}: {error}. It was trained with parts from {parts}: load its run's folder, or import them first"
+                f"{path}: {error}. It was trained with parts from {parts}: load its run's folder, or import them first "
+                "(--import FILE)"
             ) from error
         raise DamagedFile(f"{path}: {error}") from error
     takes = find("generator", spec["type"]).signature.parameters
@@ -180,7 +181,7 @@ def find_weights(model: str | Path) -> Weights:
     """Find a model's weights: a file itself, a run's newest undamaged checkpoint, a published file.
 
     ``RUN@best`` is the checkpoint with the best score of that run, ``pretrained/NAME`` the published model,
-    ``hf:OWNER/NAME[@REVISION]`` a model on the Hugging Face Hub.
+    ``hf:OWNER/NAME[@REVISION]`` a model on the Hugging Face Hub. A folder may also be what ``qsattn publish`` wrote.
 
     Raises:
         UserError: there is no such model, or both a run or file and a published model have the name.
@@ -216,6 +217,8 @@ def find_weights(model: str | Path) -> Weights:
         if found is None:
             raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`")
         return Weights(f"{folder}{'@best' if best else ''}", found)
+    if (model / CONFIG).is_file() and (model / WEIGHTS).is_file() and not best:
+        return Weights(asked, checked_weights(model, asked))
     if model.is_dir():
         raise UserError(f"{asked} is a folder, but not of a run: it contains neither a recipe.yaml nor checkpoints")
     names = [*(path.parent.name for path in Path("runs").glob("*/recipe.yaml")), *known]

@@ -165,6 +165,8 @@ def model_card(done: Published, recipe: dict[str, Any] | None, name: str = "OWNE
         ("SHA-256", f"`{done.sha256}`"),
     ]
     table = "\n".join(f"| {key} | {value} |" for key, value in rows if value)
+    parts = ", ".join(f"`{name}`" for name in (recipe or {}).get("import") or ())
+    needs = f"It needs the parts of {parts}: import them first, or give them with `--import FILE`.\n\n" if parts else ""
     trained = f"\n## Its recipe\n\n```yaml\n{_yaml(recipe)}```\n" if recipe else ""
     return f"""---
 {_yaml(metadata)}---
@@ -184,7 +186,7 @@ model.translate(Image.open("photo.jpg")).save("translated.png")
 or `qsattn translate photo.jpg -m {PREFIX}{name} -o out/`. The weights are safetensors; nothing is unpickled, and the
 checksum is compared on every load.
 
-| | |
+{needs}| | |
 |---|---|
 {table}
 {trained}"""

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.interfaces import PreprocessMode, of_domain
+from qsattn_plugin.registry.pretrained import entries, weights_file
 
 #: Section -> the kind of its part; those in :data:`LISTS` hold a list of parts.
 PARTS = {
@@ -83,6 +84,18 @@ def absolute(path: Path) -> Path:
 
 
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+
+
+def _published(value: Any) -> Any:
+    """Return the file of a published model for its name, where there is no file of that name."""
+    if isinstance(value, str) and not os.path.exists(value):
+        entry = entries().get(value.removeprefix("pretrained/"))
+        return value if entry is None else str(weights_file(entry))
+    return value
+
+
+#: A file with weights, or the name of a published model.
+Weights = Annotated[AbsolutePath, BeforeValidator(_published, json_schema_input_type=Path)]
 
 
 @dataclass(frozen=True)
@@ -192,8 +205,9 @@ class Train(Section):
         compile: Let torch.compile fuse the networks; the first steps take minutes. From PyTorch 2.11 on.
         seed: Every random draw of the run follows from it.
         ema: Decay of the averaged generator a step; 0 switches averaging off.
-        init_from: Checkpoint or weights file to start from. A checkpoint brings its discriminator; from a file without
-            one, a trained generator forgets much within some hundred steps.
+        init_from: Checkpoint or weights file to start from, or a published model's name (horse2zebra). A checkpoint
+            brings its discriminator; from a file without one, a trained generator forgets much within some hundred
+            steps.
         device: auto takes what the machine has; or a torch device such as cpu, cuda:1 or mps.
         log_every: Steps between two lines of the log; null follows from the steps, and is at most 50.
     """
@@ -211,7 +225,7 @@ class Train(Section):
     compile: bool = False
     seed: int = Field(0, ge=0, lt=2**63)
     ema: float = Field(0.0, ge=0, lt=1)
-    init_from: AbsolutePath | None = None
+    init_from: Weights | None = None
     device: str = "auto"
     log_every: int | None = Field(None, ge=1)
 
