@@ -143,7 +143,7 @@ class Folders:
     without those, training works, but there are no images to evaluate on.
 
     Args:
-        root: the folder with the splits.
+        root: the folder with the splits; a relative path is one from where the command is given, not from the recipe.
         channels: channels of every image: 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; with a range, the bands of
             the files. Or a mapping of A and B.
         range: the values that become -1 and 1: two numbers, dtype (the limits of the file's number type; 0 and 1 of

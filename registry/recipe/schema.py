@@ -310,7 +310,8 @@ class Evaluate(Section):
 
     Args:
         every: Steps between two evaluations; null follows from the steps: 6 to 15 evaluations, or one in 5000 steps.
-        images: How many test images are translated for the score; null takes all.
+        images: How many test images are translated for the score, and how many of the target's swd compares them
+            with; null takes all.
         grid: Images in the picture grid.
         bands: Of images with more than three channels, the three that grids, maps and scores show, counted from 1; null
             is the first three.
