@@ -122,7 +122,10 @@ def our_step(size: int, device: str, batch: int, precision: str, measure: str) -
     change, settings = MEASURES[measure]
     at = (f"data.crop={size}", f"train={{batch_size: {batch}, precision: {precision}, device: {device}}}")
     method = Session(
-        load_recipe("horse2zebra", (*at, "train.ema=0", "data.root=/nowhere", "sampler.taps=[12, 16]", *settings))
+        load_recipe(
+            "horse2zebra",
+            (*at, "train={ema: 0, steps: 1000}", "data.root=/nowhere", "sampler.taps=[12, 16]", *settings),
+        )
     ).method
     if change is not None:
         change(method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,4 +125,4 @@ def _page(
     click.echo(f"equal to the originals within {site.difference:.1g} on random images")
     if runtime is None:
         click.echo(f"its runtime is linked: onnxruntime-web {VERSION}, with its hashes; --runtime copies it")
-    click.echo(f"look at it: python -m http.server -d {out} 8000, then http://localhost:8000")
+    click.echo(f"look at it: python -m http.server -d {shlex.quote(str(out))} 8000, then http://localhost:8000")

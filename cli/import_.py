@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -49,4 +50,4 @@ def command(
     if done.arguments.get("norm") == "batch":
         statistics = "as with test.py --eval, not those of each picture"
         click.echo(f"its batch norms use their running statistics here, {statistics}")
-    click.echo(f"written to {out}; translate with: qsattn translate PICTURES -m {out} -o FOLDER")
+    click.echo(f"written to {out}; translate with: qsattn translate PICTURES -m {shlex.quote(str(out))} -o FOLDER")

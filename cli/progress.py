@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from typing import Any
 
@@ -154,7 +155,7 @@ class TrainingDisplay:
         if progress.values["finished"]:
             self._line(f"finished at step {progress.step} after {duration(progress.values['seconds'])}")
         elif not progress.values["signal"]:  # then the command says it as it ends
-            more = f"`qsattn fit {progress.values['folder']}` continues from here"
+            more = f"`qsattn fit {shlex.quote(progress.values['folder'])}` continues from here"
             self._line(f"stopped at step {progress.step} of {progress.steps}; {more}")
 
     def _state(self, progress: TrainingEvent) -> str:

@@ -46,18 +46,13 @@ def command(
     on the hub, or else with the file in weights/ beside the index.
     """
     from qsattn_plugin.storage.hub import parse_hub_name
-    from qsattn_plugin.translation.publish import add_to_index, check_entry, publish, publish_to_hub
+    from qsattn_plugin.translation.publish import add_to_index, publish, publish_to_hub
 
     if to is not None:
         parse_hub_name(to)
         if out.suffix == ".safetensors":
             raise click.UsageError("--to uploads a folder: give one with -o")
-    if index is not None and name is not None:
-        check_entry(index, name)
-    done = publish(model, out, generator, overwrite, licence, summary)
-    called = name or done.facts.get("recipe") or "model"
-    if index is not None and name is None:
-        check_entry(index, called)  # before an upload
+    done = publish(model, out, generator, overwrite, licence, summary, index, name)
     click.echo(f'file: {done.path.name}\nsha256: "{done.sha256}"\nbytes: {done.size:,}')
     click.echo(f"half precision changes random images by {done.mean:.2g} on average, {done.largest:.2g} at most, of 2")
     click.echo(f"written to {done.path if out.suffix == '.safetensors' else out}")
@@ -66,6 +61,7 @@ def command(
         url = publish_to_hub(done, out, to)
         click.echo(f"uploaded to {to}: {url}")
     if index is not None:
-        copied = add_to_index(done, index, called, url)
+        name = name or done.facts.get("recipe") or "model"
+        copied = add_to_index(done, index, name, url)
         where = url if copied is None else copied
-        click.echo(f'{called} is in {index} ({where}): torch.hub.load(..., "qsattn_{called}")')
+        click.echo(f'{name} is in {index} ({where}): torch.hub.load(..., "qsattn_{name}")')

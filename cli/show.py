@@ -147,7 +147,10 @@ def _network(part: Part, size: int, channels: int) -> None:
         network = create(part.kind, part.name, **given)
     except ValueError:
         return  # its size depends on an argument that only a recipe can give
-    counts = describe(network, size, channels)
+    try:
+        counts = describe(network, size, channels)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--size") from None
     click.echo(f"\nparameters: {counts.parameters:,}")
     click.echo(f"multiply-adds at {size} x {size}: {counts.multiply_adds / 1e9:.2f} G")
     if counts.taps:

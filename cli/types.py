@@ -27,9 +27,11 @@ def parsed_by(room: str, name: str) -> Callable[[click.Context, click.Parameter,
     """Return a callback that parses an option with a function of a module of ``translation``."""
 
     def read(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+        if text is None or ctx.resilient_parsing:  # a shell completes, and does not wait for torch
+            return None
         parse = getattr(importlib.import_module(f"qsattn_plugin.translation.{room}"), name)
         try:
-            return None if text is None else parse(text)
+            return parse(text)
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
 

@@ -23,7 +23,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts where it was built without a backend
+    except (RuntimeError, AssertionError, ImportError) as error:  # where torch was built without a backend
         raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return device
 

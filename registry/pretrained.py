@@ -58,7 +58,7 @@ def entries(index: Path = INDEX) -> dict[str, Entry]:
                 **{key: value for key, value in given.items() if key in own},
                 card={key: value for key, value in given.items() if key not in own},
             )
-            for name, given in found.items()
+            for name, given in (found or {}).items()
         }
     except (OSError, TypeError, AttributeError) as error:
         raise UserError(f"the index of published models cannot be read: {index}: {error}") from error

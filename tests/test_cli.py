@@ -193,6 +193,11 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
         (["translate", ".", "-m", "no-such-model", "-o", "out"], "there is no run, file or published model"),
         (["translate", ".", "-m", "toy", "-o", "out"], "no picture"),
         (["list", "generatorz"], "did you mean 'generator"),
+        (
+            ["show", "unet_64", "--size", "100"],
+            "Invalid value for --size: this generator takes sides that are multiples",
+        ),
+        (["fit", "toy", "-s", "train.steps=3"], "settings are build's"),
         (["data", "toyy", "--root", "x"], "did you mean 'toy'"),
         (["data", "toy", "--root", "x", "-s", "size=3"], "must be at least 32"),
         (["data", "toy", "--root", "x", "-s", "crop=128"], "-s crop=128: crop: how a training prepares pictures"),
@@ -227,6 +232,9 @@ def test_a_model_that_is_none_is_named(workplace, trained):
     assert "is damaged" in refused("translate", "a.png", "-m", "w.safetensors", "-o", "out")
     qsattn("build", "toy", *SETTINGS)
     assert "holds no checkpoint yet" in refused("translate", "a.png", "-m", "runs/toy", "-o", "out")
+    (workplace / "runs/toy").rename(workplace / "a run")
+    assert "train it with `qsattn fit 'a run'`" in refused("translate", "a.png", "-m", "a run", "-o", "out")
+    (workplace / "a run").rename(workplace / "runs/toy")
     assert "write runs/toy or pretrained/toy" in refused("translate", "a.png", "-m", "toy", "-o", "out")
 
 
@@ -453,6 +461,15 @@ def test_shells_complete_names(workplace, words, expected):
     lines = [line.partition(",") for line in done.output.splitlines()]
     found = {value for kind, _, value in lines if kind == "plain"}
     assert found == expected
+
+
+@pytest.mark.parametrize("command", ["translate", "map", "evaluate", "export", "publish"])
+def test_completion_does_not_wait_for_torch(command):
+    words = f"qsattn {command} x -m z"
+    program = "import sys; from qsattn_plugin.cli import run\ntry: run()\nfinally: assert 'torch' not in sys.modules"
+    asked = {"_QSATTN_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "4"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | asked)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

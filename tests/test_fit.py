@@ -319,6 +319,9 @@ def test_the_rate_falls_linearly_to_zero_over_the_second_half():
         train = load_recipe("toy", (*TINY, "train.steps=100", f"train.decay_from={start}")).train
         factors = [train.rate_factor(step) for step in (0, 49, 50, 75, 99, 100)]
         assert factors == pytest.approx([1, 1, 1, 0.5, 0.02, 0])
+    always = load_recipe("toy", (*TINY, "train.steps=100", "train.decay_from=1.0")).train
+    assert always.decay_step == 100 and always.rate_factor(99) == 1
+    assert load_recipe("toy", (*TINY, "train.steps=100", "train.decay_from=1")).train.decay_step == 1
 
 
 def test_the_average_follows_the_generator(workplace):

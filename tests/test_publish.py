@@ -183,6 +183,10 @@ def test_an_entry_of_ones_own_in_one_command(hub, trained, workplace):
     # The recipe's name is taken: nothing is uploaded before that is said.
     assert "has a model 'toy' already" in refused("publish", trained, "-o", "w", "--to", "hf:a/late", "--index", index)
     assert "a/late" not in hub.repositories
+    assert not any(Path(folder).exists() for folder in "xyw")  # nothing is written before an index is asked
+    Path("new.yaml").write_text("# models of mine\n")
+    done = qsattn("publish", trained, "-o", "z", "--index", "new.yaml")
+    assert done.exit_code == 0 and list(entries(Path("new.yaml"))) == ["toy"], done.output
     index.write_text("mine: [")
     assert "yaml" in refused("publish", "toy", "-o", "z", "--index", index, "--name", "other")
     assert index.read_text() == "mine: ["

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -307,7 +308,7 @@ class _Loop:
 
     def how_to_resume(self) -> str:
         """Return what is saved, and the command that resumes from it."""
-        folder, steps = self.run.folder, self.recipe.train.steps
+        folder, steps = shlex.quote(str(self.run.folder)), self.recipe.train.steps
         if not self.saved:
             return f"nothing is saved yet; `qsattn fit {folder}` begins again"
         return f"step {self.saved} of {steps} is saved; `qsattn fit {folder}` carries on from there"

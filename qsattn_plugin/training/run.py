@@ -19,6 +19,7 @@ import fcntl
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ class Run:
         if steps or self.checkpoints.best.exists():
             if not overwrite:
                 holds = f"a training of {steps[-1]} steps" if steps else f"{self.checkpoints.best.name}"
-                what = f"carry on with `qsattn fit {self.folder}`, choose another folder with --run"
+                what = f"carry on with `qsattn fit {shlex.quote(str(self.folder))}`, choose another folder with --run"
                 raise UserError(f"{self.folder} holds {holds}; {what}, or replace it with --overwrite")
             start = self.recipe.train.init_from
             if start is not None and start.resolve() in {path.resolve() for path in self.checkpoints.files()}:

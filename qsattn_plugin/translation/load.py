@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def load_file(weights: Weights, device: torch.device | str = "cpu", name: str | 
     except DamagedFile as error:
         if path.suffix.lower() not in _FOREIGN_SUFFIXES or pretence(path):
             raise
-        convert = f"qsattn import {path} -o {path.with_suffix('.safetensors')}"
+        convert = shlex.join(("qsattn", "import", str(path), "-o", str(path.with_suffix(".safetensors"))))
         raise UserError(f"{path} is not a weights file of this package; convert it with `{convert}` first") from error
     generators = _generators(path, document)
     name = name or main_generator(generators)
@@ -215,7 +216,8 @@ def find_weights(model: str | Path) -> Weights:
             )
         found = checkpoints.best if best else checkpoints.newest()[0]
         if found is None:
-            raise UserError(f"{folder} holds no checkpoint yet; train it with `qsattn fit {folder}`")
+            train = shlex.join(("qsattn", "fit", str(folder)))
+            raise UserError(f"{folder} holds no checkpoint yet; train it with `{train}`")
         return Weights(f"{folder}{'@best' if best else ''}", found)
     if (model / CONFIG).is_file() and (model / WEIGHTS).is_file() and not best:
         return Weights(asked, checked_weights(model, asked))

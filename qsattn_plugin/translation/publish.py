@@ -45,6 +45,8 @@ def publish(
     overwrite: bool = False,
     licence: str | None = None,
     summary: str | None = None,
+    index: Path | None = None,
+    name: str | None = None,
 ) -> Published:
     """Write a model's generator in float16, with the recipe that trained it, for others.
 
@@ -56,13 +58,17 @@ def publish(
         overwrite: replace existing files, but never the model itself.
         licence: SPDX identifier, for the card.
         summary: what it is in a sentence, for the card.
+        index: that :func:`add_to_index` is to add it to; here it is only asked whether it can.
+        name: there; None is its recipe's.
 
     Raises:
-        UserError: there is no such model, or a file exists already.
+        UserError: there is no such model, a file exists already, or the index cannot take it (:func:`check_entry`).
         WriteFailed: a file could not be written.
     """
     translator = load(model, name=generator)
     assert translator.weights is not None  # it was loaded
+    if index is not None:
+        check_entry(index, name or (translator.document.get("recipe") or {}).get("name") or "model")
     whole = out.suffix != ".safetensors"
     path = out / WEIGHTS if whole else out
     for file in (path, *(out / name for name in (CONFIG, CARD) if whole)):

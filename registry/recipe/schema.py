@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from qsattn_plugin.errors import nearest
 from qsattn_plugin.registry.interfaces import PreprocessMode, of_domain
-from qsattn_plugin.registry.pretrained import entries, weights_file
 
 #: Section -> the kind of its part; those in :data:`LISTS` hold a list of parts.
 PARTS = {
@@ -89,6 +88,8 @@ AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 def _published(value: Any) -> Any:
     """Return the file of a published model for its name, where there is no file of that name."""
     if isinstance(value, str) and not os.path.exists(value):
+        from qsattn_plugin.registry.pretrained import entries, weights_file  # a fork's environment lacks what they need
+
         entry = entries().get(value.removeprefix("pretrained/"))
         return value if entry is None else str(weights_file(entry))
     return value
@@ -215,7 +216,7 @@ class Train(Section):
     steps: int = Field(ge=1)
     epochs: float | None = Field(None, gt=0, exclude=True)
     images: int | None = Field(None, ge=1, exclude=True)
-    decay_from: int | Annotated[float, Field(gt=0, lt=1)] | None = None
+    decay_from: int | Annotated[float, Field(gt=0, le=1)] | None = None
     batch_size: int = Field(1, ge=1)
     accumulate: int = Field(1, ge=1)
     lr: float = Field(2e-4, gt=0)

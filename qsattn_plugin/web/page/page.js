@@ -194,8 +194,8 @@ const pixels = () => {
 async function take(file, name = file.name || "picture") {
   let bitmap;
   try {
-    // Upright, and without colour profiles, as in training.
-    bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    // Upright, and wide gamuts as sRGB, as in training.
+    bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "default" });
   } catch {
     complain(`${name} is not a picture that this browser can read.`);
     return;
