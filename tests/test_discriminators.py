@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.losses import HingeGAN
 from qsattn_plugin.registry import create
-from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.loop import fit
 from qsattn_plugin.training.methods.adversary import Adversary
+from qsattn_plugin.training.resuming import check_architecture
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
 from tests.conftest import TINY
@@ -233,3 +235,20 @@ def test_mistakes_in_an_ensemble_are_said_where_they_stand(workplace, text, mess
     Path("my.yaml").write_text(f"extends: toy\nmethod: cut\ndiscriminator:\n  {text}\n  type: ensemble\n")
     with pytest.raises(UserError, match=message):
         Session(load_recipe("my.yaml", [s for s in TINY if not s.startswith("discriminator")]))
+
+
+def test_a_training_goes_on_with_an_ensemble_that_is_written_in_another_way(tmp_path):
+    weights, copied = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(timm.create_model("test_convnext").state_dict(), weights)
+    shutil.copy(weights, copied)
+
+    def recipe(of: str, *more: str) -> Recipe:
+        return load_recipe("toy", (*TINY, f"discriminator={{type: ensemble, of: {of}}}", *more))
+
+    projected = "{{type: projected, model: test_convnext, weights: {}}}"
+    before = {"recipe": recipe(f"[{projected.format(weights)}, {{type: patchgan, width: 4}}, patchgan]").to_dict()}
+    same = f"[{projected.format(copied)}, {{width: 4, layers: 3, type: patchgan}}, {{type: patchgan}}]"
+    check_architecture(recipe(same), before, tmp_path)
+    check_architecture(recipe(same, "discriminator.r1=[0, 1, 2]", "discriminator.weights=[1, 2, 3]"), before, tmp_path)
+    with pytest.raises(UserError, match=r"discriminator\.of: is .*'layers': 2.* was trained with .*'layers': 3"):
+        check_architecture(recipe(same.replace("layers: 3", "layers: 2")), before, tmp_path)

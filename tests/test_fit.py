@@ -16,7 +16,7 @@ from torch import nn
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.generators import Resnet4Blocks
-from qsattn_plugin.registry.recipe import load_recipe
+from qsattn_plugin.registry.recipe import RecipeError, load_recipe
 from qsattn_plugin.storage import load_tensors
 from qsattn_plugin.training.ema import EMA
 from qsattn_plugin.training.interrupts import Interrupted
@@ -186,6 +186,16 @@ def test_init_from_takes_weights_and_nothing_else(workplace, ema):
         Session(load_recipe("toy", (*TINY, f"train.init_from={path}", "generator.width=5")))
 
 
+def test_an_average_that_is_switched_on_later_begins_with_the_weights_of_that_step(workplace):
+    run = build(workplace / "run", "train.ema=0")
+    fit(run, max_steps=2)
+    session = Session(load_recipe(run.folder / "recipe.yaml", ("train.ema=0.9",)))
+    session.restore(run.checkpoints.path(2))
+    trained, _ = load_tensors(run.checkpoints.path(2), "model/generator.")
+    average = session.averages["forward"].average.state_dict()
+    assert average.keys() == trained.keys() and all(torch.equal(average[key], trained[key]) for key in average)
+
+
 @pytest.mark.parametrize("name", ["toy", "pretrained/toy"])
 def test_init_from_takes_the_name_of_a_published_model(workplace, name):
     recipe = load_recipe("toy", ("train.device=cpu", f"train.init_from={name}"))
@@ -307,6 +317,36 @@ def test_pictures_that_are_seen_whole_get_sides_that_the_generator_takes(workpla
     loader = TrainingLoader(recipe, torch.device("cpu"), multiple=multiple)
     assert run.checkpoints.steps() == [1]
     assert all(side % multiple == 0 for images in loader.batch(0)[0].values() for side in images.shape[-2:])
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "discriminator.layers=3",
+            r"data\.preprocess: discriminator\.layers: this PatchGAN needs images of at least",
+        ),
+        ("augmentations=[{type: crop, size: 40}]", r"augmentations: cannot be applied to images of 20 x 20 pixels"),
+        ("discriminator_augmentations=[{type: crop, size: 40}]", r"discriminator_augmentations: cannot be applied"),
+        ("augmentations=[{type: crop, size: 20}]", None),
+    ],
+)
+def test_the_smallest_picture_is_tried_before_the_first_step_where_pictures_are_not_cropped(workplace, setting, said):
+    for folder in ("trainA", "trainB"):
+        (workplace / "data" / folder).mkdir(parents=True)
+        for number in range(12):  # more than a trial reads
+            side = 20 if (folder, number) == ("trainB", 9) else 48
+            Image.new("RGB", (side, side), (50, 90, 20)).save(workplace / "data" / folder / f"{number:02}.png")
+    data = "data={type: folders, root: data, preprocess: none}"
+    own = [s for s in TINY if not s.startswith(("data", "train.batch_size", "discriminator"))]
+    whole = ("train.batch_size=1", "discriminator.layers=1", setting)
+    run = Run.create(load_recipe("horse2zebra", (*own, data, *whole)), workplace / "run")
+    if said is None:
+        fit(run, max_steps=1)
+        return
+    with pytest.raises(RecipeError, match=rf"{said}.* \(trainB/09\.png is the smallest picture there\)$"):
+        fit(run)
+    assert not run.checkpoints.steps()
 
 
 def test_crops_that_the_generator_cannot_take_are_refused_when_a_run_is_built():

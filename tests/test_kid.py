@@ -161,6 +161,26 @@ def test_a_run_on_folders_is_scored_and_its_best_kept(workplace, weights):
     assert scores["kid"] == pytest.approx(kernel_distance(a, b), rel=1e-2, abs=1e-5)
 
 
+def test_scores_of_another_network_or_of_another_name_begin_anew(workplace, weights):
+    _, settings = folders(workplace / "data")
+    other = workplace / "other.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        save_file(timm.create_model(MODEL).state_dict(), other)
+    settings = (*settings, "evaluate.every=1")
+    run = Run.create(load_recipe("toy", (*settings, "train.steps=2")), workplace / "run")
+    fit(run)
+    counts = []
+    for steps, file in ((4, weights), (6, weights), (8, other)):
+        kid = f"evaluate.kid={{model: {MODEL}, weights: {file}}}"
+        goes_on = Run(run.folder, load_recipe("toy", (*settings, kid, f"train.steps={steps}")))
+        fit(goes_on)
+        counts.append(run.last("evaluate")["best"]["evaluations"])
+    assert counts == [2, 4, 2]  # after two by swd
+    notes = [note for event in events(run, "start") for note in event["notes"] if "in another way" in note]
+    assert len(notes) == 2
+
+
 def test_a_data_set_with_a_score_of_its_own_is_led_by_that(workplace, weights):
     kid = f"evaluate.kid={{model: {MODEL}, weights: {weights}}}"
     scores = fit(Run.create(load_recipe("toy", (*TINY, kid, "train.steps=1")), workplace / "run"))

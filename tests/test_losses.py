@@ -128,6 +128,18 @@ def test_a_pool_shows_every_earlier_translation():
     assert sorted([*shown[3:], *map(int, pool.images)]) == list(range(60))
 
 
+def test_a_pool_shows_translations_of_other_sizes_one_at_a_time_and_forgets_them_in_any_case():
+    pool, draws = ImagePool(4), torch.Generator().manual_seed(0)
+    images = [torch.full((1, 1, 1 + i % 3, 2), float(i)) for i in range(200)]
+    shown = [pool.exchange(image, draws) for image in images]
+    older = [s for s, image in zip(shown, images, strict=True) if not torch.equal(s, image)]
+    # About half of the 196 after the first four; the bounds are 4 standard deviations away.
+    assert 70 <= len(older) <= 126 and len({tuple(s.shape) for s in older}) == 3
+    for number in range(100):  # of one size, two at a time, as after a change of the crop
+        assert pool.exchange(torch.full((2, 1, 5, 5), float(number)), draws).shape == (2, 1, 5, 5)
+    assert {tuple(image.shape) for image in pool.images} == {(1, 5, 5)}
+
+
 def test_heads_give_unit_vectors_and_know_their_parameters_from_the_start():
     heads = ProjectionHeads([3, 5], width=7)
     assert {n: tuple(p.shape) for n, p in heads.named_parameters()} == {

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from qsattn_plugin.data.folders import Folders
+from qsattn_plugin.data import folders
+from qsattn_plugin.data.folders import Folders, ImageFiles
 from qsattn_plugin.data.images import read_image, read_raster
 from qsattn_plugin.data.pixels import to_float
 from qsattn_plugin.data.preprocess import Preprocess
@@ -174,6 +175,15 @@ def test_all_bands_and_columns_are_measured(shape):
     near = np.quantile(values, QUANTILES)
     # Of 16,384 values 16 lie below the limit, give or take 4; on even ramps 3 of those errors are 1 % of the width.
     assert measured([Raster(values)]) == pytest.approx(near, abs=0.01 * bands * 1000)
+
+
+def test_no_more_files_are_measured_than_were_asked_for(tmp_path, monkeypatch):
+    for number in range(7):
+        np.save(tmp_path / f"{number}.npy", np.full((8, 8), number, np.uint16))
+    read = []
+    monkeypatch.setattr(folders, "read_raster", lambda path, page: read.append(path.stem) or read_raster(path, page))
+    ImageFiles(sorted(tmp_path.iterdir()), 1, tmp_path, "first", "dtype").measure(4)
+    assert sorted(read) == ["0", "2", "4", "6"]
 
 
 def test_auto_is_measured_once_and_kept(tmp_path):

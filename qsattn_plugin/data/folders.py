@@ -125,7 +125,7 @@ class ImageFiles:
         Raises:
             UserError: none can be read, or all values are the same.
         """
-        step = max(1, len(self) // most)
+        step = max(1, -(-len(self) // most))
 
         def read(index: int) -> Raster | None:
             with contextlib.suppress(UnreadableImage):  # which the training names

@@ -27,8 +27,8 @@ class BestWeights:
         self.note: str | None = None
         if found.get("scored_on", scored_on) != scored_on:
             self.note = (
-                f"other pictures are scored than before: the best weights so far, of step {found.get('step')}, "
-                "do not count any more, and are replaced by those of the next evaluation"
+                f"other pictures are scored than before, or in another way: the best weights so far, of step "
+                f"{found.get('step')}, do not count any more, and are replaced by those of the next evaluation"
             )
             found = {}
         #: {"score": its name, "value": ..., "step": ..., "evaluations": how many it was picked from, "scored_on": the
@@ -49,10 +49,11 @@ class BestWeights:
         """
         if not scores:
             return None
-        self.evaluations += 1
         name, value = next(iter(scores.items()))
-        # The leading score differs from the file's if the recipe's evaluation was changed: start over.
-        lowest = self.best.get("value", math.inf) if self.best.get("score") == name else math.inf
+        if self.best.get("score") != name:  # the recipe's evaluation was changed: start over
+            self.best, self.evaluations = {}, 0
+        self.evaluations += 1
+        lowest = self.best.get("value", math.inf)
         if value < lowest:
             self.best = {"score": name, "value": value, "step": step, "evaluations": self.evaluations}
             self.best["scored_on"] = self.scored_on

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qsattn_plugin.data.store import Store
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.registry.augmentations import Augmentations
 from qsattn_plugin.registry.interfaces import attentive_layers, side_multiple
 from qsattn_plugin.registry.recipe import Recipe, RecipeError
 
-__all__ = ["RecipeParts", "augmentations", "part_error"]
+__all__ = ["RecipeParts", "augmentations", "check_smallest", "part_error"]
 
 
 class RecipeParts:
-    """Builds a recipe's parts for a method; implements :class:`qsattn_plugin.training.methods.base.Parts`."""
+    """Builds a recipe's parts for a method; implements :class:`qsattn_plugin.training.methods.base.Parts`.
 
-    def __init__(self, recipe: Recipe):
+    Each is tried on images of the crop's size or, where pictures are not cropped, of ``size``, (height, width), if that
+    is given.
+    """
+
+    def __init__(self, recipe: Recipe, size: tuple[int, int] | None = None):
         self.recipe = recipe
+        crop = recipe.data.crop
+        self.size = (crop, crop) if "crop" in recipe.data.preprocess else size
 
     @property
     def alike(self) -> bool:
@@ -43,7 +50,7 @@ class RecipeParts:
         _, target = self.recipe.data.ends("channels", back)
         sections = ("augmentations", "discriminator_augmentations")
         shape = self._shape(target, *sections)
-        size = max(shape[2:], default=self.recipe.data.crop)
+        size = max(shape[2:]) if "crop" in self.recipe.data.preprocess else self.recipe.data.crop
         network = self._build("discriminator", in_channels=target, size=size)
         self._try("discriminator", network, shape, *sections)
         return network
@@ -72,11 +79,10 @@ class RecipeParts:
         return sampler
 
     def _shape(self, channels: int, *sections: str) -> tuple[int, ...]:
-        """Return the shape of two images after the crop and these augmentations; () if images are not cropped."""
-        data = self.recipe.data
-        if "crop" not in data.preprocess:
+        """Return the shape of two images after the crop and these augmentations; () if their size is not known."""
+        if self.size is None:
             return ()
-        images = torch.zeros(2, channels, data.crop, data.crop)
+        images = torch.zeros(2, channels, *self.size)
         for section in sections:
             if not getattr(self.recipe, section):
                 continue
@@ -92,10 +98,11 @@ class RecipeParts:
         return tuple(images.shape)
 
     def _shape_key(self, shape: tuple[int, ...], *sections: str) -> str:
-        """Return the recipe's key that determines this shape: ``data.crop``, or the last section with entries."""
-        if shape[2:] == (self.recipe.data.crop,) * 2:
-            return "data.crop"
-        return next((s for s in reversed(sections) if getattr(self.recipe, s)), "data.crop")
+        """Return the recipe's key that determines this shape: that of the crop, or the last section with entries."""
+        cropped = "data.crop" if "crop" in self.recipe.data.preprocess else "data.preprocess"
+        if shape[2:] == self.size:
+            return cropped
+        return next((s for s in reversed(sections) if getattr(self.recipe, s)), cropped)
 
     def _build(self, section: str, **injected: Any) -> Any:
         """Build a network; its channels, where the recipe gives them, must be those of the images."""
@@ -119,6 +126,28 @@ class RecipeParts:
             error = _problem(copy.deepcopy(network), shape)  # perhaps it cannot run without values
         if error is not None and not isinstance(error, torch.OutOfMemoryError):  # of which the training says more
             raise part_error(self.recipe, section, error, shape, self._shape_key(shape, *augmented)) from error
+
+
+def check_smallest(recipe: Recipe, splits: Mapping[str, Store]) -> None:
+    """Check that generators, discriminators and augmentations take the smallest picture of each split.
+
+    Where pictures are cropped all have the size on which parts are tried when they are built.
+
+    Raises:
+        RecipeError: one does not; the message names the picture.
+    """
+    if "crop" in recipe.data.preprocess:
+        return
+    for split, store in splits.items():
+        least = min(range(len(store)), key=lambda index: min(store.sizes[index]))
+        parts = RecipeParts(recipe, store.sizes[least])
+        try:
+            with torch.random.fork_rng(devices=[]):
+                parts.generator()
+                parts.discriminator()
+        except RecipeError as error:
+            which = f" ({split}/{store.names[least]} is the smallest picture there)"
+            raise RecipeError(*(one._replace(text=f"{one.text}{which}") for one in error.problems)) from error
 
 
 class _Translation(nn.Module):

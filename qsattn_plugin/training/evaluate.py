@@ -23,6 +23,8 @@ from qsattn_plugin.translation.apply import evaluating, translate
 from qsattn_plugin.translation.grid import picture_grid
 
 _BATCH = 8
+#: Maps translations to figures by their name.
+_Score = Callable[[list[Tensor]], dict[str, float]]
 #: Of the places and directions of the sliced Wasserstein distance, as the metric `swd` has them.
 _SEED = 2020
 
@@ -44,19 +46,20 @@ class Evaluator:
         self.source, self.target = loader.evaluated
         count = min(filter(None, (recipe.evaluate.images, most)), default=None)
         images = loader.test_images(self.source, count)
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(self.bands).encode())
         self.images: list[Tensor] = list(_noted(images, digest))
-        self.scores: list[Callable[[list[Tensor]], dict[str, float]]] = []
+        self.scores: list[_Score] = []
         own = getattr(loader.dataset, "score", None) if self.source.startswith("test") else None
         if own is not None:
             self.scores.append(lambda translated: own(torch.stack(translated), loader.direction))
         if recipe.evaluate.kid is not None:
-            self.scores.append(self._kernel_distance(recipe, most))
+            self.scores.append(self._kernel_distance(recipe, most, hashlib.sha256() if own else digest))
         if own is None:
             size = max(recipe.data.crop, SMALLEST)
+            digest.update(str(size).encode())
             targets = list(_noted(loader.test_images(self.target, count), digest))
             self.scores.append(_TextureScore(targets, size, self.bands))
-        #: Tells whether the scores of two evaluators compare: a digest of the pictures.
+        #: Tells whether the scores of two evaluators compare: a digest of the pictures, and of what leads.
         self.scored_on = digest.hexdigest()[:16]
 
     def __call__(
@@ -79,7 +82,7 @@ class Evaluator:
         sources = [to_float(image) for image in self.images[: self.grid]]
         return scores, picture_grid([sources, translated[: self.grid]], self.bands)
 
-    def _kernel_distance(self, recipe: Recipe, most: int | None) -> Callable[[list[Tensor]], dict[str, float]]:
+    def _kernel_distance(self, recipe: Recipe, most: int | None, digest: Any) -> _Score:
         kid = recipe.evaluate.kid
         assert kid is not None
         targets = self.loader.test_images(self.target, most)
@@ -90,7 +93,9 @@ class Evaluator:
             vectors = TimmEmbedder(kid.model, kid.weights)
         except UserError as error:
             raise recipe.error("evaluate.kid", str(error)) from error
-        scored = (self._scored(targets[i]) for i in range(len(targets)))
+        for weight in vectors.parameters():
+            digest.update(weight.detach().numpy())
+        scored = map(self._scored, _noted(targets, digest))
         distance = KernelDistance(vectors, scored, self.loader.device)
         return lambda translated: {"kid": distance(map(self._scored, translated))}
 

@@ -18,7 +18,7 @@ from qsattn_plugin.data.store import Store
 from qsattn_plugin.devices import send
 from qsattn_plugin.registry.interfaces import of_domain
 from qsattn_plugin.registry.recipe import Recipe
-from qsattn_plugin.training.building import augmentations
+from qsattn_plugin.training.building import augmentations, check_smallest
 
 #: The purposes that seeds are derived for, beside step and rank.
 _AUGMENT, _STEP = 100, 101
@@ -97,6 +97,7 @@ class TrainingLoader:
                 what = f"is {wanted}, but images of {name} have {store.channels} channels"
                 raise self._recipe.error("data.channels", what)
             self.stores[letter] = store
+        check_smallest(self._recipe, {f"train{d}": s for d, s in zip(self.domains, self.stores.values(), strict=True)})
         stores, crop = self.stores, prepare.crop_size
         self.sides = {letter: self._known_side(store, crop) for letter, store in stores.items()}
         self.batches = UnpairedBatches(stores["A"], stores["B"], self._count, crop, self.seed, self.rank, self.world)

@@ -12,11 +12,13 @@ from pydantic import ValidationError
 
 from qsattn_plugin.registry import find
 from qsattn_plugin.registry.recipe import Recipe
+from qsattn_plugin.registry.recipe.checking import nested
 from qsattn_plugin.registry.recipe.schema import PARTS, Train
 from qsattn_plugin.registry.recipe.sections import plain
 
-#: Arguments that matter only before the first step, or say where frozen weights lie: those are compared themselves.
-_FIRST = ("init", "init_gain", "pretrained", "weights")
+#: Arguments that matter only before the first step, weigh losses, or say where frozen weights lie: those are compared
+#: themselves.
+_FREE = ("init", "init_gain", "pretrained", "weights", "r1")
 
 
 def check_architecture(recipe: Recipe, document: Mapping[str, Any], path: Path) -> None:
@@ -54,12 +56,21 @@ def _changes(recipe: Recipe, before: Mapping[str, Any]) -> Iterator[tuple[str, A
         if was["type"] != now["type"]:
             yield f"{section}.type", was["type"], now["type"]
             continue
-        takes = find(PARTS[section], now["type"]).signature.parameters
+        was, now = (_settings(PARTS[section], spec) for spec in (was, now))
         for key in dict.fromkeys((*was, *now)):
-            default = plain(takes[key].default) if key in takes else None
-            values = was.get(key, default), now.get(key, default)
-            if values[0] != values[1] and key not in _FIRST:
-                yield f"{section}.{key}", *values
+            if was.get(key) != now.get(key):
+                yield f"{section}.{key}", was.get(key), now.get(key)
+
+
+def _settings(kind: str, spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a part that a training cannot change, defaults too, and those of the parts inside it."""
+    given = {"type": spec} if isinstance(spec, str) else dict(spec)
+    takes = find(kind, given["type"]).signature.parameters
+    found = {key: plain(taken.default) for key, taken in takes.items() if taken.default is not taken.empty} | given
+    for key in found.keys() & takes.keys():
+        if (inner := nested(takes[key].annotation)) and isinstance(found[key], list):
+            found[key] = [_settings(inner.kind, one) for one in found[key]]
+    return {key: value for key, value in found.items() if key not in _FREE}
 
 
 def rate_note(train: Train, document: Mapping[str, Any], step: int) -> str | None:

@@ -186,7 +186,8 @@ class Session:
             raise DamagedFile(f"{path} does not fit the recipe.yaml of its run, or is damaged: {text}") from error
         for name, ema in self.averages.items():
             mine = {k.removeprefix(f"{name}/"): t for k, t in by_section["ema"].items() if k.startswith(f"{name}/")}
-            _load(ema.average, mine, path)
+            # Without one, averaging was switched on since: it begins with these weights.
+            _load(ema.average, mine or ema.network.state_dict(), path)
         self.step = document["step"]
         self.sides = document.get("sides") or {}
 

@@ -11,7 +11,7 @@ from qsattn_plugin.data import SPLITS
 from qsattn_plugin.data.pixels import as_pil, check_channels, to_channels, to_float
 from qsattn_plugin.data.toy.drawing import draw, picture_seed
 from qsattn_plugin.data.toy.score import background_change, coat_distance
-from qsattn_plugin.errors import UserError
+from qsattn_plugin.errors import Misfit
 from qsattn_plugin.registry import register
 
 __all__ = ["ToyHorses", "ToyImages"]
@@ -153,9 +153,10 @@ class ToyHorses:
         if images.ndim != 4 or images.shape[1:] != source.shape[1:] or not 1 <= len(images) <= len(source):
             wanted = f"1 to {len(source)} images of {' x '.join(map(str, source.shape[1:]))}"
             got = " x ".join(map(str, images.shape))
-            raise UserError(
+            raise Misfit(
                 f"the toy score compares pixel by pixel: it needs {wanted} (channels, height, width), got {got}; "
-                f"translate the test images at their own size, {self.size} x {self.size}"
+                f"translate the test images at their own size, {self.size} x {self.size} (a recipe's data.crop)",
+                "data.crop",
             )
         count, colours = len(images), {2: 1, 4: 3}.get(self.channels, self.channels)
         images = images.detach().float()[:, :colours]

@@ -28,7 +28,10 @@ class ImagePool:
         self.images: list[Tensor] = []
 
     def exchange(self, images: Tensor, draws: torch.Generator) -> Tensor:
-        """Return a batch (B, C, H, W) that mixes the given images with earlier ones of the same size."""
+        """Return a batch (B, C, H, W) that mixes the given images with earlier ones.
+
+        An earlier image of another size is shown where it is alone in the batch, and replaced in any case.
+        """
         shown = []
         for image in images.detach():
             if len(self.images) < self.size:
@@ -37,9 +40,9 @@ class ImagePool:
                 continue
             swap = torch.rand((), generator=draws) < 0.5
             place = int(torch.randint(2**31, (), generator=draws)) % max(self.size, 1)
-            if self.size and swap and self.images[place].shape == image.shape:
-                shown.append(self.images[place])
-                self.images[place] = image.clone()
+            if self.size and swap:
+                earlier, self.images[place] = self.images[place], image.clone()
+                shown.append(earlier if len(images) == 1 or earlier.shape == image.shape else image)
             else:
                 shown.append(image)
         return torch.stack(shown)
