@@ -24,6 +24,7 @@ from PIL import Image
 
 from qsattn_plugin.attention import GlobalAttention, LocalAttention
 from qsattn_plugin.attention.entropy import tile_entropy
+from qsattn_plugin.data.images import read_image
 from qsattn_plugin.data.pixels import to_channels, to_float
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.translation.apply import pad_for
@@ -32,6 +33,7 @@ from qsattn_plugin.translation.sizes import resize_picture
 from qsattn_plugin.web import lay_out, runtime, write_site
 from tests.test_cli import qsattn, refused
 from tests.test_export import needs, weights_file
+from tests.test_rasters import wide_profile
 
 RUNTIME = Path(os.environ.get("WEB_RUNTIME") or Path(__file__).parents[1] / "node_modules" / "onnxruntime-web")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -244,6 +246,15 @@ def test_a_picture_is_translated_as_by_python(page, tmp_path):
         assert levels <= LEVELS, (size, choice)
     assert "at 128 × 194 in" in page.inner_text("#facts") and "carried back to 211 × 320" in page.inner_text("#facts")
     page.select_option("#at", "auto")
+
+
+def test_other_colour_profiles_become_srgb_as_in_python(page, tmp_path):
+    photograph(70, 50).save(tmp_path / "wide.png", icc_profile=wide_profile())
+    choose(page, tmp_path / "wide.png")
+    read = read_image(tmp_path / "wide.png")
+    assert differs(np.asarray(read), np.asarray(photograph(70, 50))) > 50
+    # Two colour engines, of which each rounds the colours.
+    assert differs(translated(page), expected("toy", read)) <= LEVELS + 2
 
 
 def test_the_other_model_of_the_menu(page, site, tmp_path):
