@@ -85,9 +85,9 @@ def qsattn_generator(weights=None, type=None, device="cpu", **arguments):
 
     Returns:
         An ``nn.Module``: ``model(images)`` translates (B, C, H, W) in [-1, 1], sides multiples of
-        ``model.generator.multiple``; ``model.translate(picture)`` takes a PIL image (or a list of them) of any size and
-        mode, and returns its translation at the same size, as the published models do; ``model.trained`` is None where
-        it is not known.
+        ``model.generator.multiple`` where it has one; ``model.translate(picture)`` takes a PIL image (or a list of
+        them) of any size and mode, and returns its translation at the same size, as the published models do;
+        ``model.trained`` is None where it is not known.
     """
     loading = _package()
     if weights is None:

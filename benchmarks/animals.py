@@ -5,7 +5,7 @@
 
 FID over whole pictures pays for a savannah painted behind a horse. So animals are found without labels: the class
 activation map (Zhou et al. 2016) of an ImageNet classifier for its hoofed mammals, above a quarter of its maximum.
-For each model: KID on the Inception's 1280 features between square crops around the animals (10 % margin) of
+For each model: KID on the Inception's 1280 features between square crops around the animals (``--margin``) of
 translations and of real pictures, the share of those crops that the classifier takes for the target animal, and the
 mean change of a pixel, of 1, outside and inside the map. Then FID-1280 and KID-1280 of whole pictures. Take a
 classifier that no discriminator looked through.
@@ -34,6 +34,7 @@ from qsattn_plugin.distances import frechet_distance, kernel_distances
 TARGET = {"B": 340, "A": 339}
 HOOFED = [339, 340, *range(345, 356)]
 FEATURE = "1280"
+MARGIN = 1.2
 
 
 class Found(NamedTuple):
@@ -50,8 +51,8 @@ def pictures(folder: Path, count: int | None) -> Tensor:
 
 
 @torch.inference_mode()
-def find_animals(images: Tensor, classifier: nn.Module, share: float = 0.25) -> Found:
-    """Find the animals in uint8 images (B, 3, H, W)."""
+def find_animals(images: Tensor, classifier: nn.Module, margin: float = MARGIN, share: float = 0.25) -> Found:
+    """Find the animals in uint8 images (B, 3, H, W); squares are ``margin`` times as wide as they are."""
     masks, squares = [], []
     for chunk in images.split(16):
         seen = F.interpolate(chunk / 127.5 - 1, (448, 448), mode="bilinear")
@@ -69,14 +70,14 @@ def find_animals(images: Tensor, classifier: nn.Module, share: float = 0.25) -> 
                     break
                 part = grown
             _, ys, xs = part.nonzero(as_tuple=True)
-            squares.append(square(xs, ys, *images.shape[-2:]))
+            squares.append(square(xs, ys, *images.shape[-2:], margin))
     return Found(torch.cat(masks), squares)
 
 
-def square(xs: Tensor, ys: Tensor, height: int, width: int) -> tuple[int, int, int]:
-    """Return (left, top, side) of the square around places, with a margin of 10 %, inside the image."""
+def square(xs: Tensor, ys: Tensor, height: int, width: int, margin: float) -> tuple[int, int, int]:
+    """Return (left, top, side) of the square around places, ``margin`` times as wide as they are, inside the image."""
     (left, right), (top, bottom) = ((int(v.min()), int(v.max()) + 1) for v in (xs, ys))
-    side = min(round(1.2 * max(right - left, bottom - top)), height, width)
+    side = min(round(margin * max(right - left, bottom - top)), height, width)
     left = min(max((left + right - side) // 2, 0), width - side)
     top = min(max((top + bottom - side) // 2, 0), height - side)
     return left, top, side
@@ -119,6 +120,7 @@ class Judge:
         extractor: weights of the Inception, see :mod:`benchmarks.inception2015`.
         direction: AtoB or BtoA.
         count: pictures of each domain; None takes all.
+        margin: see :func:`find_animals`.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Judge:
         direction: str = "AtoB",
         count: int | None = None,
         classifier_model: str = "tf_efficientnet_lite2",
+        margin: float = MARGIN,
     ):
         self.classifier = timm.create_model(classifier_model).eval()
         self.classifier.load_state_dict(load_file(classifier))
@@ -137,7 +140,7 @@ class Judge:
         self.inception = Inception2015({name: tensor.float() for name, tensor in load_file(extractor).items()})
         self.target = TARGET[direction[-1]]
         self.source, self.real = (pictures(root / f"{split}{domain}", count) for domain in direction.split("to"))
-        self.there, wanted = (find_animals(images, self.classifier) for images in (self.source, self.real))
+        self.there, wanted = (find_animals(images, self.classifier, margin) for images in (self.source, self.real))
         self.real_crops, self.real_whole = self.features(crops(self.real, wanted.squares)), self.features(self.real)
 
     def features(self, images: Tensor) -> Tensor:
@@ -171,10 +174,11 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, required=True, help="ImageNet weights under timm's names")
     parser.add_argument("--classifier-model", default="tf_efficientnet_lite2")
     parser.add_argument("--extractor-weights", type=Path, required=True)
+    parser.add_argument("--margin", type=float, default=MARGIN, help="width of a square, by the animal's")
     parser.add_argument("--json", type=Path, help="append a line a model")
     args = parser.parse_args()
     networks = (args.classifier, args.extractor_weights)
-    judge = Judge(args.root, args.split, *networks, args.direction, args.count, args.classifier_model)
+    judge = Judge(args.root, args.split, *networks, args.direction, args.count, args.classifier_model, args.margin)
     print(f"{args.split}: {len(judge.source)} and {len(judge.real)} pictures, classifier {args.classifier_model}")
     print("animals: KID x 100, share taken for the target; change outside, inside; whole: FID, KID x 100")
     for model in args.models:

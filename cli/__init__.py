@@ -5,6 +5,7 @@ For ``qsattn --help``, which imports neither torch nor any part, the one-line he
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import logging
@@ -95,7 +96,8 @@ class LazyGroup(click.Group):
             place = f" ({error.filename})" if error.filename else ""
             raise click.ClickException(printable(f"{error.strerror}{place}")) from error
         except KeyboardInterrupt as stop:  # click itself exits with 1, the code of a failure
-            click.echo(printable(f"\n{stop}") if stop.args else "\nAborted!", err=True)
+            with contextlib.suppress(OSError):  # a pipe's reader got the signal, too
+                click.echo(printable(f"\n{stop}") if stop.args else "\nAborted!", err=True)
             raise click.exceptions.Exit(getattr(stop, "exit_code", 130)) from stop
         finally:
             logger.removeHandler(notes)

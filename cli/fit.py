@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
@@ -96,7 +97,8 @@ def command(run: str | None, max_steps: int | None, time_limit: float | None, np
     finally:
         display.close()
     if main and opened.report.is_file():
-        click.echo(f"report: {opened.report}", err=True)
+        with contextlib.suppress(OSError):  # nobody reads any more
+            click.echo(f"report: {opened.report}", err=True)
 
 
 def _launch(run: str | None, nproc: int, max_steps: int | None, time_limit: float | None, tensorboard: bool) -> int:

@@ -86,7 +86,8 @@ def command(
     watch = Check(swap, steps, f"guessed from {word}" if guessed else "" if sampler else None) if check else None
     does = "is watched" if check else f"samples by {name} from here on"
     here = Path.cwd()
-    folder = here if script.is_relative_to(here) else script.parent
+    # A script may lie below its fork's folder, which is then the current one, but not all that a person has.
+    folder = here if here in script.parents and here not in (Path.home(), *here.parents[-1:]) else script.parent
     hook = SamplerImportHook(watch or swap, folder, module, kind, lambda name: _tell(f"{name} {does}"))
     record = contextlib.ExitStack()
     if log is not None:

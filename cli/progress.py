@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from qsattn_plugin.text import duration
+from qsattn_plugin.training.interrupts import silence
 from qsattn_plugin.training.progress import TrainingEvent, summarise_losses
 
 #: Steps that the time of a step is averaged over.
@@ -72,13 +74,20 @@ class TrainingDisplay:
         self._log_every = self._evaluate_every = 1
 
     def __call__(self, progress: TrainingEvent) -> None:
-        """Show an event; kinds without a method here have nothing to show."""
+        """Show an event; kinds without a method here have nothing to show.
+
+        Where nobody reads any more (a pipe that was closed, a full disk), the training goes on in silence.
+        """
         if show := getattr(self, f"_{progress.kind}", None):
-            show(progress)
+            try:
+                show(progress)
+            except OSError:
+                silence(sys.stderr.fileno())
 
     def close(self) -> None:
         """Remove the bar."""
-        self._bars.close()
+        with contextlib.suppress(OSError):
+            self._bars.close()
 
     def _line(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)  # above the bar, if there is one

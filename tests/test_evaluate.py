@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from qsattn_plugin.data.images import read_image
-from qsattn_plugin.data.pixels import as_pil
+from qsattn_plugin.data.pixels import as_pil, from_tensor
 from qsattn_plugin.data.toy import ToyHorses
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation import fidelity
@@ -118,6 +118,19 @@ def test_a_model_translates_its_source_first(workplace, trained):
     without = qsattn("evaluate", trained, *args, "--json", "without.json")
     assert without.exit_code == 0
     assert json.loads(Path("without.json").read_text())["figures"] == model["figures"]
+
+
+def test_the_picture_that_a_model_makes_no_numbers_of_is_named(workplace, monkeypatch):
+    model = fresh("resnet_4blocks", width=4)
+    whole = model._whole
+    monkeypatch.setattr(model, "_whole", lambda seen: whole(seen) if seen[0].size != (40, 40) else from_nan())
+    folder(workplace / "source", [noise(1, 0)[0], noise(1, 1, 40, 40)[0], noise(1, 2, 36, 36)[0]])
+    with pytest.raises(UserError, match="source/01.png: the model produced NaN"):
+        translate_pictures(model, Pictures.find("source"), Path("kept"))
+
+
+def from_nan():
+    return [from_tensor(torch.full((3, 40, 40), torch.nan))]
 
 
 @pytest.mark.parametrize("channels", [3, 4])

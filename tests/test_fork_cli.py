@@ -290,6 +290,7 @@ def test_a_check_whose_class_is_never_called_says_that_it_is_not(inside):
         (["-s", "queries=0", "--", "train.py"], "queries: must be at least 1, got 0"),
         (["--", "trian.py"], "there is no script trian.py; did you mean 'train.py'?"),
         (["--module", "models.network", "--", "train.py"], "did you mean 'models.networks'?"),
+        (["--module", "networks", "--", "train.py"], "did you mean 'models.networks'?"),
         (["--class", "PatchSampelF", "--", "train.py"], "did you mean 'PatchSampleF'?"),
         (["--report", "--", "train.py"], "name its file, --log sampler.jsonl"),
         (["--check", "--log", "x", "--", "train.py"], "leave --check or --log out"),

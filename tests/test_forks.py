@@ -315,6 +315,7 @@ def test_the_class_of_ours_makes_its_layers_as_cut_does():
     again = pickle.loads(pickle.dumps(PatchSampler(sampler="qsattn_local", arguments={"window": 3}, use_mlp=True)))
     assert again.swap.name == "qsattn_local" and again.swap.arguments == {"window": 3}
     assert again(features(2), np.int64(N))[1][0].shape == (2, N)
+    assert copy.deepcopy(again).swap is again.swap  # as of every swapped module
     by_counts = PatchSampler(use_mlp=True)
     by_counts.create_mlp([8, 12])
     assert by_counts.mlp_1[0].in_features == 12

@@ -135,6 +135,8 @@ def test_a_pool_shows_translations_of_other_sizes_one_at_a_time_and_forgets_them
     older = [s for s, image in zip(shown, images, strict=True) if not torch.equal(s, image)]
     # About half of the 196 after the first four; the bounds are 4 standard deviations away.
     assert 70 <= len(older) <= 126 and len({tuple(s.shape) for s in older}) == 3
+    strict = ImagePool(4, mixed=False)  # as a gradient penalty needs it
+    assert all(strict.exchange(image, draws).shape == image.shape for image in images)
     for number in range(100):  # of one size, two at a time, as after a change of the crop
         assert pool.exchange(torch.full((2, 1, 5, 5), float(number)), draws).shape == (2, 1, 5, 5)
     assert {tuple(image.shape) for image in pool.images} == {(1, 5, 5)}

@@ -80,8 +80,8 @@ def _palette(numbers: torch.Tensor, greys: list[int]) -> Image.Image:
     [
         # As quantisation writes it: indices in the order of the colours that are there.
         _palette(torch.tensor([[0, 1, 4], [3, 5, 2]]), [0, 1, 10, 13, 18, 255]),
-        # Greys for the eye.
-        _palette(NUMBERS, [40 + i * 10 % 200 for i in range(256)]),
+        # Greys for the eye, of which some are numbers of classes.
+        _palette(NUMBERS, [i * 14 % 256 for i in range(256)]),
         Image.merge("LA", [Image.fromarray(NUMBERS.to(torch.uint8).numpy()), Image.new("L", (3, 2), 9)]),
         Image.fromarray(NUMBERS.numpy().astype("float32")),
         Image.frombytes("I;16B", (3, 2), NUMBERS.numpy().astype(">u2").tobytes()),

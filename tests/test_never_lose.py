@@ -398,3 +398,26 @@ def test_a_closed_terminal_saves_and_ends(workplace):
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 129
     assert run.last("end")["signal"] == "SIGHUP" and run.last("end")["step"] == run.checkpoints.steps()[-1]
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGINT, signal.SIGHUP])
+def test_a_pipe_that_nobody_reads_any_more_ends_no_training(workplace, number):
+    """As `qsattn fit 2>&1 | tee log`: Ctrl-C ends tee, too; or `| head`, which ends by itself."""
+    steps = 40 if number is None else 100000
+    run = build(workplace / "run", f"train.steps={steps}", "train.log_every=1", "checkpoint.every=100000")
+    process = subprocess.Popen(
+        [*FIT, str(run.folder)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stderr is not None
+    while b"step 2/" not in (line := process.stderr.readline()):
+        assert line  # it has not ended
+    process.stderr.close()
+    if number is not None:
+        process.send_signal(number)
+    assert process.wait(timeout=120) == (0 if number is None else 128 + number)
+    end = run.last("end")
+    assert end["step"] == run.checkpoints.steps()[-1] and end["finished"] == (number is None)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from qsattn_plugin.cli import main
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.training.loop import TrainingEvent, fit
+from qsattn_plugin.training.report import ReportWarning
 from qsattn_plugin.training.tensorboard import TensorBoard
 from tests.report_page import build
 
@@ -59,6 +60,20 @@ def test_tensorboard_gets_losses_scores_and_grids(workplace, monkeypatch):
         assert {"training/lr", "training/images_per_second"} <= {tag for tag, _, _ in writer.scalars}
         assert [(tag, shape[-1], step) for tag, shape, step in writer.images] == [("grid", 3, steps[1])]
         assert writer.closed
+
+
+def test_a_training_goes_on_without_the_folder_of_tensorboard(workplace, monkeypatch):
+    class Full(Writer):
+        def add_scalar(self, tag, scalar_value, global_step=None):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Full))
+    run = build(workplace / "run")
+    with pytest.warns(
+        ReportWarning, match=r"tensorboard cannot be written \(No space left on device\); the training"
+    ) as said:
+        fit(run, on_event=TensorBoard(run.folder / "tensorboard"))
+    assert run.checkpoints.steps()[-1] == 4 and sum(one.category is ReportWarning for one in said) == 1
 
 
 def test_tensorboard_that_is_not_there_is_named_before_training(workplace, monkeypatch):

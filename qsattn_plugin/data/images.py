@@ -284,8 +284,9 @@ def carried(source: Image.Image, mode: str) -> dict[str, Any]:
     """Return what a picture of a mode made from another keeps of its ``info``: colour profile and resolution."""
     kept = {key: source.info[key] for key in ("icc_profile", "dpi") if source.info.get(key)}
     # What JPEG can hold; microscopes write more, and a rational number may be 0 / 0.
-    if not all(0 < value < 65536 for value in kept.get("dpi", ())):
-        del kept["dpi"]
+    dpi = kept.pop("dpi", None)
+    if isinstance(dpi, tuple) and all(0 < value < 65536 for value in dpi):
+        kept["dpi"] = dpi
     space = b"RGB " if mode.startswith("RGB") else b"GRAY"
     if kept.get("icc_profile", b"")[16:20] != space:
         kept.pop("icc_profile", None)

@@ -145,9 +145,9 @@ def _numbers(path: Path) -> Tensor | None:
             colours.flat[: len(palette)] = palette
             if (colours != colours[:, :1]).any():
                 return None
-            # Greys that are numbers of classes, or else for the eye alone: then the indices are the numbers.
-            greys = colours[numbers, 0]
-            numbers = greys if np.isin(greys, (*range(34), IGNORED)).all() else numbers
+            # A palette of numbers of classes, or else one for the eye: then the indices are the numbers.
+            if np.isin(palette[::3], (*range(34), IGNORED)).all():
+                numbers = colours[numbers, 0]
         return torch.from_numpy(numbers)
 
 

@@ -185,17 +185,26 @@ def translate_pictures(
         return Pictures(out, tuple(written), source.size)
     for start in range(0, len(source), most):
         paths = source.paths[start : start + most]
+        # With their transparency, which resizing and a model of four channels look at.
+        pictures = [_of_size(source.shown(path), source.size) for path in paths]
         try:
-            # With their transparency, which resizing and a model of four channels look at.
-            results = translator.translate([_of_size(source.shown(path), source.size) for path in paths])
-        except NaNImageError as error:
-            raise UserError(f"{show(paths[0])}: the model produced NaN; nothing can be scored") from error
+            results = translator.translate(pictures)
+        except NaNImageError:  # of one of them
+            results = [_translated(translator, *both) for both in zip(pictures, paths, strict=True)]
         for result in results:
             target = out / f"{names[len(written)]}.png"
             write_image(result, target)
             written.append(target)
         done(len(paths))
     return Pictures(out, tuple(written), source.size)
+
+
+def _translated(translator: Translator, picture: Image.Image, path: Path) -> Image.Image:
+    """Return the translation of one picture."""
+    try:
+        return translator.translate(picture)
+    except NaNImageError as error:
+        raise UserError(f"{show(path)}: the model produced NaN; nothing can be scored") from error
 
 
 def _of_size(picture: Any, size: int | None) -> Any:

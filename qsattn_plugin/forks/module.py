@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +76,11 @@ class PatchSampler(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         name, inside, arguments = state["swap"]
         super().__setstate__(state | {"swap": Swap(name, inside=inside, **arguments)})
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchSampler:
+        made = memo[id(self)] = type(self).__new__(type(self))
+        made.__dict__ = copy.deepcopy(self.__dict__, memo)  # not by its state: copies share the swap
+        return made
 
     def create_mlp(self, feats: Sequence[Tensor | int]) -> None:
         """Make one MLP for each feature map (B, C, H, W), on its device, or for each number of channels."""

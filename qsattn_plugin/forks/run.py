@@ -75,9 +75,15 @@ class SamplerImportHook(importlib.abc.MetaPathFinder):
 
     def _check_module(self, module: str) -> None:
         """Raise UserError if the module exists neither in the fork's folder nor as an installed package."""
-        files = (p.relative_to(self.folder).with_suffix("").parts for p in self.folder.glob("**/*.py"))
-        # A script may put any folder on the path that modules are imported from.
-        known = {".".join(parts[i:]).removesuffix(".__init__") for parts in files for i in range(len(parts))}
+        names: set[str] = set()
+        for path in self.folder.glob("**/*.py"):
+            parts, root = path.relative_to(self.folder).with_suffix("").parts, self.folder
+            for index, part in enumerate(parts):
+                # A script may put any folder that is no package on the path that modules are imported from.
+                if index == 0 or not (root / "__init__.py").exists():
+                    names.add(".".join(parts[index:]).removesuffix(".__init__"))
+                root /= part
+        known = sorted(names)
         if module not in known and not (self.folder / module.split(".")[0]).exists():
             try:
                 found = importlib.util.find_spec(module.split(".")[0])

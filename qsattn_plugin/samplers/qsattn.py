@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -83,7 +83,7 @@ class QSAttnSampler(Sampler):
         ):
             if value not in known:
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
-        if taps not in (None, "all") and not isinstance(taps, list | tuple):
+        if taps not in (None, "all") and (isinstance(taps, str) or not isinstance(taps, Iterable)):
             raise ValueError(f'taps: must be a list of tap names, "all" or nothing, got {taps!r}')
         try:
             self._significance = find("significance", significance).target

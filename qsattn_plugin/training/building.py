@@ -140,11 +140,9 @@ def check_smallest(recipe: Recipe, splits: Mapping[str, Store]) -> None:
         return
     for split, store in splits.items():
         least = min(range(len(store)), key=lambda index: min(store.sizes[index]))
-        parts = RecipeParts(recipe, store.sizes[least])
         try:
             with torch.random.fork_rng(devices=[]):
-                parts.generator()
-                parts.discriminator()
+                recipe.build("method", parts=RecipeParts(recipe, store.sizes[least]))
         except RecipeError as error:
             which = f" ({split}/{store.names[least]} is the smallest picture there)"
             raise RecipeError(*(one._replace(text=f"{one.text}{which}") for one in error.problems)) from error

@@ -67,6 +67,11 @@ def _leave_terminal() -> None:
             termios.tcgetattr(stream)
         except termios.error as error:
             if error.args[0] == errno.EIO:  # it has hung up; a file or a pipe answers ENOTTY
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream)
-                os.close(nowhere)
+                silence(stream)
+
+
+def silence(stream: int) -> None:
+    """Let what is printed on a file descriptor go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream)
+    os.close(nowhere)

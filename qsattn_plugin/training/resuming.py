@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qsattn_plugin.registry import find
+from qsattn_plugin.registry import PartError, find
 from qsattn_plugin.registry.recipe import Recipe
 from qsattn_plugin.registry.recipe.checking import nested
 from qsattn_plugin.registry.recipe.schema import PARTS, Train
@@ -65,7 +65,10 @@ def _changes(recipe: Recipe, before: Mapping[str, Any]) -> Iterator[tuple[str, A
 def _settings(kind: str, spec: str | Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a part that a training cannot change, defaults too, and those of the parts inside it."""
     given = {"type": spec} if isinstance(spec, str) else dict(spec)
-    takes = find(kind, given["type"]).signature.parameters
+    try:
+        takes = find(kind, given["type"]).signature.parameters
+    except PartError:  # of a checkpoint whose part is not at hand
+        return given
     found = {key: plain(taken.default) for key, taken in takes.items() if taken.default is not taken.empty} | given
     for key in found.keys() & takes.keys():
         if (inner := nested(takes[key].annotation)) and isinstance(found[key], list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.training.loop import TrainingEvent
+from qsattn_plugin.training.report import ReportWarning
 
 
 class TensorBoard:
@@ -32,12 +34,20 @@ class TensorBoard:
         self._writer: Any = None
 
     def __call__(self, event: TrainingEvent) -> None:
-        """Log one event of the training."""
+        """Log one event of the training.
+
+        A folder that is deleted or full during it ends the logging, not the training.
+        """
         if event.kind == "start":
             # Hide what a killed process wrote after its last checkpoint: those steps are repeated.
             self._writer = self._make(str(self.folder), purge_step=event.step + 1)
         elif self._writer is not None and event.kind in ("train", "evaluate", "end"):
-            getattr(self, f"_{event.kind}")(event.step, event.values)
+            try:
+                getattr(self, f"_{event.kind}")(event.step, event.values)
+            except OSError as error:
+                self._writer = None
+                text = f"{self.folder} cannot be written ({error.strerror or error}); the training goes on without"
+                warnings.warn(f"{text} TensorBoard", ReportWarning, stacklevel=2)
 
     def _train(self, step: int, values: dict[str, Any]) -> None:
         for name, value in values["losses"].items():

@@ -107,7 +107,7 @@ class Translator(nn.Module):
             raise UserError(
                 f"images: must be floats in [-1, 1], got {images.dtype}; write images / 127.5 - 1 for bytes"
             )
-        multiple = side_multiple(self.generator)
+        multiple = side_multiple(self.generator, default=1)
         if shape[2] % multiple or shape[3] % multiple:
             raise UserError(
                 f"images: sides must be multiples of {multiple}, got {shape[2]} x {shape[3]}; translate() takes "

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qsattn_plugin.attention import GlobalAttention, LocalAttention
 from qsattn_plugin.attention.entropy import tile_entropy
-from qsattn_plugin.data.images import read_image
+from qsattn_plugin.data.images import read_image, write_image
 from qsattn_plugin.data.preprocess import FACTOR
 from qsattn_plugin.errors import UserError
 from qsattn_plugin.evaluation.mapping import choose_sampler
@@ -178,13 +178,17 @@ def _entropy_file(scale: float, site: Path) -> dict[str, Any]:
 
 
 def _example(path: Path, site: Path) -> str:
-    """Copy a picture of the page's own; return its address."""
-    read_image(path)  # a picture that cannot be read is told now
-    target = site / "examples" / re.sub(r"[^\w.-]+", "_", path.name)
+    """Copy a picture of the page's own, as PNG if browsers do not show its format; return its address."""
+    picture = read_image(path)  # one that cannot be read is told now
+    known = path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+    target = site / "examples" / re.sub(r"[^\w.-]+", "_", path.name if known else f"{path.stem}.png")
     if target.exists():
         raise UserError(f"two of the examples would be called {target.name}; give one of them another name")
     target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(path, target)
+    if known:
+        shutil.copyfile(path, target)
+    else:
+        write_image(picture, target)
     return f"examples/{target.name}"
 
 

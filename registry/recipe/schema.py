@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from qsattn_plugin.errors import nearest
+from qsattn_plugin.errors import UserError, nearest
 from qsattn_plugin.registry.interfaces import PreprocessMode, of_domain
 
 #: Section -> the kind of its part; those in :data:`LISTS` hold a list of parts.
@@ -87,11 +87,14 @@ AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 
 def _published(value: Any) -> Any:
     """Return the file of a published model for its name, where there is no file of that name."""
-    if isinstance(value, str) and not os.path.exists(value):
+    if isinstance(value, str) and not os.path.isfile(value):
         from qsattn_plugin.registry.pretrained import entries, weights_file  # a fork's environment lacks what they need
 
         entry = entries().get(value.removeprefix("pretrained/"))
-        return value if entry is None else str(weights_file(entry))
+        try:
+            return value if entry is None else str(weights_file(entry))
+        except UserError as error:
+            raise ValueError(str(error)) from error
     return value
 
 

@@ -45,7 +45,8 @@ def background(scored: Pictures, source: Pictures, masks: Pictures, stage: Stage
                 values.append(background_change(to_float(after)[None], to_float(before)[None], mask, _MARGIN))
             done(1)
     if not values:
-        raise UserError(f"the masks in {show(masks.folder)} leave no background in any picture; white is the object")
+        what = "leave no background in any picture; it is black, and the object white"
+        raise UserError(f"the masks in {show(masks.folder)} {what}")
     images = {"pairs": len(values), "without background": len(scored) - len(values)}
     resize = f"{scored.resize}; {resized} masks brought to their picture's size (nearest)"
     settings = {"unit": "mean absolute difference on [-1, 1]", "margin": f"{_MARGIN:.0%} of the height"}

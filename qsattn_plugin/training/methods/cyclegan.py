@@ -21,16 +21,17 @@ class ImagePool:
 
     Args:
         size: the number of images kept; 0 disables the pool.
+        mixed: whether images of other sizes than the given ones may be shown, one at a time.
     """
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int, mixed: bool = True):
+        self.size, self.mixed = size, mixed
         self.images: list[Tensor] = []
 
     def exchange(self, images: Tensor, draws: torch.Generator) -> Tensor:
         """Return a batch (B, C, H, W) that mixes the given images with earlier ones.
 
-        An earlier image of another size is shown where it is alone in the batch, and replaced in any case.
+        An earlier image of another size is shown only where it is alone in the batch, and replaced in any case.
         """
         shown = []
         for image in images.detach():
@@ -42,7 +43,8 @@ class ImagePool:
             place = int(torch.randint(2**31, (), generator=draws)) % max(self.size, 1)
             if self.size and swap:
                 earlier, self.images[place] = self.images[place], image.clone()
-                shown.append(earlier if len(images) == 1 or earlier.shape == image.shape else image)
+                fits = earlier.shape == image.shape or (self.mixed and len(images) == 1)
+                shown.append(earlier if fits else image)
             else:
                 shown.append(image)
         return torch.stack(shown)
@@ -94,7 +96,8 @@ class CycleGAN(Method):
         self.gan_weight = gan_weight
         self.cycle_weight = cycle_weight
         self.identity_weight = identity_weight
-        self.pools = {"forward": ImagePool(pool), "backward": ImagePool(pool)}
+        # A gradient penalty is taken between a real and a shown image.
+        self.pools = {name: ImagePool(pool, mixed=not loss.penalised) for name in ("forward", "backward")}
 
     def roles(self) -> dict[str, list[nn.Module]]:
         return {
