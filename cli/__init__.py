@@ -117,11 +117,12 @@ def _show_warning(message: Any, category: type[Warning], *where: Any, **more: An
     """Print this package's own warnings in one line, without the place in the code."""
     if category.__module__.partition(".")[0] == "qsattn_plugin":
         text, tqdm = printable(f"Warning: {message}"), sys.modules.get("tqdm")
-        if tqdm is None:
-            click.echo(text, err=True)
-        else:
-            tqdm.tqdm.write(text, file=sys.stderr)  # above a progress bar, if there is one
-            sys.stderr.flush()
+        with contextlib.suppress(OSError):  # where nobody reads any more, a training goes on
+            if tqdm is None:
+                click.echo(text, err=True)
+            else:
+                tqdm.tqdm.write(text, file=sys.stderr)  # above a progress bar, if there is one
+                sys.stderr.flush()
     else:
         _default_showwarning(message, category, *where, **more)
 

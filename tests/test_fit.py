@@ -344,7 +344,7 @@ def test_the_smallest_picture_is_tried_before_the_first_step_where_pictures_are_
     if said is None:
         fit(run, max_steps=1)
         return
-    with pytest.raises(RecipeError, match=rf"{said}.* \(trainB/09\.png is the smallest picture there\)$"):
+    with pytest.raises(RecipeError, match=rf"{said}.* \(trainB/09\.png is the smallest picture\)$"):
         fit(run)
     assert not run.checkpoints.steps()
 

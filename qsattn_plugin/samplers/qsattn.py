@@ -83,7 +83,7 @@ class QSAttnSampler(Sampler):
         ):
             if value not in known:
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
-        if taps not in (None, "all") and (isinstance(taps, str) or not isinstance(taps, Iterable)):
+        if taps != "all" if isinstance(taps, str) else not (taps is None or isinstance(taps, Iterable)):
             raise ValueError(f'taps: must be a list of tap names, "all" or nothing, got {taps!r}')
         try:
             self._significance = find("significance", significance).target

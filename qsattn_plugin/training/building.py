@@ -129,7 +129,7 @@ class RecipeParts:
 
 
 def check_smallest(recipe: Recipe, splits: Mapping[str, Store]) -> None:
-    """Check that generators, discriminators and augmentations take the smallest picture of each split.
+    """Check that the parts take the smallest picture of all splits: that with the shortest side.
 
     Where pictures are cropped all have the size on which parts are tried when they are built.
 
@@ -138,14 +138,16 @@ def check_smallest(recipe: Recipe, splits: Mapping[str, Store]) -> None:
     """
     if "crop" in recipe.data.preprocess:
         return
-    for split, store in splits.items():
-        least = min(range(len(store)), key=lambda index: min(store.sizes[index]))
-        try:
-            with torch.random.fork_rng(devices=[]):
-                recipe.build("method", parts=RecipeParts(recipe, store.sizes[least]))
-        except RecipeError as error:
-            which = f" ({split}/{store.names[least]} is the smallest picture there)"
-            raise RecipeError(*(one._replace(text=f"{one.text}{which}") for one in error.problems)) from error
+    pictures = (
+        (size, f"{split}/{name}") for split, s in splits.items() for size, name in zip(s.sizes, s.names, strict=True)
+    )
+    size, least = min(pictures, key=lambda picture: min(picture[0]))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            recipe.build("method", parts=RecipeParts(recipe, size))
+    except RecipeError as error:
+        which = f" ({least} is the smallest picture)"
+        raise RecipeError(*(one._replace(text=f"{one.text}{which}") for one in error.problems)) from error
 
 
 class _Translation(nn.Module):

@@ -17,6 +17,8 @@ from qsattn_plugin.errors import at_least
 from qsattn_plugin.registry.layers.memory_saving import blur_down
 from qsattn_plugin.registry.layers.norms import BatchNorm, InstanceNorm
 
+__all__ = ["BatchNorm", "Downsample", "InstanceNorm", "Upsample", "bound", "initialise", "normalisation"]
+
 Norm = Literal["instance", "batch", "none"]
 Init = Literal["xavier", "normal", "kaiming", "orthogonal"]
 
