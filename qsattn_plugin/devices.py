@@ -22,7 +22,7 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # "meta" has no values
     except (RuntimeError, AssertionError, ImportError) as error:  # where torch was built without a backend
         raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]})") from error
     return device

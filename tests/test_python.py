@@ -121,6 +121,8 @@ def test_mistakes_are_answered_in_words(call, kind, words):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("load", [qs.load, published, lambda *a, **k: published(*a, pretrained=False, **k)])
 def test_a_device_that_is_not_there_is_told(load):
+    with pytest.raises(qs.UserError, match="device 'meta' cannot be used here"):
+        load("toy", device="meta")
     with pytest.raises(qs.UserError, match="device 'cuda' cannot be used here"):
         load("toy", device="cuda")
 
