@@ -44,9 +44,14 @@ class Found(NamedTuple):
     squares: list[tuple[int, int, int]]
 
 
+def picture_files(folder: Path) -> list[Path]:
+    """Return a folder's pictures in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
 def pictures(folder: Path, count: int | None) -> Tensor:
     """Return a folder's first pictures as uint8 (B, 3, 256, 256)."""
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))[:count]
+    files = picture_files(folder)[:count]
     return torch.stack([pil_to_tensor(Image.open(path).convert("RGB").resize((256, 256))) for path in files])
 
 

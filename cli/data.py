@@ -58,10 +58,13 @@ def _drawn(name: str, root: Path, splits: tuple[str, ...], options: tuple[str, .
     from qsattn_plugin.registry import find
     from qsattn_plugin.registry.recipe import Recipe
     from qsattn_plugin.registry.recipe.schema import PIPELINE
+    from qsattn_plugin.registry.yaml_lines import parse_assignment
 
     takes = find("dataset", name).signature.parameters
     for option in options:
-        key = option.partition("=")[0].partition(".")[0]
+        key = parse_assignment(option, "size=128")[0].partition(".")[0]
+        if key == "type":
+            raise UserError(f"-s {option}: the data set is {name}, as the command says")
         if key in PIPELINE and key not in takes:
             raise UserError(f"-s {option}: {key}: how a training prepares pictures; {name} takes {', '.join(takes)}")
     text = f"name: data\ndata: {{type: {json.dumps(name)}}}\ntrain: {{steps: 1}}"

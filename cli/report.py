@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from qsattn_plugin.cli import completion
+
 
 @click.command("report", short_help="Write a run's report.")
-@click.argument("run", required=False)
+@click.argument("run", required=False, shell_complete=completion.runs)
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 def command(run: str | None, show: bool) -> None:
     """Write report.html into the folder of RUN, a folder or a name below runs/; by default the run built last.

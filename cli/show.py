@@ -76,6 +76,7 @@ def _resolve(name: str) -> tuple[str, str]:
 def _key(name: str) -> None:
     from qsattn_plugin.errors import UserError, nearest
     from qsattn_plugin.registry import list_parts
+    from qsattn_plugin.registry.recipe.checking import takers
     from qsattn_plugin.registry.recipe.page import find_keys
     from qsattn_plugin.registry.recipe.schema import KEYS, PARTS
     from qsattn_plugin.text import text_table
@@ -83,6 +84,9 @@ def _key(name: str) -> None:
     section = name.partition(".")[0]
     keys = find_keys(name)
     if name not in KEYS and not keys:
+        if others := takers(PARTS[section], name.partition(".")[2]) if section in PARTS else []:
+            shown = " and ".join(f"qsattn show {PARTS[section]}/{other}" for other in others)
+            raise UserError(f"{name} is an argument of parts; see {shown}")
         near = nearest(name, (*KEYS, *(key.name for key in find_keys(section))))
         raise UserError(f"a recipe has no key {name!r}{near}")
     if name in KEYS:

@@ -49,6 +49,14 @@ def above(limit: float, **values: float) -> None:
             raise ValueError(f"{name}: must be above {limit}, got {value}")
 
 
+def one_of(known: Iterable[str], **values: object) -> None:
+    """Raise ValueError if one of the named arguments is none of the known words."""
+    known = tuple(known)
+    for name, value in values.items():
+        if value not in known:
+            raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
+
+
 def nearest(name: object, known: Iterable[object]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     by_text = {str(k).lower(): str(k) for k in known}
@@ -56,7 +64,7 @@ def nearest(name: object, known: Iterable[object]) -> str:
     return f"; did you mean {by_text[close[0]]!r}?" if close else ""
 
 
-def describe_error(error: Exception) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error of somebody else's code in one line: its type, its text, and the file and line it came from."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = os.path.relpath(last.filename) if last.filename.startswith(os.getcwd() + os.sep) else last.filename

@@ -201,6 +201,11 @@ def test_two_pictures_of_one_name_both_come_out(workplace, trained):
         (["data", "toyy", "--root", "x"], "did you mean 'toy'"),
         (["data", "toy", "--root", "x", "-s", "size=3"], "must be at least 32"),
         (["data", "toy", "--root", "x", "-s", "crop=128"], "-s crop=128: crop: how a training prepares pictures"),
+        (["data", "toy", "--root", "x", "-s", "nonsense"], "-s nonsense: expected key=value, for example -s size=128"),
+        (["data", "toy", "--root", "x", "-s", "type=folders"], "-s type=folders: the data set is toy"),
+        (["show", "data.root"], "data.root is an argument of parts; see qsattn show dataset/folders"),
+        (["build", "toy", "-s", "data.root=x"], "data.root: dataset 'toy' takes no such key, but folders does"),
+        (["build", "toy", "-s", "train.init_from=."], "that is a folder: give a file in it"),
     ],
 )
 def test_mistakes_are_answered_in_words(workplace, args, message):
@@ -436,6 +441,9 @@ def test_show_describes_a_network_that_a_recipe_alone_can_build():
 def test_arguments_that_name_parts_are_shown_as_such():
     assert "of: list of discriminators" in qsattn("show", "discriminator/ensemble").output
     assert "gan: objective = lsgan" in qsattn("show", "method/cut").output
+    said = qsattn("show", "objective.nce_weight").output
+    assert said.count("objective.nce_weight: number = 1.0 (fastcut: 10.0, sincut: 4.0)") == 1
+    assert "of simdcl" in said or "simdcl: " in said
 
 
 @pytest.mark.parametrize(

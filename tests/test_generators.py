@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -50,6 +52,22 @@ def test_taps_go_by_index_and_by_name(case):
         generator(x, taps=["block_99"])
     with pytest.raises(UserError, match="twice"):
         generator(x, taps=[found[0].index, found[0].name])
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_change_of_any_tap_is_added_to_what_it_says(case, mask):
+    generator, x = case
+    if mask:
+        if "mask" not in inspect.signature(type(generator)).parameters:
+            pytest.skip("has no mask")
+        generator = type(generator)(width=4, mask=True)
+    for tap in generator.taps:
+        image, (as_it_is,) = generator(x, taps=[tap.index])
+        step = torch.full_like(as_it_is, 0.25)
+        changed, (feature,) = generator(x, taps=[tap.index], change={tap.index: step})
+        # Up to rounding: skips are joined after it.
+        torch.testing.assert_close(feature, as_it_is + step, atol=1e-6, rtol=1e-6)
+        assert not torch.equal(changed, image)
 
 
 def test_features_alone_do_not_run_what_lies_behind(case):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import timm
 import torch
@@ -15,6 +17,7 @@ from qsattn_plugin.registry.recipe import Recipe, load_recipe
 from qsattn_plugin.training.describe import part_table
 from qsattn_plugin.training.kid import KernelDistance, TimmEmbedder
 from qsattn_plugin.training.loop import fit
+from qsattn_plugin.training.report import write_report
 from qsattn_plugin.training.run import Run
 from qsattn_plugin.training.session import Session
 from qsattn_plugin.translation.apply import translate
@@ -185,6 +188,23 @@ def test_a_data_set_with_a_score_of_its_own_is_led_by_that(workplace, weights):
     kid = f"evaluate.kid={{model: {MODEL}, weights: {weights}}}"
     scores = fit(Run.create(load_recipe("toy", (*TINY, kid, "train.steps=1")), workplace / "run"))
     assert list(scores) == ["coat_distance", "background_change", "kid"]
+
+
+@pytest.mark.parametrize("value", [torch.tensor(1.5), float("nan"), float("inf")])
+def test_a_score_of_ones_own_may_be_any_number(workplace, monkeypatch, value):
+    monkeypatch.setattr(ToyHorses, "score", lambda *given: {"mine": value})
+    run = Run.create(load_recipe("toy", (*TINY, "train.steps=2", "evaluate.every=1")), workplace / "run")
+    assert fit(run) == {"mine": pytest.approx(float(value), nan_ok=True)}
+    assert run.checkpoints.best.is_file() == (float(value) < math.inf)
+    write_report(run)
+
+
+def test_a_score_that_fails_costs_no_steps(workplace, monkeypatch):
+    run = Run.create(load_recipe("toy", (*TINY, "train.steps=3", "evaluate.every=2")), workplace / "run")
+    monkeypatch.setattr(ToyHorses, "score", lambda *given: {}["mine"])
+    with pytest.raises(KeyError, match="mine"):
+        fit(run)
+    assert run.checkpoints.steps() == [2]
 
 
 @pytest.mark.parametrize(

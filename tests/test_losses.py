@@ -12,7 +12,7 @@ from qsattn_plugin.losses import PatchNCE
 from qsattn_plugin.projection import ProjectionHeads
 from qsattn_plugin.registry import create
 from qsattn_plugin.training.methods.adversary import Adversary
-from qsattn_plugin.training.methods.cyclegan import ImagePool
+from qsattn_plugin.training.methods.cyclegan import CycleGAN, ImagePool
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:
@@ -126,6 +126,15 @@ def test_a_pool_shows_every_earlier_translation():
     # the bounds are 3.5 standard deviations away.
     assert 15 <= len(older) <= 42
     assert sorted([*shown[3:], *map(int, pool.images)]) == list(range(60))
+
+
+def test_a_pool_is_restored_in_its_order():
+    cyclegan = object.__new__(CycleGAN)
+    cyclegan.__dict__ |= {"device": torch.device("cpu"), "pools": {"forward": ImagePool(20000)}}
+    for digits in (4, 9):  # of older checkpoints, and of new ones
+        cyclegan.load_memory({f"forward/{i:0{digits}d}": torch.tensor(float(i)) for i in reversed(range(10050))})
+        assert [float(image) for image in cyclegan.pools["forward"].images] == list(range(10050))
+    assert len(cyclegan.memory()) == 10050
 
 
 def test_a_pool_shows_translations_of_other_sizes_one_at_a_time_and_forgets_them_in_any_case():

@@ -96,15 +96,16 @@ def array(path, dtype, bands, first=False, zipped=False, order="="):
     return place, values
 
 
-def packed(path, bits):
-    """A grey TIFF of 12 bits a pixel, without gaps, by hand: tifffile does not write it."""
-    values = values_of("uint16", 1, 2**bits - 1)
+def packed(path, bits, bands=1):
+    """A TIFF of less than 8 or of 12 bits a band, without gaps, by hand: tifffile does not write it."""
+    values = values_of("uint16", bands, 2**bits - 1)
     rows = []
-    for row in values[..., 0]:
+    for row in values.reshape(HEIGHT, -1):
         text = "".join(f"{value:0{bits}b}" for value in row)
         rows.append(int(text.ljust(-(-len(text) // 8) * 8, "0"), 2).to_bytes(-(-len(text) // 8), "big"))
     data = b"".join(rows)
-    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: HEIGHT, 279: len(data)}
+    tags = {256: WIDTH, 257: HEIGHT, 258: bits, 259: 1, 262: 1, 273: 8, 277: bands, 278: HEIGHT, 279: len(data)}
+    tags |= {262: 2} if bands == 3 else {}
     head = b"II*\0" + (8 + len(data)).to_bytes(4, "little") + data + len(tags).to_bytes(2, "little")
     for tag, value in tags.items():
         head += tag.to_bytes(2, "little") + (4).to_bytes(2, "little") + (1).to_bytes(4, "little")
@@ -490,3 +491,13 @@ def test_names_are_compared_in_one_unicode_form(tmp_path):
     one, other = (Pictures.find(tmp_path / folder) for folder in ("mac", "linux"))
     assert one.names == other.names
     assert partners(one, other) == [0]
+
+
+@pytest.mark.parametrize(("bits", "bands"), [(1, 1), (2, 1), (4, 1), (4, 3)])
+def test_depths_below_8_bits_are_stretched_to_them(tmp_path, bits, bands):
+    pytest.importorskip("tifffile")
+    path, values = packed(tmp_path / "shallow", bits, bands)
+    raster = read_raster(path)
+    assert raster.full == (0, 255)
+    assert np.array_equal(raster.values, values * (255 // (2**bits - 1)))
+    assert np.array_equal(np.atleast_3d(np.asarray(raster.picture())), raster.values)

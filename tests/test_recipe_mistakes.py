@@ -118,6 +118,8 @@ OVERRIDES = [
     ("extends=toy", "extends: this key is only allowed in a recipe's file"),
     ("augmentations.0.p=1", "augmentations.0: the list has 0 items, numbered from 0; there is no '0'"),
     ("train=5", "train: must be a mapping, got 5"),
+    ("data.root=own #2", "# begins a comment"),
+    ("data.root=#2", "# begins a comment"),
     # types
     ("train.steps=abc", "train.steps: must be an integer, got 'abc'"),
     ("train.steps='5'", "train.steps: must be an integer, got '5'"),
@@ -141,6 +143,7 @@ OVERRIDES = [
     ("train.lr=0", "train.lr: must be greater than 0.0, got 0"),
     ("train.ema=1", "train.ema: must be less than 1.0, got 1"),
     ("data.channels=65", "data.channels: must be at most 64"),
+    ("train.images=banana", "train.images: must be an integer, got 'banana'"),
     ("train.epochs=0", "train.epochs: must be greater than 0.0, got 0"),
     ("train={steps: 3, epochs: 2}", "train.epochs: give the length as steps or as epochs, not as both"),
     ("train.epoch=2", "train.epoch: there is no such key; did you mean 'epochs'? (train takes steps, epochs, images"),
@@ -175,6 +178,17 @@ def test_mistakes(load, text, overrides, message):
         load(text, *overrides)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_quoted_sharp_is_text(load):
+    assert load(GOOD, "data.note='own #2'").data.arguments["note"] == "own #2"
+
+
+@pytest.mark.parametrize("leave", ["sys.exit()", "raise KeyError(1)"])
+def test_a_file_of_parts_that_ends_the_program_is_named(load, tmp_path, leave):
+    (tmp_path / "leaves.py").write_text(f"import sys\n{leave}\n")
+    with pytest.raises(RecipeError, match=r"my.yaml:3: import: .*leaves.py.*(SystemExit|KeyError)"):
+        load(GOOD + "import: [./leaves.py]\n")
 
 
 def test_aliases_that_unfold_without_end(load):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qsattn_plugin.registry import KINDS, PartError, Registry
+from qsattn_plugin.registry import KINDS, PartError, Registry, create
 from qsattn_plugin.registry.parts import argument_docs
 
 
@@ -189,3 +189,21 @@ _DEPTH = "steps down, then up: and no new item."
 )
 def test_argument_docs(target, docs):
     assert argument_docs(target) == docs
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "argument"),
+    [
+        ("objective", "hdce", "weighting"),
+        ("objective", "lsesim", "similarity"),
+        ("objective", "lsesim", "distance"),
+        ("objective", "monce", "cost"),
+        ("objective", "patchnce", "negatives"),
+        ("sampler", "qsattn_global", "routing"),
+        ("generator", "resnet_6blocks", "norm"),
+        ("generator", "resnet_6blocks", "init"),
+    ],
+)
+def test_a_misspelt_choice_is_no_other_choice(kind, name, argument):
+    with pytest.raises(ValueError, match=f"^{argument}: must be one of .*, got 'densty'"):
+        create(kind, name, **{argument: "densty"})

@@ -80,6 +80,13 @@ def test_a_long_log_is_averaged_to_a_bounded_length(workplace):
     assert history.speed == 4
 
 
+def test_time_is_of_the_batches_that_were_trained_with(workplace):
+    path = workplace / "metrics.jsonl"
+    line = {"event": "train", "step": 100, "losses": {}, "images_per_second": 4}
+    path.write_text("\n".join(map(json.dumps, [{"event": "start", "step": 0, "batch": 8}, line])))
+    assert read_history(path, batch_size=1).seconds == pytest.approx(100 * 8 / 4)
+
+
 def test_values_that_no_report_can_show_are_left_out(workplace):
     path = workplace / "metrics.jsonl"
     lines = [

@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch import nn
 
 from qsattn_plugin.cli import main
 from qsattn_plugin.data.images import read_image
@@ -442,6 +443,29 @@ def test_a_broken_model_writes_nothing(workplace, translator, tile):
     outcome = translate_files(translator, [(photo("a.png"), Path("out/a.png"))], tile=tile)
     assert "a.png: the model produced NaN" in outcome.failed[0][1]
     assert not Path("out").exists()
+
+
+def test_a_picture_that_becomes_nan_does_not_take_its_batch_along(workplace, translator):
+    class Standardised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.gain * (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+
+    translator.generator = Standardised()
+    Image.new("RGB", (32, 32)).save("flat.png")
+    files = [(photo("a.png"), Path("out/a.png")), (Path("flat.png"), Path("out/flat.png"))]
+    outcome = translate_files(translator, files, batch=2)
+    assert outcome.written == [Path("out/a.png")]
+    assert [path.name for path, _ in outcome.failed] == ["flat.png"]
+
+
+@pytest.mark.parametrize("wrong", [Path("a.png"), None, 3, "a.png"])
+def test_what_is_no_picture_is_refused_with_a_remedy(translator, wrong):
+    with pytest.raises(TypeError, match=r"must be PIL images, got \w+; open it with PIL.Image.open"):
+        translator.translate(wrong)
 
 
 def test_generators_of_others_are_translated_whole_and_it_is_said(workplace, monkeypatch):

@@ -17,7 +17,7 @@ from qsattn_plugin.data.parallel import threaded_map
 from qsattn_plugin.data.pixels import Pages, check_channels, to_channels
 from qsattn_plugin.data.ranges import Range, measured, to_codes, to_signal
 from qsattn_plugin.data.raster import Raster
-from qsattn_plugin.errors import UserError, nearest
+from qsattn_plugin.errors import UserError, nearest, one_of
 from qsattn_plugin.registry import register
 from qsattn_plugin.registry.interfaces import of_domain
 
@@ -179,8 +179,7 @@ class Folders:
                 )
 
     def _place(self, name: str) -> Path | None:
-        if name not in SPLITS:
-            raise ValueError(f"name: must be one of {', '.join(SPLITS)}, got {name!r}")
+        one_of(SPLITS, name=name)
         for folder in (name, name.replace("test", "val")):
             if (self.root / folder).is_dir():
                 return self.root / folder

@@ -141,6 +141,7 @@ def read_raster(path: str | os.PathLike, page: int | None = None) -> Raster:
     """Read a picture file of any kind, upright, with the bands and the values that it holds.
 
     Arguments and errors are those of :func:`read_image`; number types are 8 to 64 bits, signed, unsigned or floating.
+    Fewer than 8 bits are stretched to them.
     """
     with _converting(path), decoders.rasters(path, page) as found:
         return found

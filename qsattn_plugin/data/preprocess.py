@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qsattn_plugin.data.images import UnreadableImage
 from qsattn_plugin.data.pixels import as_pil, memory_of, to_channels
+from qsattn_plugin.errors import one_of
 from qsattn_plugin.registry.interfaces import PreprocessMode
 
 __all__ = ["FACTOR", "Preprocess", "known_side", "resize_bands"]
@@ -82,8 +83,7 @@ class Preprocess:
     centre: bool = False
 
     def __post_init__(self):
-        if self.mode not in get_args(PreprocessMode):
-            raise ValueError(f"mode: must be one of {', '.join(get_args(PreprocessMode))}, got {self.mode!r}")
+        one_of(get_args(PreprocessMode), mode=self.mode)
         if self.resize < 1:
             raise ValueError(f"resize: must be at least 1, got {self.resize}")
         if self.crop_size is not None:
@@ -101,10 +101,18 @@ class Preprocess:
         """Return the deterministic version, for evaluation.
 
         As in CUT's tests, which set the load size to the crop size, ``resize_and_crop`` resizes the whole picture to
-        crop x crop. The other modes with a crop scale to the crop size and take a centre crop, where CUT takes a random
-        one. The modes without a crop are unchanged.
+        crop x crop. The other modes that scale and crop scale to the crop size and take a centre crop, where CUT takes
+        a random one, and ``crop`` takes one without scaling. The modes without a crop are unchanged. Where steps see
+        crops of much larger pictures, these are kept whole, at the size that the generator knows (:func:`known_side`).
         """
-        return self if self.crop_size is None else replace(self, resize=self.crop, centre=True)
+        if self.crop_size is None:
+            return self
+        if self.mode == "crop" or known_side(self.resize, self.crop) == self.crop:
+            return replace(self, resize=self.crop, centre=True)
+        if self.mode == "resize_and_crop":
+            side = self._rounded(self.resize)
+            return replace(self, resize=side, crop=side, centre=True)
+        return replace(self, mode=self.mode.removesuffix("_and_crop"))
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) after the resize, before any crop."""

@@ -83,8 +83,6 @@ class Raster:
                 values = (values >> 8).astype(np.uint8)  # as Pillow, which keeps the high byte of colours
             else:
                 values = np.floor(values.astype(np.float64) * (255 / top) + 0.5).astype(np.uint8)
-        elif self.full not in (None, (0, 255)):
-            values = np.floor(values * (255 / self.full[1]) + 0.5).astype(np.uint8)  # 2 or 4 bits
         mode = {1: "L", 3: "RGB"}[self.bands] + "A" * self.alpha
         image = Image.frombytes(mode, self.size, np.ascontiguousarray(values).tobytes())
         image.info.update(self.info)

@@ -229,4 +229,6 @@ def _tiff_raster(page: Any, values: np.ndarray) -> Raster:
         colours = np.divide(values[..., :-1], share, out=np.zeros(values[..., :-1].shape), where=share > 0)
         colours = colours if not whole else np.minimum(np.floor(colours + 0.5), top)
         values = np.concatenate([colours.astype(values.dtype), values[..., -1:]], -1)
+    if whole and page.bitspersample < 8:  # as Pillow reads them
+        values, full = np.floor(values * (255 / top) + 0.5).astype(np.uint8), (0.0, 255.0)
     return Raster(values, alpha, full)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from qsattn_plugin.errors import one_of
 from qsattn_plugin.forks.calls import CallForm
 from qsattn_plugin.forks.swap import Swap
 
@@ -59,8 +60,7 @@ class PatchSampler(nn.Module):
         **ignored: Any,
     ):
         super().__init__()
-        if init_type not in _DRAWS:
-            raise ValueError(f"init_type: must be one of {', '.join(_DRAWS)}, got {init_type!r}")
+        one_of(_DRAWS, init_type=init_type)
         self.use_mlp = use_mlp
         self.mlp_init = False
         self.init_type = init_type

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.devices import no_autocast
-from qsattn_plugin.errors import Misfit, above
+from qsattn_plugin.errors import Misfit, above, one_of
 from qsattn_plugin.registry import register
 
 __all__ = ["ContrastiveObjective", "Pair", "PatchNCE", "PatchObjective"]
@@ -170,8 +170,7 @@ class PatchObjective(ContrastiveObjective):
     ):
         super().__init__()
         above(0, temperature=temperature)
-        if negatives not in ("internal", "batch"):
-            raise ValueError(f"negatives: must be internal or batch, got {negatives!r}")
+        one_of(("internal", "batch"), negatives=negatives)
         self.temperature = temperature
         self.negatives = negatives
         self.detach_positives = detach_positives

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.attention.routes import Route
 from qsattn_plugin.devices import no_autocast
-from qsattn_plugin.errors import above, at_least, check_sizes
+from qsattn_plugin.errors import above, at_least, check_sizes, one_of
 from qsattn_plugin.losses.contrastive import ContrastiveObjective, Pair
 from qsattn_plugin.registry import Nested, create_nested, register
 
@@ -52,6 +52,8 @@ class LSeSim(ContrastiveObjective):
         init_gain: float = 0.02,
     ):
         super().__init__()
+        one_of(("dot", "cosine"), similarity=similarity)
+        one_of(("cosine", "l1"), distance=distance)
         at_least(2, window=window)
         at_least(0, init_gain=init_gain)
         above(0, temperature=temperature)

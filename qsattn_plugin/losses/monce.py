@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qsattn_plugin.errors import above
+from qsattn_plugin.errors import above, one_of
 from qsattn_plugin.losses.contrastive import PatchObjective, without_diagonal
 from qsattn_plugin.registry import register
 
@@ -49,6 +49,7 @@ class MoNCE(PatchObjective):
         if eps < 0.03:  # exp(-2 / eps) must stay above float32's smallest number
             raise ValueError(f"eps: must be at least 0.03, got {eps}")
         above(0, strength=strength)
+        one_of(("hard", "easy", "mixed"), cost=cost)
         self.easy = {"hard": 0.0, "easy": 1.0, "mixed": mix}[cost]
         self.eps, self.strength = eps, strength
 

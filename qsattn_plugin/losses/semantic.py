@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qsattn_plugin.errors import above
+from qsattn_plugin.errors import above, one_of
 from qsattn_plugin.losses.contrastive import PatchObjective, without_diagonal
 from qsattn_plugin.registry import register
 
@@ -45,6 +45,7 @@ class HDCE(PatchObjective):
         above(0, gamma=gamma, gamma_end=gamma_end)
         if release is not None and not 0 <= release <= 1:
             raise ValueError(f"release: must lie between 0 and 1, got {release}")
+        one_of(("similarity", "density"), weighting=weighting)
         self.gamma, self.gamma_end, self.release, self.weighting = gamma, gamma_end, release, weighting
 
     def each(self, anchors: Tensor, positives: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qsattn_plugin.attention import GlobalAttention, LocalAttention, select_queries
 from qsattn_plugin.attention.routes import OwnRoute, PointRoute, Route
-from qsattn_plugin.errors import UserError, at_least, nearest
+from qsattn_plugin.errors import UserError, at_least, nearest, one_of
 from qsattn_plugin.registry import PartError, find, register
 from qsattn_plugin.samplers.points import Sampler, first_these
 from qsattn_plugin.samplers.significance import uniform
@@ -77,12 +77,8 @@ class QSAttnSampler(Sampler):
     ):
         super().__init__(queries)
         at_least(1, positions=positions)
-        for name, value, known in (
-            ("attention", attention, ("global", "local", "local_global")),
-            ("routing", routing, ("cross", "own", "select")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}{nearest(value, known)}")
+        one_of(("global", "local", "local_global"), attention=attention)
+        one_of(("cross", "own", "select"), routing=routing)
         if taps != "all" if isinstance(taps, str) else not (taps is None or isinstance(taps, Iterable)):
             raise ValueError(f'taps: must be a list of tap names, "all" or nothing, got {taps!r}')
         try:

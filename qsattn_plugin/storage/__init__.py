@@ -188,7 +188,8 @@ def load_tensors(path: Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
     if not path.is_file():
-        raise UserError(f"there is no file {path}")
+        files = "; that is a folder: give a file in it, of a run one in its checkpoints" if path.is_dir() else ""
+        raise UserError(f"there is no file {path}{files}")
     try:
         if what := pretence(path):
             raise DamagedFile(f"{path} {what}")

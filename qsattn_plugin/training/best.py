@@ -42,7 +42,7 @@ class BestWeights:
     ) -> dict[str, Any] | None:
         """Record an evaluation; write the weights of ``state()`` if its first score is smaller than all before.
 
-        Return the best so far and how many evaluations it was picked from; None if there are no scores.
+        Return the best so far and how many evaluations it was picked from; None where no score is a number yet.
 
         Raises:
             WriteFailed: the weights could not be written; the previous best is unchanged.
@@ -60,4 +60,4 @@ class BestWeights:
             tensors, document = state()
             document |= {"scores": scores, "best": self.best, "step": step}
             save_tensors(self.checkpoints.best, tensors, document)
-        return {**self.best, "evaluations": self.evaluations}
+        return {**self.best, "evaluations": self.evaluations} if self.best else None

@@ -78,7 +78,7 @@ class Evaluator:
             return None
         scores: dict[str, float] = {}
         for score in self.scores:
-            scores |= score(translated)
+            scores |= {name: float(value) for name, value in score(translated).items()}
         sources = [to_float(image) for image in self.images[: self.grid]]
         return scores, picture_grid([sources, translated[: self.grid]], self.bands)
 

@@ -162,6 +162,7 @@ class _Loop:
             evaluate_every=recipe.evaluate.interval(recipe.train.steps),
             **self._images(),
             processes=here.size,
+            batch=recipe.train.batch_size * recipe.train.accumulate,
             environment={**describe_environment(self.session.device), "precision": precision},
         )
 
@@ -270,9 +271,15 @@ class _Loop:
             return
         with self.world.sync_errors():
             self.guard.check()
-        with self.throughput.paused(), self.world.sync_errors():
-            if self.world.main:
-                self._evaluate()
+        try:
+            with self.throughput.paused(), self.world.sync_errors():
+                if self.world.main:
+                    self._evaluate()
+        except NonFiniteLossError:
+            raise
+        except Exception:
+            self.save()  # what a score raises, maybe one of somebody's own, costs no steps
+            raise
         self.evaluated, self.scores = self.world.broadcast((self.evaluated, self.scores))
 
     def _evaluate(self) -> None:

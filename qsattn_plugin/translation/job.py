@@ -199,20 +199,17 @@ class _Job:
 
         try:
             results = self._results([task.picture for task in tasks], progress)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+        except (MemoryError, RuntimeError, DiskFull, UnreadableImage, NaNImageError) as error:
+            known = isinstance(error, (DiskFull, UnreadableImage, NaNImageError))
+            if not known and not out_of_memory(error):
                 raise
-            if len(tasks) > 1:
+            if len(tasks) > 1:  # one picture's trouble is not the others'
                 for task in tasks:
                     self.translate([task])
                 return
-            self._failed(tasks[0].source, f"{show(tasks[0].source)}: {self._advice(*tasks[0].size)}")
-        except (DiskFull, UnreadableImage) as error:
-            for task in tasks:
-                self._failed(task.source, f"{show(task.source)}: {error}")
-        except NaNImageError:
-            for task in tasks:
-                self._failed(task.source, f"{show(task.source)}: the model produced NaN")
+            (task,) = tasks
+            why = "the model produced NaN" if isinstance(error, NaNImageError) else error if known else ""
+            self._failed(task.source, f"{show(task.source)}: {why or self._advice(*task.size)}")
         else:
             for task, result in zip(tasks, results, strict=True):
                 self._write(task, result)

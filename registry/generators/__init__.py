@@ -144,8 +144,12 @@ class TappedGenerator(nn.Module):
         self, x: Tensor, wanted: Collection[int], change: Mapping[int, Tensor] | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the index and the output of the layers in order: at least of those ``wanted`` and of the last one."""
-        for index, out in self._layers(x, wanted, change):
-            yield index, self._joined(x, out) if index == self.taps[-1].index else out
+        last, inner = self.taps[-1].index, dict(change or {})
+        at_end = inner.pop(last, None)  # of the translation, as the tap is
+        for index, out in self._layers(x, wanted, inner):
+            if index == last:
+                out = self._joined(x, out) if at_end is None else self._joined(x, out) + at_end
+            yield index, out
 
     def _joined(self, x: Tensor, out: Tensor) -> Tensor:
         """Return the translation: the last layer's output joined with the image, where it is."""

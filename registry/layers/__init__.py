@@ -7,13 +7,13 @@ both.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qsattn_plugin.errors import at_least
+from qsattn_plugin.errors import at_least, one_of
 from qsattn_plugin.registry.layers.memory_saving import blur_down
 from qsattn_plugin.registry.layers.norms import BatchNorm, InstanceNorm
 
@@ -86,6 +86,7 @@ def bound(x: Tensor) -> Tensor:
 
 def normalisation(name: Norm) -> Callable[[int], nn.Module]:
     """Return the constructor of a normalisation layer; it takes the number of channels."""
+    one_of(get_args(Norm), norm=name)
     return {
         "instance": lambda channels: InstanceNorm(channels, affine=False, track_running_stats=False),
         "batch": lambda channels: BatchNorm(channels),
@@ -102,6 +103,7 @@ def initialise(network: nn.Module, init: Init = "xavier", gain: float = 0.02) ->
         gain: the scale of the draw.
     """
     at_least(0, init_gain=gain)
+    one_of(get_args(Init), init=init)
     if any(weight.is_meta for weight in network.parameters()):
         return  # shapes only: there is nothing to draw, and torch would import its compiler to find that out
     draw = {

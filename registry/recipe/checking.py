@@ -147,6 +147,11 @@ def check_settings(
     return values
 
 
+def takers(kind: str, argument: str) -> list[str]:
+    """Return the names of the parts of a kind that take an argument."""
+    return [part.name for part in registry.list_parts(kind) if argument in part.signature.parameters]
+
+
 def check_part(
     kind: str, node: Node, key: str, problems: list[Problem], without: Collection[str] = ()
 ) -> PartSpec | None:
@@ -165,6 +170,12 @@ def check_part(
     own = replace(node, value={k: n for k, n in node.value.items() if k != "type" and k not in without})
     injected = [n for n in INJECTED.get(kind, ()) if n not in own.value]
     takes = {n: p for n, p in parameters.items() if n not in (*without, *injected)}
+    for at in [n for n in own.value if n not in takes]:
+        if others := takers(kind, at):
+            what = (
+                f"{kind} {name!r} takes no such key, but {', '.join(others)} does: change {key}.type, or leave it out"
+            )
+            problems.append(Problem(own.value.pop(at).place, f"{key}.{at}", what))
     return PartSpec(name, check_arguments(takes, own, key, f"{kind} {name!r}", problems, also=without))
 
 

@@ -71,7 +71,7 @@ def _import(name: str, directory: Path, place: Place) -> str:
             import_file(Path(name))
         else:
             importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         what = describe_error(error)
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             what = f"there is no file {shown(file)} and no module {name!r}"

@@ -49,7 +49,9 @@ def find_keys(name: str) -> list[Key]:
 def _section(section: str) -> list[Key]:
     """Return the keys of a section, without the arguments of its part."""
     if section == "objective":
-        return list({key.name: key for _, keys in _objectives() for key in keys}.values())
+        return [
+            key._replace(text=f"of {', '.join(names)}: {key.text}") for names, keys in _objectives() for key in keys
+        ]
     schema = json_schema()
     known = schema["properties"][section].get("then", schema["properties"][section]).get("properties", {})
     return _keys({name: known[name] for name in known if name != "type"}, schema.get("$defs", {}))

@@ -129,7 +129,7 @@ class Pipeline(Section):
     Args:
         direction: AtoB translates images of A into B, BtoA the reverse.
         preprocess: What happens to a training image before it is cropped; CUT's and CycleGAN's modes.
-        resize: Side (or width) in pixels to which images are resized.
+        resize: Side (or width) in pixels to which images are resized; crop and none do not.
         crop: Side in pixels of the random square crop, a multiple of 4.
         random_crop: always, or until_decay: once the learning rate falls, images are resized to the crop itself, and
             so seen whole in mode resize_and_crop. As the code of CUT and QS-Attn does it; CycleGAN's crops to the end.

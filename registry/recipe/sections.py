@@ -129,7 +129,8 @@ def _train(node: Node, problems: list[Problem]) -> Train | None:
     """Return the section. Where its length is in epochs, ``steps`` is 1 until :func:`train_in_steps`."""
     epochs = node.get("epochs")
     if epochs is None or epochs.value is None:
-        return check(Train, _without(node, *LENGTH), "train", problems)
+        train = check(Train, _without(node, "epochs"), "train", problems)
+        return train and train.model_copy(update={"images": None})  # of epochs alone
     if "steps" in node.value:
         problems.append(Problem(epochs.place, "train.epochs", "give the length as steps or as epochs, not as both"))
     given = _without(node, "decay_from")

@@ -11,7 +11,7 @@ from qsattn_plugin.data import SPLITS
 from qsattn_plugin.data.pixels import as_pil, check_channels, to_channels, to_float
 from qsattn_plugin.data.toy.drawing import draw, picture_seed
 from qsattn_plugin.data.toy.score import background_change, coat_distance
-from qsattn_plugin.errors import Misfit
+from qsattn_plugin.errors import Misfit, one_of
 from qsattn_plugin.registry import register
 
 __all__ = ["ToyHorses", "ToyImages"]
@@ -77,8 +77,7 @@ class ToyHorses:
         channels: int = 3,
         pair: Literal["coats", "seasons"] = "coats",
     ):
-        if pair not in ("coats", "seasons"):
-            raise ValueError(f"pair: must be coats or seasons, got {pair!r}")
+        one_of(("coats", "seasons"), pair=pair)
         if size > 4096:
             raise ValueError(f"size: must be at most 4096, got {size}")
         if size < 32:
@@ -95,8 +94,7 @@ class ToyHorses:
         self._truth: tuple[dict[str, Tensor], Tensor] | None = None
 
     def _seeds(self, name: str) -> list[int]:
-        if name not in _GROUPS:
-            raise ValueError(f"name: must be one of {', '.join(SPLITS)}, got {name!r}")
+        one_of(SPLITS, name=name)
         count = self.train if name.startswith("train") else self.test
         return [picture_seed(self.seed, _GROUPS[name], index) for index in range(count)]
 
@@ -146,8 +144,7 @@ class ToyHorses:
             ValueError: ``direction`` is neither.
             UserError: the images differ from the test set in size or channels, or are too many.
         """
-        if direction not in ("AtoB", "BtoA"):
-            raise ValueError(f"direction: must be AtoB or BtoA, got {direction!r}")
+        one_of(("AtoB", "BtoA"), direction=direction)
         both, masks = self._test_set()
         source, target = both[direction[0]], both[direction[-1]]
         if images.ndim != 4 or images.shape[1:] != source.shape[1:] or not 1 <= len(images) <= len(source):

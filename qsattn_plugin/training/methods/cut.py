@@ -35,7 +35,8 @@ class CUT(Method):
         nce: the contrastive loss: a registered objective's name, or ``{type: name, ...}`` with its arguments, or a list
             of these, to be added up by their ``weight``.
         nce_weight: the weight of the contrastive loss.
-        identity: add the identity term NCE(y, G(y)) for images y of the target domain.
+        identity: add the identity term NCE(y, G(y)) for images y of the target domain, where the contrastive loss has
+            one (enco, lsesim, src and srunit have none).
         identity_l1: weight of the L1 distance between G(y) and y, as in CUT's single-image training.
         temperature: of contrastive losses that have one and do not set it.
         negatives: likewise: "internal" or "batch", see the objective ``patchnce``.

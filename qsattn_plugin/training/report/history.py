@@ -118,7 +118,8 @@ def read_history(path: Path, batch_size: int = 1) -> History:
             history.stopped = False
             history.starts.append(event)
             processes = event.get("processes")
-            images = batch_size * (processes if isinstance(processes, int) else 1)
+            each = event.get("batch", batch_size)  # older logs lack it
+            images = (each if isinstance(each, int) else batch_size) * (processes if isinstance(processes, int) else 1)
         elif kind == "images" and history.starts:  # decoded again, when random crops ended
             history.starts[-1] = {**history.starts[-1], **{k: event.get(k) for k in ("images", "skipped")}}
         elif kind == "end":
