@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qsattn_plugin.attention.entropy import at_least_float32
 from qsattn_plugin.errors import at_least
 
 
@@ -87,7 +86,7 @@ def sliced_wasserstein(
         ValueError: a set is empty, or the vectors differ in length.
     """
     _same_length(a, b)
-    a, b = at_least_float32(a), at_least_float32(b)
+    a, b = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (a, b))
     if not len(a) or not len(b):
         raise ValueError(f"{'b' if len(a) else 'a'}: must hold at least one vector")
     at_least(1, projections=projections, power=power)

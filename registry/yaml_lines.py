@@ -167,9 +167,10 @@ def parse_assignment(text: str, example: str) -> tuple[str, Node]:
         raise RecipeError(Problem(Place(f"-s {text[:40]}..."), "", "this is nested too deeply for a recipe"))
     if not equals or not all(part.strip() for part in key.split(".")):
         raise RecipeError(Problem(place, "", f"expected key=value, for example -s {example}"))
-    if re.match(r"\s*([^'\"\[{|>].*\s)?#", value):
+    node = parse(value, place, lines=False)
+    if not isinstance(node.value, (dict, list)) and re.match(r"([^'\"|>].*\s)?#", value.lstrip()):
         raise RecipeError(Problem(place, "", "# begins a comment, which an option needs not: quote the value too"))
-    return key.strip(), parse(value, place, lines=False)
+    return key.strip(), node
 
 
 class _Reader:

@@ -17,7 +17,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from benchmarks.inception2015 import features as partial_inception
-from qsattn_plugin.distances import frechet_distance, kernel_distance, kernel_distances
+from qsattn_plugin.distances import frechet_distance, kernel_distance, kernel_distances, sliced_wasserstein
 from qsattn_plugin.evaluation.features import extract, load_extractor
 from qsattn_plugin.evaluation.pictures import Pictures
 from qsattn_plugin.evaluation.scoring import Evaluation
@@ -293,3 +293,11 @@ def test_swd_is_the_mean_of_its_levels_and_sees_texture(tmp_path):
     assert scores["swd"].value == pytest.approx(sum(scores["swd"].settings["levels"].values()) / 3)
     with pytest.raises(ValueError, match="^b: "):
         texture_distance(a, Pictures(b.folder, b.paths))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint8, torch.float64])
+def test_sliced_distances_of_any_number_type_are_those_of_float32(dtype):
+    a, b = (torch.randint(0, 256, (count, 12), generator=torch.Generator().manual_seed(count)) for count in (40, 50))
+    expected = sliced_wasserstein(a.float(), b.float() / 2)
+    got = sliced_wasserstein(a.to(dtype), b.float().div(2).to(dtype))
+    assert got == pytest.approx(expected, rel=0.02)  # of halves, uint8 keeps the whole number

@@ -181,7 +181,9 @@ def test_mistakes(load, text, overrides, message):
 
 
 def test_a_quoted_sharp_is_text(load):
-    assert load(GOOD, "data.note='own #2'").data.arguments["note"] == "own #2"
+    for value in ("'own #2'", ' "own #2"'):
+        assert load(GOOD, f"data.note={value}").data.arguments["note"] == "own #2"
+    assert load(GOOD, "data= {note: 'own #2'} # why").data.arguments["note"] == "own #2"
 
 
 @pytest.mark.parametrize("leave", ["sys.exit()", "raise KeyError(1)"])

@@ -102,17 +102,9 @@ class Preprocess:
 
         As in CUT's tests, which set the load size to the crop size, ``resize_and_crop`` resizes the whole picture to
         crop x crop. The other modes that scale and crop scale to the crop size and take a centre crop, where CUT takes
-        a random one, and ``crop`` takes one without scaling. The modes without a crop are unchanged. Where steps see
-        crops of much larger pictures, these are kept whole, at the size that the generator knows (:func:`known_side`).
+        a random one, and ``crop`` takes one without scaling. The modes without a crop are unchanged.
         """
-        if self.crop_size is None:
-            return self
-        if self.mode == "crop" or known_side(self.resize, self.crop) == self.crop:
-            return replace(self, resize=self.crop, centre=True)
-        if self.mode == "resize_and_crop":
-            side = self._rounded(self.resize)
-            return replace(self, resize=side, crop=side, centre=True)
-        return replace(self, mode=self.mode.removesuffix("_and_crop"))
+        return self if self.crop_size is None else replace(self, resize=self.crop, centre=True)
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) after the resize, before any crop."""

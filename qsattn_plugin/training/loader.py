@@ -60,11 +60,11 @@ class TrainingLoader:
         self.direction = data.direction
         self.dataset = recipe.build("data")
         prepare = Preprocess(data.preprocess, data.resize, data.crop, multiple)
+        self._prepare_test = prepare.for_test()
         # The preprocessing from each of these steps on.
         self._stages = {0: prepare}
         if data.random_crop == "until_decay" and data.preprocess.endswith("_and_crop"):
-            prepare = self._stages[recipe.train.decay_step] = replace(prepare, resize=data.crop)
-        self._prepare_test = prepare.for_test()
+            self._stages[recipe.train.decay_step] = replace(prepare, resize=data.crop)
         # Images per step; the method divides them if gradients are accumulated.
         self._count = recipe.train.batch_size * recipe.train.accumulate
         self._progress, self._limit = progress, limit

@@ -278,7 +278,8 @@ class _Loop:
         except NonFiniteLossError:
             raise
         except Exception:
-            self.save()  # what a score raises, maybe one of somebody's own, costs no steps
+            if self.world.size == 1:  # what a score raises, maybe one of somebody's own, costs no steps
+                self.save()
             raise
         self.evaluated, self.scores = self.world.broadcast((self.evaluated, self.scores))
 

@@ -116,9 +116,9 @@ def quicker_recipes(session: Session, trial: Trial) -> dict[str, float]:
     They are not tried: a step's time is taken to be in proportion to the multiply-adds of its generator on its images.
     Of recipes with equal generators and images only the first is named.
     """
-    own = session.recipe
-    whole = None if own.data.preprocess.endswith("crop") else session.sides["A"]
-    per_second = _multiply_adds(own, whole) / trial.step
+    if not session.recipe.data.preprocess.endswith("crop"):
+        return {}  # pictures of any size
+    per_second = _multiply_adds(session.recipe) / trial.step
     found: dict[str, float] = {}
     seen = set()
     for name in shipped_recipes():
@@ -131,12 +131,12 @@ def quicker_recipes(session: Session, trial: Trial) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def _multiply_adds(recipe: Recipe, side: int | None = None) -> float:
-    """Return the multiply-adds of the generator on the images of a step, square ones of ``side`` or of the crop."""
+def _multiply_adds(recipe: Recipe) -> float:
+    """Return the multiply-adds of the generator on the images of a step."""
     images = recipe.train.batch_size * recipe.train.accumulate
     source, target = recipe.data.ends("channels")
     generator = recipe.build("generator", in_channels=source, out_channels=target)
-    return describe(generator, side or recipe.data.crop, source).multiply_adds * images
+    return describe(generator, recipe.data.crop, source).multiply_adds * images
 
 
 def _explained(error: Exception, session: Session) -> Exception:

@@ -164,7 +164,7 @@ class Translator(nn.Module):
         if isinstance(pictures, Image.Image):
             return self.translate([pictures], tile, at, progress)[0]
         self.check_eight_bits()
-        if not isinstance(pictures, Iterable):
+        if not (hasattr(pictures, "__iter__") or hasattr(pictures, "__getitem__")):
             _checked(pictures)
         if isinstance(pictures, Sequence):  # others are checked one by one, as they come
             for picture in pictures:

@@ -170,7 +170,8 @@ def check_part(
     own = replace(node, value={k: n for k, n in node.value.items() if k != "type" and k not in without})
     injected = [n for n in INJECTED.get(kind, ()) if n not in own.value]
     takes = {n: p for n, p in parameters.items() if n not in (*without, *injected)}
-    for at in [n for n in own.value if n not in takes]:
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    for at in [n for n in own.value if n not in takes and not takes_any]:
         if others := takers(kind, at):
             what = (
                 f"{kind} {name!r} takes no such key, but {', '.join(others)} does: change {key}.type, or leave it out"
