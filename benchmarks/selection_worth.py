@@ -3,7 +3,7 @@
     python -m benchmarks.selection_worth --root datasets/horse2zebra --runs runs/worth --classifier lite2.safetensors \\
         --discriminator lite1.safetensors --encoder lite0.safetensors --extractor-weights inception2015.safetensors
 
-trains every cell from one common start, the published `horse2zebra_mobile`: each of :data:`LOOKS`, on taps of the
+trains every cell from one common start (`--start`, else the published model): each of :data:`LOOKS`, on taps of the
 generator and on a frozen timm encoder's, with both weights of the contrastive loss, three seeds. Training sees random
 crops of 128 pixels of pictures of 286: a quarter of the arithmetic. Whole pictures are scored, with the classifier's
 activation maps for the animals (benchmarks.animals). Every cell adds a JSON line to
@@ -78,7 +78,7 @@ def settings(args: argparse.Namespace, look: str, encoder: str, weight: float, s
         "data.root": str(args.root),
         "data.crop": CROP,
         "objective.nce_weight": weight,
-        "train.init_from": str(HERE.parents[1] / "registry" / "weights" / "horse2zebra_mobile.safetensors"),
+        "train.init_from": args.start,
         "train.steps": args.steps,
         "train.seed": seed,
         "train.precision": "fp32",
@@ -134,7 +134,8 @@ def rows(lines: list[Line]) -> list[tuple[str, ...]]:
 
 PAGE = """# What the selection is worth
 
-QS-Attn's selections against CUT's random places, from one common start, the published `horse2zebra_mobile`: {steps}
+QS-Attn's selections against CUT's random places, from one common start, the `horse2zebra_mobile` of commit 3df94d8 (its
+file by `git show 3df94d8:registry/weights/horse2zebra_mobile.safetensors`, named by `--start`): {steps}
 steps of its recipe with a rate that falls to zero, on random crops of {crop} pixels of pictures of 286, {queries}
 queries a map of 256 positions, float32, one thread. `norm` is `qsattn_global` with the norm of the features for its
 entropy; features are the generator's own at its default taps, or a frozen EfficientNet-Lite0's, of timm, at strides 4
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, required=True, help="weights of tf_efficientnet_lite2")
     parser.add_argument("--discriminator", type=Path, required=True, help="weights of tf_efficientnet_lite1")
     parser.add_argument("--encoder", type=Path, required=True, help="weights of tf_efficientnet_lite0")
+    parser.add_argument("--start", default="horse2zebra_mobile", help="model or weights file from which all begin")
     parser.add_argument("--extractor-weights", type=Path, required=True)
     parser.add_argument("--count", type=int, default=160, help="pictures of a domain and split that are scored")
     parser.add_argument("--steps", type=int, default=1000)
@@ -187,7 +189,7 @@ def main() -> None:
         if (*cell, args.steps) in done:
             continue
         line: Line = dict(zip(("look", "encoder", "weight", "seed", "steps"), (*cell, args.steps), strict=True))
-        model = "horse2zebra_mobile"
+        model = args.start
         if cell != start:
             line |= json.loads(run_module("benchmarks.selection_worth", *sys.argv[1:], "--one", json.dumps(cell)))
             model = str(args.runs / folder_name(*cell, args.steps))

@@ -147,7 +147,7 @@ def test_bad_arguments_are_named(wrong):
 def test_bad_calls_are_explained(toy, truth):
     with pytest.raises(ValueError, match=r"^name: must be one of trainA, .* got 'valA'"):
         toy.split("valA")
-    with pytest.raises(ValueError, match=r"^direction: must be AtoB or BtoA, got 'AB'"):
+    with pytest.raises(ValueError, match=r"^direction: must be one of AtoB, BtoA, got 'AB'"):
         toy.score(truth[0], "AB")
     for images in (torch.zeros(2, 3, 32, 32), torch.zeros(2, 1, 64, 64), torch.zeros(17, 3, 64, 64), truth[0][:0]):
         with pytest.raises(UserError, match="it needs 1 to 16 images of 3 x 64 x 64"):

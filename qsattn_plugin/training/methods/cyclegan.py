@@ -112,12 +112,12 @@ class CycleGAN(Method):
         return [*self.roles()["generator"], *self.adversary.compilable(), *self.adversary_back.compilable()]
 
     def memory(self) -> dict[str, Tensor]:
-        return {f"{name}/{i:09d}": image for name, pool in self.pools.items() for i, image in enumerate(pool.images)}
+        return {f"{name}/{i:04d}": image for name, pool in self.pools.items() for i, image in enumerate(pool.images)}
 
     def load_memory(self, tensors: Mapping[str, Tensor]) -> None:
         for name, pool in self.pools.items():
             keys = [key for key in tensors if key.startswith(f"{name}/")]
-            keys.sort(key=lambda key: int(key.rpartition("/")[2]))  # older checkpoints have four digits, or more
+            keys.sort(key=lambda key: int(key.rpartition("/")[2]))  # as text, "10000" is before "1001"
             pool.images = [tensors[key].to(self.device) for key in keys]
 
     def step(self, batch: Mapping[str, Tensor], draws: torch.Generator, observe: bool = False) -> dict[str, Tensor]:
