@@ -28,6 +28,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from benchmarks.inception2015 import Inception2015
 from qsattn_plugin import load
+from qsattn_plugin.data.images import find_images
 from qsattn_plugin.distances import frechet_distance, kernel_distances
 
 #: ImageNet's sorrel, zebra, and other hoofed mammals that horses and half-made zebras are taken for.
@@ -44,14 +45,9 @@ class Found(NamedTuple):
     squares: list[tuple[int, int, int]]
 
 
-def picture_files(folder: Path) -> list[Path]:
-    """Return a folder's pictures in the order of their names."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-
-
 def pictures(folder: Path, count: int | None) -> Tensor:
     """Return a folder's first pictures as uint8 (B, 3, 256, 256)."""
-    files = picture_files(folder)[:count]
+    files = find_images(folder)[:count]
     return torch.stack([pil_to_tensor(Image.open(path).convert("RGB").resize((256, 256))) for path in files])
 
 

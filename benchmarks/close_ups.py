@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from benchmarks.animals import find_animals, picture_files, pictures
+from benchmarks.animals import find_animals, pictures
+from qsattn_plugin.data.images import find_images
 
 
 def squares(images: Tensor, classifier: nn.Module, margins: list[float]) -> list[tuple[int, int, int]]:
@@ -28,9 +29,8 @@ def squares(images: Tensor, classifier: nn.Module, margins: list[float]) -> list
     found = find_animals(images, classifier, margins[0]).squares
     for margin in margins[1:]:
         whole = [i for i, (_, _, side) in enumerate(found) if side == min(images.shape[-2:])]
-        if whole:
-            closer = find_animals(images[whole], classifier, margin).squares
-            found = [closer.pop(0) if i in whole else one for i, one in enumerate(found)]
+        for i, one in zip(whole, find_animals(images[whole], classifier, margin).squares if whole else (), strict=True):
+            found[i] = one
     return found
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     images = pictures(args.folder, None)
     args.out.mkdir(parents=True, exist_ok=True)
     for path, image, (x, y, side) in zip(
-        picture_files(args.folder), images, squares(images, classifier, args.margins), strict=True
+        find_images(args.folder), images, squares(images, classifier, args.margins), strict=True
     ):
         to_pil_image(image[:, y : y + side, x : x + side]).save(args.out / f"{path.stem}.png")
 
