@@ -66,7 +66,7 @@ class TrainingLoader:
         if data.random_crop == "until_decay" and data.preprocess.endswith("_and_crop"):
             self._stages[recipe.train.decay_step] = replace(prepare, resize=data.crop)
         # Images per step; the method divides them if gradients are accumulated.
-        self._count = recipe.train.batch_size * recipe.train.accumulate
+        self._count = recipe.train.step_images
         self._progress, self._limit = progress, limit
         self._prepared: Preprocess | None = None
         self.stores: dict[str, Store] = {}

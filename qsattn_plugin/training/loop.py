@@ -162,7 +162,7 @@ class _Loop:
             evaluate_every=recipe.evaluate.interval(recipe.train.steps),
             **self._images(),
             processes=here.size,
-            batch=recipe.train.batch_size * recipe.train.accumulate,
+            batch=recipe.train.step_images,
             environment={**describe_environment(self.session.device), "precision": precision},
         )
 
@@ -221,8 +221,7 @@ class _Loop:
         with self.world.sync_errors():
             values = self.guard.to_floats(losses)
         values = self.world.all_reduce_mean(values)
-        train = self.recipe.train
-        rate = self.throughput.measure(self.session.step) * train.batch_size * train.accumulate * self.world.size
+        rate = self.throughput.measure(self.session.step) * self.recipe.train.step_images * self.world.size
         lr = next(iter(self.session.method.optimizers.values())).param_groups[0]["lr"]
         self._emit("train", losses=values, images_per_second=round(rate, 3), lr=lr)
 
@@ -275,10 +274,8 @@ class _Loop:
             with self.throughput.paused(), self.world.sync_errors():
                 if self.world.main:
                     self._evaluate()
-        except NonFiniteLossError:
-            raise
-        except Exception:
-            if self.world.size == 1:  # what a score raises, maybe one of somebody's own, costs no steps
+        except Exception as error:  # what a score raises, maybe one of somebody's own, costs no steps
+            if self.world.size == 1 and not isinstance(error, NonFiniteLossError):
                 self.save()
             raise
         self.evaluated, self.scores = self.world.broadcast((self.evaluated, self.scores))

@@ -133,7 +133,7 @@ def quicker_recipes(session: Session, trial: Trial) -> dict[str, float]:
 
 def _multiply_adds(recipe: Recipe) -> float:
     """Return the multiply-adds of the generator on the images of a step."""
-    images = recipe.train.batch_size * recipe.train.accumulate
+    images = recipe.train.step_images
     source, target = recipe.data.ends("channels")
     generator = recipe.build("generator", in_channels=source, out_channels=target)
     return describe(generator, recipe.data.crop, source).multiply_adds * images

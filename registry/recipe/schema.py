@@ -234,6 +234,11 @@ class Train(Section):
     log_every: int | None = Field(None, ge=1)
 
     @property
+    def step_images(self) -> int:
+        """The images of each domain that a step takes, on each process."""
+        return self.batch_size * self.accumulate
+
+    @property
     def decay_step(self) -> int:
         """The step from which the learning rate falls."""
         if self.decay_from is None:

@@ -139,7 +139,7 @@ def _train(node: Node, problems: list[Problem]) -> Train | None:
 
 def train_in_steps(node: Node, train: Train, images: int, problems: list[Problem]) -> Train | None:
     """Return a section ``train`` with its length in steps instead of epochs of so many images."""
-    steps = max(1, round((train.epochs or 0) * images / (train.batch_size * train.accumulate)))
+    steps = max(1, round((train.epochs or 0) * images / train.step_images))
     given = {**_without(node, *LENGTH).value, "steps": Node(steps, node.value["epochs"].place)}
     return check(Train, replace(node, value=given), "train", problems)
 

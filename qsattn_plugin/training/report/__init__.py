@@ -63,7 +63,7 @@ def write_report(run: Run, budget: int = BUDGET) -> Path:
     from qsattn_plugin.storage import write_text
 
     train = run.recipe.train
-    history = read_history(run.folder / "metrics.jsonl", train.batch_size * train.accumulate)
+    history = read_history(run.folder / "metrics.jsonl", train.step_images)
     recipe = (run.folder / "recipe.yaml").read_text(encoding="utf-8")
     write_text(run.report, render_page(run.recipe, recipe, history, _frames(run, history, budget)))
     return run.report
