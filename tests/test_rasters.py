@@ -7,6 +7,7 @@ import contextlib
 import io
 import re
 import unicodedata
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -493,10 +494,28 @@ def test_names_are_compared_in_one_unicode_form(tmp_path):
     assert partners(one, other) == [0]
 
 
-@pytest.mark.parametrize(("bits", "bands"), [(1, 1), (2, 1), (4, 1), (4, 3)])
-def test_depths_below_8_bits_are_stretched_to_them(tmp_path, bits, bands):
-    pytest.importorskip("tifffile")
-    path, values = packed(tmp_path / "shallow", bits, bands)
+def shallow_png(path, bits, bands):
+    """A grey PNG of fewer than 8 bits, by hand: Pillow writes such ones with a palette alone."""
+    tif, values = packed(path, bits, bands)
+    rows = tif.read_bytes()[8 : 8 + HEIGHT * -(-WIDTH * bits // 8)]
+    length = len(rows) // HEIGHT
+    data = b"".join(b"\0" + rows[i : i + length] for i in range(0, len(rows), length))
+    head = WIDTH.to_bytes(4, "big") + HEIGHT.to_bytes(4, "big") + bytes([bits, 0, 0, 0, 0])
+    made = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", head), (b"IDAT", zlib.compress(data)), (b"IEND", b"")):
+        made += len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+    path.with_suffix(".png").write_bytes(made)
+    return path.with_suffix(".png"), values
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "bands"),
+    [*((kind, bits, 1) for kind in (packed, shallow_png) for bits in (1, 2, 4)), (packed, 4, 3)],
+)
+def test_depths_below_8_bits_are_stretched_to_them(tmp_path, kind, bits, bands):
+    if bands == 3:
+        pytest.importorskip("tifffile")
+    path, values = kind(tmp_path / "shallow", bits, bands)
     raster = read_raster(path)
     assert raster.full == (0, 255)
     assert np.array_equal(raster.values, values * (255 // (2**bits - 1)))
