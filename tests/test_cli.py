@@ -442,8 +442,8 @@ def test_arguments_that_name_parts_are_shown_as_such():
     assert "of: list of discriminators" in qsattn("show", "discriminator/ensemble").output
     assert "gan: objective = lsgan" in qsattn("show", "method/cut").output
     said = qsattn("show", "objective.nce_weight").output
-    assert said.count("objective.nce_weight: number = 1.0 (fastcut: 10.0, sincut: 4.0)") == 1
-    assert "of simdcl" in said or "simdcl: " in said
+    assert "number = 1.0 (fastcut: 10.0, sincut: 4.0)\n      of cut, fastcut, qsattn, sincut: the weight" in said
+    assert "number = 2.0 (simdcl: 1.0)\n      of dclgan, simdcl: the weight" in said
 
 
 @pytest.mark.parametrize(
